@@ -1,0 +1,144 @@
+"""A generated repository, as the tests look at it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.tools import find_python
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parent.parent
+TEMPLATE = ROOT / "{{cookiecutter.project_slug}}"
+SERVICE_TEMPLATE = ROOT / "service-template"
+
+# Not part of what the template wrote: made by git, by uv, by the interpreter.
+NOT_RENDERED = {".git", ".venv", "__pycache__", ".tools", ".pytest_cache", ".mypy_cache"}
+
+
+def user_environment(env: Mapping[str, str | None] | None = None) -> dict[str, str]:
+    """This process's environment without the test suite's own virtual environment."""
+    result = dict(os.environ)
+    result.pop("VIRTUAL_ENV", None)
+    own_bin = str(Path(sys.executable).parent)
+    result["PATH"] = os.pathsep.join(
+        entry for entry in result["PATH"].split(os.pathsep) if entry != own_bin
+    )
+    for name, value in (env or {}).items():
+        if value is None:
+            result.pop(name, None)
+        else:
+            result[name] = value
+    return result
+
+
+def run(
+    *command: str | Path,
+    cwd: Path | None = None,
+    env: Mapping[str, str | None] | None = None,
+    check: bool = True,
+    stdin: str | None = None,
+    timeout: float = 300,
+) -> subprocess.CompletedProcess[str]:
+    """Run a command; a failure under `check` shows all that it printed.
+
+    `env` is laid over the environment, None removes a variable. Without `stdin` there is none.
+    """
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        env=user_environment(env),
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        capture_output=True,
+        timeout=timeout,
+        **({"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}),
+    )
+    if check and done.returncode != 0:
+        shown = " ".join(map(str, command))
+        raise AssertionError(
+            f"{shown}: exit {done.returncode}\n--- stdout\n{done.stdout}\n--- stderr\n{done.stderr}"
+        )
+    return done
+
+
+@dataclass(frozen=True)
+class BakedProject:
+    """One generated repository. `environments` holds the uv environments that bakes share."""
+
+    path: Path
+    answers: Mapping[str, Any] = field(default_factory=dict)
+    environments: Path | None = None
+
+    def file(self, name: str) -> Path:
+        return self.path / name
+
+    def files(self, pattern: str = "*") -> list[str]:
+        """Rendered files whose path matches, sorted, relative, with forward slashes."""
+        return sorted(
+            path.relative_to(self.path).as_posix()
+            for path in self.path.rglob(pattern)
+            if path.is_file() and not NOT_RENDERED & set(path.relative_to(self.path).parts)
+        )
+
+    def read(self, name: str) -> str:
+        with self.file(name).open(encoding="utf-8", newline="") as stream:
+            return stream.read()
+
+    def yaml(self, name: str) -> Any:
+        return yaml.safe_load(self.read(name))
+
+    def toml(self, name: str) -> dict[str, Any]:
+        return tomllib.loads(self.read(name))
+
+    def json(self, name: str) -> Any:
+        return json.loads(self.read(name))
+
+    def environment(self, python: str | None = None) -> dict[str, str | None]:
+        """Variables that give uv the shared environment of a Python version (`3.12`).
+
+        Without a version: the one that the repository names if it is here, else 3.13.
+        """
+        if self.environments is None:
+            return {}
+        wanted = python or self.read(".python-version").strip()
+        interpreter = find_python(wanted)
+        if interpreter is None and python is None:
+            wanted, interpreter = "3.13", find_python("3.13")
+        kind = "influxdb" if "influxdb-client" in self.read("pyproject.toml") else "core"
+        return {
+            "UV_PYTHON": str(interpreter or wanted),
+            "UV_PROJECT_ENVIRONMENT": str(self.environments / f"{kind}-{wanted}"),
+        }
+
+    def run(
+        self,
+        *command: str | Path,
+        env: Mapping[str, str | None] | None = None,
+        python: str | None = None,
+        check: bool = True,
+        stdin: str | None = None,
+        timeout: float = 300,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command in the repository, as its user would."""
+        merged = {**self.environment(python), **(env or {})}
+        return run(*command, cwd=self.path, env=merged, check=check, stdin=stdin, timeout=timeout)
+
+    def uv_run(
+        self, *command: str | Path, python: str | None = None, **options: Any
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command in the locked environment of the repository."""
+        return self.run("uv", "run", "--frozen", *command, python=python, **options)

@@ -1,0 +1,158 @@
+"""Fixtures: generated repositories, each set of answers once, in an isolated environment."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+from filelock import FileLock
+
+from tests.baked import ROOT, BakedProject, run
+from tests.tools import require
+
+
+class Bake(Protocol):
+    def __call__(self, **answers: Any) -> BakedProject: ...
+
+
+class Cookiecutter(Protocol):
+    def __call__(
+        self,
+        *arguments: str,
+        output: Path,
+        template: Path = ...,
+        env: Mapping[str, str | None] | None = ...,
+        stdin: str | None = ...,
+        **answers: Any,
+    ) -> subprocess.CompletedProcess[str]: ...
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for marker in item.iter_markers("needs"):
+        require(*marker.args)
+    if item.get_closest_marker("docker"):
+        require("docker")
+
+
+@pytest.fixture(scope="session")
+def shared_tmp(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all workers of a parallel run."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session", autouse=True)
+def isolated_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A home, a git identity and a cookiecutter configuration that are nobody's."""
+    home = tmp_path_factory.mktemp("home")
+    (home / ".gitconfig").write_text(
+        "[user]\n\tname = Test Author\n\temail = author@example.org\n"
+        "[init]\n\tdefaultBranch = main\n[commit]\n\tgpgSign = false\n"
+        "[gc]\n\tauto = 0\n[maintenance]\n\tauto = false\n"
+    )
+    config = home / "cookiecutter.yaml"
+    config.write_text(
+        f"cookiecutters_dir: {home / 'cookiecutters'}\nreplay_dir: {home / 'replay'}\n"
+    )
+    real_home = Path("~").expanduser()
+    keep = {
+        "UV_CACHE_DIR": real_home / ".cache/uv",
+        "PYENV_ROOT": real_home / ".pyenv",
+        "DOCKER_CONFIG": real_home / ".docker",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, path in keep.items():
+            patch.setenv(name, os.environ.get(name, str(path)))
+        patch.setenv("HOME", str(home))
+        patch.setenv("GIT_CONFIG_GLOBAL", str(home / ".gitconfig"))
+        patch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+        patch.setenv("COOKIECUTTER_CONFIG", str(config))
+        patch.setenv("UV_PYTHON_DOWNLOADS", "never")
+        patch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+        for name in list(os.environ):
+            if name.startswith(
+                ("SOPS_", "XDG_", "COMPOSE_", "MQTT_", "GIT_AUTHOR", "GIT_COMMITTER")
+            ):
+                patch.delenv(name)
+        for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "UV_PROJECT_ENVIRONMENT"):
+            patch.delenv(name, raising=False)
+        yield
+
+
+@pytest.fixture(scope="session")
+def environments(shared_tmp: Path) -> Path:
+    """The uv environments of generated repositories, one per Python version and lock."""
+    path = shared_tmp / "environments"
+    path.mkdir(exist_ok=True)
+    return path
+
+
+@pytest.fixture(scope="session")
+def bake(
+    cookies_session: Any, shared_tmp: Path, environments: Path, isolated_environment: None
+) -> Bake:
+    """Make (once for a set of answers, whatever the worker) a repository that is only looked at."""
+    del isolated_environment
+    index = shared_tmp / "bakes"
+    index.mkdir(exist_ok=True)
+
+    def factory(**answers: Any) -> BakedProject:
+        text = json.dumps(answers, sort_keys=True)
+        entry = index / hashlib.sha256(text.encode()).hexdigest()[:16]
+        with FileLock(f"{entry}.lock"):
+            if not entry.exists():
+                result = cookies_session.bake(extra_context=answers, template=str(ROOT))
+                if result.exception is not None:
+                    raise AssertionError(f"not generated with {answers}") from result.exception
+                entry.write_text(str(result.project_path))
+        return BakedProject(Path(entry.read_text()), answers, environments)
+
+    return factory
+
+
+@pytest.fixture
+def bake_copy(bake: Bake, tmp_path: Path) -> Bake:
+    """Like `bake`, but the repository is the test's own and may be changed."""
+
+    def factory(**answers: Any) -> BakedProject:
+        original = bake(**answers)
+        parent = tmp_path / "copies"
+        parent.mkdir(exist_ok=True)
+        target = parent / str(len(list(parent.iterdir()))) / original.path.name
+        shutil.copytree(original.path, target, symlinks=True)
+        return BakedProject(target, answers, original.environments)
+
+    return factory
+
+
+@pytest.fixture
+def cookiecutter(tmp_path: Path) -> Cookiecutter:
+    """Run `cookiecutter --no-input` as a process and return it, whatever the outcome."""
+
+    def factory(
+        *arguments: str,
+        output: Path,
+        template: Path = ROOT,
+        env: Mapping[str, str | None] | None = None,
+        stdin: str | None = None,
+        **answers: Any,
+    ) -> subprocess.CompletedProcess[str]:
+        return run(
+            *(sys.executable, "-m", "cookiecutter", "--no-input", *arguments),
+            *("--output-dir", output, template),
+            *(f"{name}={value}" for name, value in answers.items()),
+            cwd=tmp_path,
+            env=env,
+            check=False,
+            stdin=stdin,
+        )
+
+    return factory

@@ -1,0 +1,61 @@
+"""The outside tools that some tests need, and where to find them."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+
+def needs(*tools: str) -> pytest.MarkDecorator:
+    """Mark a test (or, as `pytestmark`, a module) that runs these tools.
+
+    A tool is the name of a command, `docker` (a daemon has to answer) or `python3.12` and the
+    like (any such interpreter, also one of pyenv's that is not switched on).
+    """
+    return pytest.mark.needs(*tools)
+
+
+def require(*tools: str) -> None:
+    """Skip the running test, naming the missing tools; REQUIRE_TOOLS=1 fails it instead."""
+    missing = [tool for tool in tools if not available(tool)]
+    if not missing:
+        return
+    reason = "needs " + ", ".join(missing)
+    if os.environ.get("REQUIRE_TOOLS") == "1":
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
+@functools.cache
+def available(tool: str) -> bool:
+    if tool == "docker":
+        return _answers("docker", "info")
+    if tool.startswith("python3."):
+        return find_python(tool.removeprefix("python")) is not None
+    return shutil.which(tool) is not None
+
+
+@functools.cache
+def find_python(version: str) -> Path | None:
+    """Path of an interpreter of that version (`3.12`), None when the machine has none."""
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path("~/.pyenv").expanduser()))
+    candidates = [shutil.which(f"python{version}"), *pyenv.glob(f"versions/{version}.*/bin/python")]
+    for candidate in candidates:
+        if candidate and _answers(candidate, "-c", _EXPECT_VERSION, version):
+            return Path(candidate)
+    return None
+
+
+_EXPECT_VERSION = "import sys; assert sys.argv[1] == '%d.%d' % sys.version_info[:2]"
+
+
+def _answers(*command: str | Path) -> bool:
+    try:
+        return subprocess.run(command, capture_output=True, timeout=60).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
