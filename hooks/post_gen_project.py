@@ -1,0 +1,119 @@
+"""Set the new repository up, one step at a time, and report. No step can undo the rendering."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ANSWERS = json.loads(r"""{{ cookiecutter | tojson }}""")
+
+SKIPPED = 3  # exit code of the scripts: a tool or a condition is missing, and the message says which
+
+
+class Step(NamedTuple):
+    """A step of the plan: what it is called, what runs, and how to run it by hand."""
+
+    title: str
+    command: list[str]
+    by_hand: str
+    stdin: str = ""
+
+
+class Outcome(NamedTuple):
+    """What became of a step."""
+
+    title: str
+    status: str
+    detail: str
+
+
+def render_first_service(config_file: str) -> Step:
+    """The step that makes the first service from the repository's own service template."""
+    name, kind = ANSWERS["first_service"], ANSWERS["first_service_type"]
+    command = [
+        *(sys.executable, "-m", "cookiecutter", "templates/service", "--no-input"),
+        *("--output-dir", "services", "--config-file", config_file),
+        *(f"service_name={name}", f"service_slug={name}", f"service_type={kind}"),
+    ]
+    return Step("first service", command, f"scripts/new-service.sh {name} --type {kind}")
+
+
+def plan() -> list[Step]:
+    """The steps after the first service: idempotent scripts of the repository."""
+    return [
+        Step(
+            "template record",
+            [sys.executable, "scripts/record_template.py"],
+            "make template-update, once the template is a git repository with a remote",
+            stdin=json.dumps(ANSWERS),
+        ),
+        Step("secrets", ["bash", "scripts/init-secrets.sh"], "scripts/init-secrets.sh"),
+        Step("git repository", ["bash", "scripts/init-git.sh"], "scripts/init-git.sh"),
+        Step("git hooks", ["bash", "scripts/install-hooks.sh"], "scripts/install-hooks.sh"),
+    ]
+
+
+def run(step: Step) -> Outcome:
+    """Run a step; whatever happens becomes an outcome."""
+    environment = {**os.environ, "SETUP_PYTHON": sys.executable}
+    try:
+        result = subprocess.run(
+            step.command, input=step.stdin, capture_output=True, text=True, encoding="utf-8",
+            errors="replace", env=environment, check=False,
+        )  # fmt: skip
+    except OSError as error:
+        return Outcome(step.title, "failed", f"{error}; by hand: {step.by_hand}")
+    said = result.stdout.strip().splitlines()
+    complaints = result.stderr.strip().splitlines()
+    if result.returncode == 0:
+        return Outcome(step.title, "done", said[-1] if said else "")
+    why = (complaints or said or [f"exit code {result.returncode}"])[-1]
+    if result.returncode == SKIPPED:
+        return Outcome(step.title, "skipped", f"{why}; then: {step.by_hand}")
+    return Outcome(step.title, "failed", f"{why}; by hand: {step.by_hand}")
+
+
+def add_first_service() -> Outcome:
+    """Render the first service, unless it is there already."""
+    name = ANSWERS["first_service"]
+    if Path("services", name).exists():
+        return Outcome("first service", "done", f"services/{name} was there already")
+    with tempfile.TemporaryDirectory() as folder:
+        # Cookiecutter's own state goes to a folder of its own: the user's defaults and replay stay as they are.
+        config_file = Path(folder, "config.yaml")
+        config_file.write_text(json.dumps({"replay_dir": folder, "cookiecutters_dir": folder}), encoding="utf-8")
+        outcome = run(render_first_service(str(config_file)))
+    return outcome._replace(detail=f"services/{name}") if outcome.status == "done" else outcome
+
+
+def report(outcomes: list[Outcome]) -> None:
+    """One table for all steps, and the way on."""
+    slug = ANSWERS["project_slug"]
+    print(f"\n{slug} is in {Path.cwd()}\n")
+    width = max(len(outcome.title) for outcome in outcomes)
+    for title, status, detail in outcomes:
+        print(f"  {title:<{width}}  {status:<7}  {detail}".rstrip())
+    print(f"\nNext:\n\n  cd {slug}\n  make test\n  make run SERVICE={ANSWERS['first_service']}\n")
+
+
+def main() -> int:
+    """Run the plan. Exit code 0 always: a non-zero one would make cookiecutter delete the repository."""
+    if "_output_dir" not in ANSWERS:
+        # Only cookiecutter sets it. cruft renders on create and on every update, and compares:
+        # a key or a .git would break the update.
+        outcome = add_first_service()
+        if outcome.status != "done":
+            print(f"{outcome.title}: {outcome.detail}", file=sys.stderr)
+        print("Rendered for cruft. In a new repository, `make setup` makes the keys, git and its hooks.")
+        return 0
+    report([add_first_service(), *(run(step) for step in plan())])
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
