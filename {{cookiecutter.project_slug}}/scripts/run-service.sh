@@ -18,10 +18,17 @@ mkdir -p "$DATA_DIR"
 
 listens() { (exec 3<>"/dev/tcp/$MQTT_HOST/$MQTT_PORT") 2>/dev/null; }
 
+# Background jobs get process groups of their own: Ctrl-C reaches this shell alone, which stops
+# the service first, so that its farewell still finds the broker.
+set -m
+broker='' service=''
+
+# shellcheck disable=SC2317,SC2329  # called by the trap
+stop_broker() { if [ -n "$broker" ] && kill "$broker" 2>/dev/null; then wait "$broker" || true; fi; }
+trap stop_broker EXIT
+
 start_broker() {
   local log=.data/broker.log program
-  # A process group of its own: Ctrl-C stops the service alone, and its farewell still arrives.
-  set -m
   if program=$(PATH=$PATH:/usr/sbin:/usr/local/sbin command -v mosquitto); then
     printf 'listener %s 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\n' "$MQTT_PORT" >.data/broker.conf
     "$program" -c .data/broker.conf >"$log" 2>&1 &
@@ -30,31 +37,25 @@ start_broker() {
     scripts/uv run --frozen python -m tests.brokers "$MQTT_PORT" >"$log" 2>&1 &
   fi
   broker=$!
-  set +m
   until listens; do
     kill -0 "$broker" 2>/dev/null || { tail -n 5 "$log" >&2; echo "$program did not start" >&2; exit 1; }
     sleep 0.1
   done
-  echo "Started $program on port $MQTT_PORT for as long as $name runs (log: $log)" >&2
+  echo "Started $program on port $MQTT_PORT, log in $log" >&2
 }
-
-broker='' service=''
-# shellcheck disable=SC2317,SC2329  # called by the traps
-stop() { for pid in $service $broker; do kill "$pid" 2>/dev/null && wait "$pid" || true; done; }
-trap stop EXIT
-trap 'exit 143' TERM
 
 case $MQTT_HOST in
   127.0.0.1 | localhost) listens || start_broker ;;
 esac
 
-# In the background, so that a signal reaches this shell while the service runs.
 scripts/uv run --frozen python "services/$name/main.py" &
 service=$!
-trap 'true' INT # the terminal sends it to the service as well, which then stops in order
+trap 'kill -TERM "$service" 2>/dev/null || true' INT TERM
 code=0
 wait "$service" || code=$?
-# A signal ends the first `wait` early.
-while kill -0 "$service" 2>/dev/null; do code=0; wait "$service" || code=$?; done
-service=''
+# A trapped signal ends `wait` before the service has ended.
+while kill -0 "$service" 2>/dev/null; do
+  code=0
+  wait "$service" || code=$?
+done
 exit "$code"

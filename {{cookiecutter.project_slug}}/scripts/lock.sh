@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# Brings uv.lock in step with pyproject.toml, and the exported requirements in step with uv.lock.
+# Usage: scripts/lock.sh [--check | --upgrade]
+#   --check    change nothing; exit 1 and name what is out of step
+#   --upgrade  take the newest versions that pyproject.toml allows
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+check=false
+lock=(lock --quiet)
+case ${1:-} in
+  '') ;;
+  --check) check=true lock=(lock --check --offline --quiet) ;;
+  --upgrade) lock+=(--upgrade) ;;
+  *) sed -n '3,5s/^# //p' "$0" >&2; exit 2 ;;
+esac
+
+scripts/uv "${lock[@]}" || { echo "uv.lock does not fit pyproject.toml: run scripts/lock.sh" >&2; exit 1; }
+
+new=$(mktemp -d)
+trap 'rm -rf "$new"' EXIT
+stale=0
+
+# export_to FILE UV-ARGUMENTS...: FILE keeps its own comment lines at the top
+export_to() {
+  local file=$1; shift
+  sed -n '/^#/!q;p' "$file" >"$new/requirements.txt"
+  scripts/uv export --quiet --frozen --no-emit-project --no-header "$@" >>"$new/requirements.txt"
+  if cmp -s "$new/requirements.txt" "$file"; then return; fi
+  if $check; then
+    echo "$file does not fit uv.lock: run scripts/lock.sh" >&2
+    stale=1
+  else
+    cat "$new/requirements.txt" >"$file"
+    echo "$file updated"
+  fi
+}
+
+export_to base/requirements.txt --no-default-groups --group debug
+for file in services/*/requirements.txt; do
+  if group=$(sed -n 's/^# group: \([A-Za-z0-9_-]*\)$/\1/p' "$file") && [ -n "$group" ]; then
+    export_to "$file" --only-group "$group"
+  fi
+done
+exit "$stale"
