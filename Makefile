@@ -1,0 +1,45 @@
+SHELL := bash
+UV := scripts/uv
+RUN := $(UV) run --frozen
+# Outside this clone, since a repository inside another one gets no git of its own.
+OUT ?= ..
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## Show this list
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: new
+new: export NEW_REPOSITORY_VIA := make
+new: export UV_PROJECT_ENVIRONMENT := .tools/new
+new: ## Make a repository: make new [OUT=folder] [ARGS="project_name=Greenhouse"] [NO_INPUT=1]
+	@if [ -n "$(NO_INPUT)" ] || [ ! -t 0 ]; then no_input=--no-input; fi; \
+	$(UV) run --quiet --frozen --no-default-groups --python python3 \
+		cookiecutter $$no_input --output-dir "$(OUT)" . $(ARGS)
+
+.PHONY: test test-quick
+test: ## Run all template tests: those that look at what is rendered and those that run it
+	$(RUN) pytest -n auto $(ARGS)
+
+test-quick: ## Run the tests that only render and look
+	$(RUN) pytest -n auto -m "not real and not docker" $(ARGS)
+
+.PHONY: lint format
+lint: ## Check this repository's own code
+	$(RUN) ruff check
+	$(RUN) ruff format --check
+	$(RUN) mypy
+	$(RUN) zizmor --quiet --offline .github
+
+format: ## Format this repository's own code
+	$(RUN) ruff check --fix
+	$(RUN) ruff format
+
+.PHONY: refresh
+refresh: ## Take the newest versions into all locks, exports and pinned actions, and prove the result
+	$(RUN) python scripts/refresh.py $(ARGS)
+
+.PHONY: bench
+bench: ## Measure, as ratios to peers (see bench/README.md)
+	$(RUN) python bench/generate.py
