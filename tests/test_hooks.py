@@ -1,0 +1,576 @@
+"""The hooks of the repository template: as code, and as a user meets them."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from tests.baked import ROOT, BakedProject, run, user_environment
+from tests.conftest import Bake, Cookiecutter
+from tests.rendering import load_hook, typed_context
+from tests.tools import needs
+
+DEFAULT = "homelab-services"
+
+
+def pre_gen(output: Path | None = Path("/somewhere"), **answers: Any) -> ModuleType:
+    return load_hook(ROOT, "pre_gen_project", typed_context(ROOT, output, answers))
+
+
+def post_gen(output: Path | None = Path("/somewhere"), **answers: Any) -> ModuleType:
+    return load_hook(ROOT, "post_gen_project", typed_context(ROOT, output, answers))
+
+
+def refusal(**answers: Any) -> tuple[int, str]:
+    """Exit code of the first hook, and what it says."""
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        code: int = pre_gen(**answers).main()
+    return code, said.getvalue()
+
+
+# --- before rendering: answers that cannot work -------------------------------------------------
+
+GOOD = [
+    {},
+    {"project_name": "Gärtnerei Müller & Söhne", "project_slug": "gaertnerei"},
+    {"project_name": 'The "Nest"', "description": "It's $(here): {{ yes }} # and `there` \\"},
+    {"description": "erste Zeile\n第二行\n🌱"},
+    {"author_name": "O'Brien, <ada@example.org>"},
+    {"topic_prefix": "Home/ground_floor-2"},
+    {"project_slug": "a", "first_service": "b"},
+    {"first_service": "x" * 40},
+    {"project_name": "no", "description": "~", "author_name": "1e3"},
+]
+
+
+@pytest.mark.parametrize("answers", GOOD)
+def test_good_answers_pass_silently(answers: dict[str, str]) -> None:
+    assert refusal(**answers) == (0, "")
+
+
+BAD = {
+    "project_name": ["", "   ", "x" * 300, "bell \a", "nul \0", "line\u2028separator"],
+    "project_slug": [
+        "",
+        "..",
+        "a/b",
+        "Upper",
+        "under_score",
+        "-first",
+        "last-",
+        "two--hyphens",
+        "1st",
+        "con",
+        "com1",
+        "pydantic",
+        "ünder",
+        "a b",
+        "$(id)",
+        "x" * 51,
+    ],
+    "description": ["", "\t", "y" * 300, "escape \x1b[31m", "lone \ud800"],
+    "author_name": ["", "z" * 300, "delete \x7f"],
+    "topic_prefix": [
+        "",
+        "#",
+        "a/#",
+        "+",
+        "a/+/b",
+        "/leading",
+        "trailing/",
+        "a//b",
+        "a b",
+        "$SYS",
+        "ä",
+        "nul\0",
+        "x" * 101,
+    ],
+    "first_service": [
+        "",
+        ".",
+        "Upper",
+        "a.b",
+        "a_b",
+        "a b",
+        "mqtt",
+        "influxdb",
+        "errors",
+        "coordinator",
+        "shared",
+        "nul",
+        "2nd",
+        "a/b",
+        "b" * 41,
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("answer", "value"), [(answer, value) for answer, values in BAD.items() for value in values]
+)
+def test_bad_answer_is_refused_by_name_rule_and_example(answer: str, value: str) -> None:
+    code, said = refusal(**{answer: value})
+    assert code == 1
+    lines = re.findall(r"^  - (\w+): (.+) \(got (.*); for example (.+)\)$", said, re.MULTILINE)
+    found = {name: (rule, example) for name, rule, _, example in lines}
+    assert answer in found, said
+    # What derives from it may be wrong too, nothing else.
+    derived = {"project_name": {"project_slug", "topic_prefix", "author_name"}}
+    derived["project_slug"] = {"topic_prefix"}
+    assert set(found) <= {answer} | derived.get(answer, set())
+    rule, example = found[answer]
+    assert rule.startswith(("must ", "is "))
+    assert refusal(**{answer: example.strip("'\"")})[0] == 0, "its own example is refused"
+
+
+def test_all_problems_are_told_at_once() -> None:
+    bad = {answer: values[1] for answer, values in BAD.items()}
+    code, said = refusal(**bad)
+    assert code == 1
+    assert re.findall(r"^  - (\w+):", said, re.MULTILINE) == list(bad_in_order(bad))
+
+
+def bad_in_order(bad: dict[str, str]) -> Iterator[str]:
+    prompts = json.loads((ROOT / "cookiecutter.json").read_text(encoding="utf-8"))
+    return (name for name in prompts if name in bad)
+
+
+def test_the_refused_value_is_shown_without_its_control_characters() -> None:
+    said = refusal(description="red \x1b[31m\nnew line")[1]
+    assert "\x1b" not in said
+    assert r"red \x1b[31m\nnew line" in said
+
+
+@pytest.mark.parametrize("answers", [{"first_service": "Bad One", "description": "It's $HOME"}])
+def test_the_corrected_command_works(
+    cookiecutter: Cookiecutter, tmp_path: Path, answers: dict[str, Any]
+) -> None:
+    refused = cookiecutter(output=tmp_path / "refused", **answers)
+    assert refused.returncode == 1
+    assert "Traceback" not in refused.stderr
+    assert not (tmp_path / "refused" / DEFAULT).exists()
+    command = next(
+        line for line in refused.stderr.splitlines() if line.strip().startswith("cookiecutter ")
+    )
+    done = run(
+        *("sh", "-c", f'PATH="{Path(sys.executable).parent}:$PATH"; {command.strip()}'),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0
+    project = BakedProject(tmp_path / DEFAULT)
+    assert project.toml("pyproject.toml")["project"]["description"] == "It's $HOME"
+
+
+REFUSED = {
+    "empty slug": {"project_name": "!!!"},
+    "reserved slug": {"project_name": "Con"},
+    "too long slug": {"project_name": "long " * 30},
+    "folder elsewhere": {"project_slug": "../elsewhere"},
+    "wildcard": {"topic_prefix": "home/#"},
+    "service": {"first_service": "No Name"},
+}
+
+
+@pytest.mark.parametrize("answers", REFUSED.values(), ids=REFUSED)
+def test_a_refusal_leaves_no_file(
+    cookiecutter: Cookiecutter, tmp_path: Path, answers: dict[str, Any]
+) -> None:
+    output = tmp_path / "a" / "b"
+    output.mkdir(parents=True)
+    before = set(tmp_path.rglob("*"))
+    done = cookiecutter(output=output, **answers)
+    assert done.returncode == 1
+    assert set(tmp_path.rglob("*")) == before
+
+
+# --- after rendering: the plan of steps ---------------------------------------------------------
+
+
+def test_the_plan_names_scripts_that_exist(bake: Bake) -> None:
+    project = bake()
+    for step in post_gen().plan():
+        scripts = [word for word in step.command if str(word).startswith("scripts/")]
+        assert len(scripts) == 1
+        assert project.file(scripts[0]).is_file()
+        by_hand = step.by_hand.split()[0]
+        assert by_hand == "make" or project.file(by_hand).is_file()
+
+
+def recorded(hook: ModuleType, monkeypatch: pytest.MonkeyPatch, status: str = "done") -> list[str]:
+    """Replace the one function that starts processes; returns the titles as they come."""
+    titles: list[str] = []
+
+    def fake(step: Any) -> Any:
+        titles.append(step.title)
+        return hook.Outcome(step.title, status, "because")
+
+    monkeypatch.setattr(hook, "run", fake)
+    return titles
+
+
+@pytest.fixture
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_every_step_is_in_the_table_whatever_became_of_it(
+    empty_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert empty_folder.exists()
+    for status in ("done", "skipped", "failed"):
+        hook = post_gen()
+        titles = recorded(hook, monkeypatch, status)
+        assert hook.main() == 0
+        printed = capsys.readouterr().out
+        assert titles == ["first service", *(step.title for step in hook.plan())]
+        for title in titles:
+            assert re.search(rf"^  {title} +{status}", printed, re.MULTILINE)
+
+
+def test_under_cruft_only_the_first_service_is_made(
+    empty_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert empty_folder.exists()
+    hook = post_gen(output=None)
+    titles = recorded(hook, monkeypatch)
+    assert hook.main() == 0
+    assert titles == ["first service"]
+    assert "make setup" in capsys.readouterr().out
+
+
+OUTCOMES: dict[str, tuple[list[str], str, str]] = {
+    "done": (["sh", "-c", "echo one; echo two"], "done", "two"),
+    "skipped": (["sh", "-c", "echo no tool >&2; exit 3"], "skipped", "no tool"),
+    "failed": (["sh", "-c", "echo why >&2; exit 1"], "failed", "why"),
+    "failed mutely": (["sh", "-c", "exit 7"], "failed", "exit code 7"),
+    "killed": (["sh", "-c", "kill -9 $$"], "failed", "-9"),
+    "missing": (["./no-such-command"], "failed", "no-such-command"),
+    "no text": (["sh", "-c", r"printf '\377\n'"], "done", "\ufffd"),
+}
+
+
+@pytest.mark.parametrize(("command", "status", "detail"), OUTCOMES.values(), ids=OUTCOMES)
+def test_what_becomes_of_a_step(command: list[str], status: str, detail: str) -> None:
+    hook = post_gen()
+    outcome = hook.run(hook.Step("step", command, "by-hand-command"))
+    assert outcome.status == status
+    assert detail in outcome.detail
+    assert ("by-hand-command" in outcome.detail) == (status != "done")
+
+
+def test_a_first_service_that_exists_is_left_alone(
+    empty_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hook = post_gen()
+    titles = recorded(hook, monkeypatch)
+    (empty_folder / "services" / "example-service").mkdir(parents=True)
+    assert hook.add_first_service().status == "done"
+    assert titles == []
+
+
+# --- whole runs ---------------------------------------------------------------------------------
+
+
+def table(done: subprocess.CompletedProcess[str]) -> dict[str, tuple[str, str]]:
+    """The closing table: step -> (status, detail)."""
+    rows = re.findall(
+        r"^  (\S(?:.*?\S)?)  +(done|skipped|failed) *(.*)$", done.stdout, re.MULTILINE
+    )
+    return {title: (status, detail) for title, status, detail in rows}
+
+
+def assert_whole(project: BakedProject) -> None:
+    """All rendered files, and the first service, are there."""
+    for name in ("docker-compose.yml", "pyproject.toml", "uv.lock", "shared/service.py"):
+        assert project.file(name).is_file(), name
+    assert project.file("services/example-service/main.py").is_file()
+    assert "example-service" in project.yaml("docker-compose.yml")["services"]
+
+
+@needs("git", "age-keygen")
+def test_everything_there_all_steps_are_done(cookiecutter: Cookiecutter, tmp_path: Path) -> None:
+    done = cookiecutter(output=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    statuses = {title: status for title, (status, _) in table(done).items()}
+    # The template of this run is a folder, which is no address for later updates.
+    statuses.pop("template record")
+    assert set(statuses.values()) == {"done"}, done.stdout
+    project = BakedProject(tmp_path / DEFAULT)
+    assert_whole(project)
+    assert project.run("git", "status", "--porcelain").stdout == ""
+    assert project.run("git", "log", "--format=%an").stdout.split("\n") == ["Test Author", ""]
+    assert project.run("git", "branch", "--show-current").stdout.strip() == "main"
+
+
+@pytest.fixture
+def path_of(tmp_path: Path) -> Callable[..., str]:
+    """A PATH that holds these commands and none else."""
+
+    def make(*commands: str) -> str:
+        folder = tmp_path / "bin"
+        folder.mkdir()
+        for command in commands:
+            found = shutil.which(command)
+            assert found is not None, command
+            (folder / command).symlink_to(found)
+        return str(folder)
+
+    return make
+
+
+BASICS = (
+    *("sh", "bash", "env", "cat", "chmod", "cp", "cut", "dirname", "basename", "grep", "head"),
+    *("ln", "ls", "mkdir", "mktemp", "mv", "readlink", "rm", "sed", "tail", "touch", "tr", "uname"),
+)
+STEP_OF = {"git": "git repository", "age-keygen": "secrets"}
+
+
+@needs("git", "age-keygen")
+@pytest.mark.parametrize("missing", ["git", "age-keygen", "both"])
+def test_a_missing_tool_costs_its_step_only(
+    cookiecutter: Cookiecutter, tmp_path: Path, path_of: Callable[..., str], missing: str
+) -> None:
+    present = [tool for tool in STEP_OF if missing not in {tool, "both"}]
+    done = cookiecutter(output=tmp_path / "out", env={"PATH": path_of(*BASICS, *present)})
+    assert done.returncode == 0, done.stderr
+    project = BakedProject(tmp_path / "out" / DEFAULT)
+    assert_whole(project)
+    rows = table(done)
+    for tool, step in STEP_OF.items():
+        status, detail = rows[step]
+        if tool in present:
+            assert status == "done", done.stdout
+        else:
+            assert status == "skipped", done.stdout
+            assert tool.removesuffix("-keygen") in detail
+            assert "scripts/" in detail, "the command to finish is missing"
+    assert project.file(".git").exists() == ("git" in present)
+    assert project.file(".sops/age-key.txt").exists() == ("age-keygen" in present)
+
+
+def test_without_any_tool_the_repository_is_whole(
+    cookiecutter: Cookiecutter, tmp_path: Path
+) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    done = cookiecutter(output=tmp_path / "out", env={"PATH": str(empty)})
+    assert done.returncode == 0, done.stderr
+    assert_whole(BakedProject(tmp_path / "out" / DEFAULT))
+    steps = {title: status for title, (status, _) in table(done).items()}
+    assert steps["first service"] == "done"
+    assert steps["git repository"] in {"skipped", "failed"}
+    assert steps["secrets"] in {"skipped", "failed"}
+
+
+@needs("git")
+def test_without_a_git_identity_nothing_is_committed(
+    cookiecutter: Cookiecutter, tmp_path: Path
+) -> None:
+    done = cookiecutter(output=tmp_path, env={"GIT_CONFIG_GLOBAL": os.devnull, "EMAIL": None})
+    assert done.returncode == 0, done.stderr
+    project = BakedProject(tmp_path / DEFAULT)
+    status, detail = table(done)["git repository"]
+    assert status == "skipped" or "identity" in detail or "user.email" in detail
+    log = project.run("git", "log", check=False)
+    assert log.returncode != 0
+    assert "README.md" in project.run("git", "diff", "--cached", "--name-only").stdout
+
+
+@needs("git")
+def test_in_a_work_tree_no_repository_is_nested(cookiecutter: Cookiecutter, tmp_path: Path) -> None:
+    run("git", "init", "--quiet", tmp_path)
+    done = cookiecutter(output=tmp_path)
+    assert done.returncode == 0, done.stderr
+    project = BakedProject(tmp_path / DEFAULT)
+    assert_whole(project)
+    assert not project.file(".git").exists()
+    assert not list((tmp_path / ".git/hooks").glob("pre-commit")), (
+        "the outer repository was touched"
+    )
+    assert table(done)["git repository"][0] == "skipped"
+
+
+@needs("unshare")
+def test_no_network_is_needed(tmp_path: Path) -> None:
+    if subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode != 0:
+        pytest.skip("unprivileged namespaces are off")
+    done = run(
+        *("unshare", "-rn", sys.executable, "-m", "cookiecutter", "--no-input"),
+        *("--output-dir", tmp_path, ROOT),
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert_whole(BakedProject(tmp_path / DEFAULT))
+    assert "failed" not in {status for status, _ in table(done).values()}
+
+
+FOLDERS = ["with space", "Ünïcödé 花園", "it's $HOME", "-dash"]
+
+
+@needs("git", "age-keygen")
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_any_folder_will_do(cookiecutter: Cookiecutter, tmp_path: Path, folder: str) -> None:
+    done = cookiecutter(output=tmp_path / folder)
+    assert done.returncode == 0, done.stderr
+    project = BakedProject(tmp_path / folder / DEFAULT)
+    assert_whole(project)
+    assert "failed" not in {status for status, _ in table(done).values()}, done.stdout
+    assert project.run("git", "status", "--porcelain").stdout == ""
+    assert project.run("make", "help").returncode == 0
+
+
+def test_a_terminal_that_cannot_print_the_path_loses_nothing(
+    cookiecutter: Cookiecutter, tmp_path: Path
+) -> None:
+    output = tmp_path / "Gewächshaus 🌱"
+    done = cookiecutter(output=output, env={"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})
+    assert_whole(BakedProject(output / DEFAULT))
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("output", ["closed", "pipe without reader"])
+def test_nobody_reads_the_table(tmp_path: Path, output: str) -> None:
+    redirection = ">&-" if output == "closed" else "| :"
+    script = f'"$@" {redirection}'
+    run(
+        *("sh", "-c", script, "sh", sys.executable, "-m", "cookiecutter", "--no-input"),
+        *("--output-dir", tmp_path, ROOT),
+        check=False,
+    )
+    assert_whole(BakedProject(tmp_path / DEFAULT))
+
+
+@needs("git", "age-keygen")
+@pytest.mark.parametrize("umask", ["077", "022", "000"])
+def test_any_umask_keeps_the_key_private(tmp_path: Path, umask: str) -> None:
+    done = run(
+        *("sh", "-c", f'umask {umask}; exec "$@"', "sh"),
+        *(sys.executable, "-m", "cookiecutter", "--no-input", "--output-dir", tmp_path, ROOT),
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    project = BakedProject(tmp_path / DEFAULT)
+    assert stat.S_IMODE(project.file(".sops/age-key.txt").stat().st_mode) == 0o600
+    assert stat.S_IMODE(project.file(".sops").stat().st_mode) & 0o022 == 0
+    assert os.access(project.file("scripts/init-secrets.sh"), os.X_OK)
+    assert project.run("git", "status", "--porcelain").stdout == ""
+
+
+@needs("git")
+def test_without_home(cookiecutter: Cookiecutter, tmp_path: Path) -> None:
+    done = cookiecutter(output=tmp_path, env={"HOME": None})
+    assert done.returncode == 0, done.stderr
+    assert "failed" not in {status for status, _ in table(done).values()}, done.stdout
+    assert_whole(BakedProject(tmp_path / DEFAULT))
+
+
+@needs("unshare")
+def test_a_read_only_target_is_one_clear_error(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.mkdir()
+    mount = 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && exec "$@"'
+    if run("unshare", "-rm", "sh", "-c", mount, target, "true", check=False).returncode != 0:
+        pytest.skip("unprivileged namespaces are off")
+    done = run(
+        *("unshare", "-rm", "sh", "-c", mount, target),
+        *(sys.executable, "-m", "cookiecutter", "--no-input", "--output-dir", target, ROOT),
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "Read-only file system" in done.stderr
+    assert list(target.iterdir()) == []
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and ".git" not in path.parts
+    }
+
+
+def test_an_existing_folder_is_not_touched(cookiecutter: Cookiecutter, bake_copy: Bake) -> None:
+    project = bake_copy()
+    project.file("README.md").write_text("mine\n")
+    before = snapshot(project.path)
+    done = cookiecutter(output=project.path.parent)
+    assert done.returncode != 0
+    assert "already exists" in done.stdout + done.stderr
+    assert snapshot(project.path) == before
+
+
+@needs("git", "age-keygen")
+def test_overwriting_keeps_what_is_the_users(cookiecutter: Cookiecutter, bake_copy: Bake) -> None:
+    project = bake_copy()
+    mine = {
+        "services/example-service/main.py": "# mine\n",
+        "services/other/main.py": "# mine too\n",
+        ".env": "SECRET=mine\n",
+        "notes.txt": "mine\n",
+    }
+    for name, text in mine.items():
+        project.file(name).parent.mkdir(exist_ok=True)
+        project.file(name).write_text(text)
+    keys = {name: data for name, data in snapshot(project.path).items() if ".sops" in name}
+    assert keys
+    head = project.run("git", "rev-parse", "HEAD").stdout
+    done = cookiecutter("--overwrite-if-exists", output=project.path.parent)
+    assert done.returncode == 0, done.stderr
+    assert "failed" not in {status for status, _ in table(done).values()}, done.stdout
+    after = snapshot(project.path)
+    assert {name: after[name].decode() for name in mine} == mine
+    assert {name: after[name] for name in keys} == keys
+    assert project.run("git", "rev-parse", "HEAD").stdout == head
+
+
+@needs("git", "age-keygen")
+def test_an_interrupt_leaves_what_can_be_finished(tmp_path: Path) -> None:
+    """Control-C while the key is made: the files stay, and the script makes the key later."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    pipe = tmp_path / "started"
+    os.mkfifo(pipe)
+    slow = tools / "age-keygen"
+    slow.write_text(f"#!/bin/sh\necho started > {shlex.quote(str(pipe))}\nexec sleep 300\n")
+    slow.chmod(0o755)
+    environment = user_environment()
+    environment["PATH"] = f"{tools}{os.pathsep}{environment['PATH']}"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cookiecutter", "--no-input", "--output-dir", tmp_path, ROOT],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        assert pipe.read_text() == "started\n"
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(timeout=60) != 0
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    project = BakedProject(tmp_path / DEFAULT)
+    assert_whole(project)
+    assert not project.file(".sops/age-key.txt").exists()
+    project.run("bash", "scripts/init-secrets.sh")
+    assert project.read(".sops/age-key.txt").count("AGE-SECRET-KEY-") == 1
