@@ -1,4 +1,4 @@
-"""Time of a whole `cookiecutter --no-input`, hooks included, as a ratio to one on a one-file template.
+"""Time of a whole `cookiecutter --no-input`, as a ratio to one on a one-file template.
 
 Run with `make bench` or `uv run --frozen python bench/generate.py`; prints a Markdown table.
 """
@@ -44,7 +44,9 @@ def main() -> None:
         times: dict[str, list[float]] = {title: [] for title in templates}
         for round_ in range(ROUNDS):
             for title, template in templates.items():
-                times[title].append(seconds(template, folder / f"{round_}-{title.replace(' ', '-')}"))
+                times[title].append(
+                    seconds(template, folder / f"{round_}-{title.replace(' ', '-')}")
+                )
     base = statistics.median(times["one file"])
     print("| template | median s | ratio |\n|---|---:|---:|")
     for title, values in times.items():

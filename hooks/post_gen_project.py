@@ -12,7 +12,9 @@ from typing import NamedTuple
 
 ANSWERS = json.loads(r"""{{ cookiecutter | tojson }}""")
 
-SKIPPED = 3  # exit code of the scripts: a tool or a condition is missing, and the message says which
+SKIPPED = (
+    3  # exit code of the scripts: a tool or a condition is missing, and the message says which
+)
 
 
 class Step(NamedTuple):
@@ -84,9 +86,11 @@ def add_first_service() -> Outcome:
     if Path("services", name).exists():
         return Outcome("first service", "done", f"services/{name} was there already")
     with tempfile.TemporaryDirectory() as folder:
-        # Cookiecutter's own state goes to a folder of its own: the user's defaults and replay stay as they are.
+        # A configuration of its own keeps the user's defaults out and the user's replay as it is.
         config_file = Path(folder, "config.yaml")
-        config_file.write_text(json.dumps({"replay_dir": folder, "cookiecutters_dir": folder}), encoding="utf-8")
+        config_file.write_text(
+            json.dumps({"replay_dir": folder, "cookiecutters_dir": folder}), encoding="utf-8"
+        )
         outcome = run(render_first_service(str(config_file)))
     return outcome._replace(detail=f"services/{name}") if outcome.status == "done" else outcome
 
@@ -102,14 +106,16 @@ def report(outcomes: list[Outcome]) -> None:
 
 
 def main() -> int:
-    """Run the plan. Exit code 0 always: a non-zero one would make cookiecutter delete the repository."""
+    """Run the plan. Always 0: any other exit code makes cookiecutter delete the repository."""
     if "_output_dir" not in ANSWERS:
         # Only cookiecutter sets it. cruft renders on create and on every update, and compares:
         # a key or a .git would break the update.
         outcome = add_first_service()
         if outcome.status != "done":
             print(f"{outcome.title}: {outcome.detail}", file=sys.stderr)
-        print("Rendered for cruft. In a new repository, `make setup` makes the keys, git and its hooks.")
+        print(
+            "Rendered for cruft. `make setup` gives a new repository its keys, git and git hooks."
+        )
         return 0
     report([add_first_service(), *(run(step) for step in plan())])
     return 0

