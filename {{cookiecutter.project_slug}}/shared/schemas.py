@@ -1,0 +1,117 @@
+"""Payloads of the messages that the library itself sends and receives.
+
+A service describes its own in its `schemas.py`, with a list `TOPICS` of `Topic`;
+`scripts/topics.py` makes `docs/topics.md` from all of them.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+
+class Message(BaseModel):
+    """What every message carries; `BaseService.publish` fills in what is missing."""
+
+    timestamp: AwareDatetime | None = Field(default=None, description="Time of sending, UTC")
+    service: str | None = Field(default=None, description="Name of the sending service")
+    trace_id: str | None = Field(default=None, description="Id of the work that it belongs to")
+
+
+class Availability(BaseModel):
+    """Retained, so that a late subscriber knows at once who is there."""
+
+    status: Literal["online", "offline"]
+    reason: str | None = Field(default=None, description="stopped or connection_lost")
+
+
+class Heartbeat(Message):
+    """Sent on an interval; `health_check()` of a service adds fields."""
+
+    model_config = ConfigDict(extra="allow")
+
+    status: str = Field(description="online, or degraded with the reasons")
+    uptime_seconds: float
+    memory_mb: float = Field(description="Resident memory in MiB")
+    reasons: list[str] = Field(default_factory=list)
+
+
+class Command(Message):
+    """An order to one service; further fields belong to the command."""
+
+    model_config = ConfigDict(extra="allow")
+
+    command: str
+    request_id: str | None = None
+    reply_to: str | None = Field(default=None, description="Topic that the answer is sent to")
+
+
+class CommandReply(Message):
+    """The answer to a command; further fields are its result."""
+
+    model_config = ConfigDict(extra="allow")
+
+    command: str
+    status: Literal["ok", "error"]
+    request_id: str | None = None
+    error: str | None = None
+
+
+class DeadLetter(Message):
+    """A message whose handler failed, with what is needed to find out why."""
+
+    original_topic: str
+    payload: str = Field(description="Text, or base64 when the bytes are no UTF-8")
+    encoding: Literal["utf-8", "base64"] = "utf-8"
+    error_type: str
+    error: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Topic:
+    """One topic and what is sent on it.
+
+    `{prefix}` and `{service}` in `pattern` stand for the topic prefix and a service's name.
+    """
+
+    pattern: str
+    payload: type[BaseModel]
+    description: str
+    qos: Literal[0, 1, 2] = 1
+    retain: bool = False
+
+
+LIBRARY_TOPICS = [
+    Topic(
+        pattern="{prefix}/{service}/availability",
+        payload=Availability,
+        retain=True,
+        description="online after connecting, offline after a stop or a lost connection",
+    ),
+    Topic(
+        pattern="{prefix}/{service}/heartbeat",
+        payload=Heartbeat,
+        qos=0,
+        description="Sign of life with health, uptime and memory",
+    ),
+    Topic(
+        pattern="{prefix}/coordinator/command/{service}",
+        payload=Command,
+        description="Order to the service",
+    ),
+    Topic(
+        pattern="{prefix}/{service}/response",
+        payload=CommandReply,
+        description="Answer to an order that names no `reply_to`",
+    ),
+    Topic(
+        pattern="{prefix}/{service}/response/{client_id}",
+        payload=CommandReply,
+        description="Answer to a request of this instance of the service",
+    ),
+    Topic(
+        pattern="{prefix}/errors/{service}",
+        payload=DeadLetter,
+        description="Message that the service could not handle",
+    ),
+]

@@ -1,0 +1,26 @@
+"""The trace id: one id that follows a piece of work through handlers, log lines and messages."""
+
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+_trace_id: ContextVar[str | None] = ContextVar("trace_id", default=None)
+
+
+def new_trace_id() -> str:
+    return uuid.uuid4().hex
+
+
+def current_trace_id() -> str | None:
+    return _trace_id.get()
+
+
+@contextmanager
+def bind_trace_id(trace_id: str) -> Iterator[None]:
+    """Use `trace_id` in this block and in every task that is started inside it."""
+    token = _trace_id.set(trace_id)
+    try:
+        yield
+    finally:
+        _trace_id.reset(token)
