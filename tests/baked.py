@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -106,6 +107,25 @@ class BakedProject:
 
     def json(self, name: str) -> Any:
         return json.loads(self.read(name))
+
+    def load(self, name: str) -> Any:
+        """A file as what its name and its first line say that it is; text if they say nothing.
+
+        Raises when it cannot be parsed.
+        """
+        text = self.read(name)
+        suffix = Path(name).suffix
+        if suffix == ".py" or text.startswith("#!/usr/bin/env python3"):
+            return ast.parse(text, name)
+        if suffix in {".yml", ".yaml"}:
+            return list(yaml.safe_load_all(text))
+        if suffix == ".toml" or name == "uv.lock":
+            return tomllib.loads(text)
+        if suffix == ".json":
+            return json.loads(text)
+        if suffix == ".sh" or text.startswith("#!"):
+            run("bash" if "bash" in text.splitlines()[0] else "sh", "-n", self.file(name))
+        return text
 
     def environment(self, python: str | None = None) -> dict[str, str | None]:
         """Variables that give uv the shared environment of a Python version (`3.12`).

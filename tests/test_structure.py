@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import itertools
 import json
 import os
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from tests.baked import ROOT, SERVICE_TEMPLATE, TEMPLATE, BakedProject
 from tests.combinations import CHOICES, COMBINATIONS, OPTIONS, combinations
@@ -239,25 +237,7 @@ def test_same_answers_give_the_same_bytes(cookies: Any) -> None:
 def test_every_file_parses(bake: Bake, answers: dict[str, Any]) -> None:
     project = bake(**answers)
     for name in rendered_text_files(project):
-        parse(project, name)
-
-
-def parse(project: BakedProject, name: str) -> Any:
-    """Load one file by what its name and first line say that it is."""
-    text = project.read(name)
-    suffix = Path(name).suffix
-    if suffix == ".py" or text.startswith("#!/usr/bin/env python3"):
-        return ast.parse(text, name)
-    if suffix in {".yml", ".yaml"}:
-        return list(yaml.safe_load_all(text))
-    if suffix == ".toml" or name == "uv.lock":
-        return project.toml(name)
-    if suffix == ".json":
-        return json.loads(text)
-    if suffix == ".sh" or text.startswith("#!"):
-        shell = "bash" if "bash" in text.splitlines()[0] else "sh"
-        return subprocess.run([shell, "-n", project.file(name)], check=True)
-    return text
+        project.load(name)
 
 
 @needs("git")
