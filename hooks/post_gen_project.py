@@ -85,24 +85,40 @@ def add_first_service() -> Outcome:
     name = ANSWERS["first_service"]
     if Path("services", name).exists():
         return Outcome("first service", "done", f"services/{name} was there already")
-    with tempfile.TemporaryDirectory() as folder:
-        # A configuration of its own keeps the user's defaults out and the user's replay as it is.
-        config_file = Path(folder, "config.yaml")
-        config_file.write_text(
-            json.dumps({"replay_dir": folder, "cookiecutters_dir": folder}), encoding="utf-8"
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            # Its own configuration keeps the user's defaults out and the user's replay as it is.
+            config_file = Path(folder, "config.yaml")
+            config_file.write_text(
+                json.dumps({"replay_dir": folder, "cookiecutters_dir": folder}), encoding="utf-8"
+            )
+            outcome = run(render_first_service(str(config_file)))
+    except OSError as error:
+        return Outcome(
+            "first service", "failed", f"{error}; by hand: scripts/new-service.sh {name}"
         )
-        outcome = run(render_first_service(str(config_file)))
     return outcome._replace(detail=f"services/{name}") if outcome.status == "done" else outcome
 
 
 def report(outcomes: list[Outcome]) -> None:
     """One table for all steps, and the way on."""
     slug = ANSWERS["project_slug"]
-    print(f"\n{slug} is in {Path.cwd()}\n")
     width = max(len(outcome.title) for outcome in outcomes)
-    for title, status, detail in outcomes:
-        print(f"  {title:<{width}}  {status:<7}  {detail}".rstrip())
-    print(f"\nNext:\n\n  cd {slug}\n  make test\n  make run SERVICE={ANSWERS['first_service']}\n")
+    rows = [
+        f"  {title:<{width}}  {status:<7}  {detail}".rstrip() for title, status, detail in outcomes
+    ]
+    show(f"\n{slug} is in {Path.cwd()}\n", *rows)
+    show(f"\nNext:\n\n  cd {slug}\n  make test\n  make run SERVICE={ANSWERS['first_service']}\n")
+
+
+def show(*lines: str) -> None:
+    """Print. A terminal without the letters or a closed pipe must not cost the repository."""
+    encoding = getattr(sys.stdout, "encoding", None) or "ascii"
+    text = "\n".join(lines).encode(encoding, "backslashreplace").decode(encoding)
+    try:
+        print(text, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main() -> int:
