@@ -57,4 +57,4 @@ elif ! recipients_in_config .sops.yaml | grep -qxF -- "$recipient"; then
   note "not yet a recipient of .env.enc: ask one to run scripts/secrets-recipients.sh add $recipient"
 fi
 
-if [ -n "$made" ]; then say "done: $made"; else say "already there: key, .sops.yaml and .env"; fi
+if [ -n "$made" ]; then say "made $made"; else say "already there: key, .sops.yaml and .env"; fi

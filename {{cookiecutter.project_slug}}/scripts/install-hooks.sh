@@ -45,4 +45,4 @@ if [ -e "$hook" ] || [ -L "$hook" ]; then
   fi
 fi
 mv "$new" "$hook"
-echo "done: $hook$([ ! -e "$hook.legacy" ] || echo ", after your own ($hook.legacy)")"
+echo "$hook$([ ! -e "$hook.legacy" ] || echo ", after your own ($hook.legacy)")"

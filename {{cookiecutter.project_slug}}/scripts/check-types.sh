@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Checks the types: the repository first, then every service by itself (they share module names).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+failed=0
+scripts/uv run --frozen mypy shared scripts tests || failed=1
+for service in services/*/; do
+  name=$(basename "$service")
+  echo "services/$name"
+  MYPYPATH=services/$name scripts/uv run --frozen mypy --cache-dir ".mypy_cache/$name" "services/$name" || failed=1
+done
+exit "$failed"
