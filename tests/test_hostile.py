@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import io
+import re
 import shutil
 import sys
 import tempfile
@@ -134,11 +135,14 @@ def answers_only(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The repository template less the files that hold no answer, which makes it quick."""
     root = tmp_path_factory.mktemp("template")
     shutil.copy(ROOT / "cookiecutter.json", root)
+    shutil.copytree(ROOT / "templates", root / "templates")
     for source in TEMPLATE.rglob("*"):
         relative = source.relative_to(TEMPLATE)
         if not source.is_file() or relative.parts[0] == "templates" or source.name == "uv.lock":
             continue
-        if "cookiecutter." in f"{relative} {source.read_text(encoding='utf-8')}":
+        if re.search(
+            r"cookiecutter\.|\{% include", f"{relative} {source.read_text(encoding='utf-8')}"
+        ):
             target = root / TEMPLATE.name / relative
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(source, target)
@@ -151,8 +155,6 @@ def rendered(
 ) -> Iterator[tuple[BakedProject, dict[str, Any]]]:
     """The rendered files, and what each parsed to."""
     with tempfile.TemporaryDirectory() as folder:
-        includes = Path(folder, "template", "templates")
-        includes.mkdir(parents=True)
         project = BakedProject(render(template, Path(folder, "out"), context))
         yield project, {name: project.load(name) for name in project.files()}
 

@@ -20,6 +20,7 @@ from tests.tools import needs
 USED = re.compile(r"""cookiecutter(?:\.|\.get\(['"]|\[['"])([A-Za-z_][A-Za-z0-9_]*)""")
 # Set by the engine itself, or attributes of the context.
 ENGINE = {"_output_dir", "_repo_dir", "_template", "_checkout", "get"}
+READ_BY_JINJA = ("{{", "hooks/", "templates/assistant.md", "cookiecutter.json")
 CARRIED = "templates/service/"
 EXPECTED_FILES = Path(__file__).parent / "expected_files.txt"
 
@@ -34,7 +35,7 @@ def template_text(folder: Path) -> str:
         relative = path.relative_to(folder).as_posix()
         if "templates/service" in relative or "__pycache__" in relative:
             continue
-        if folder == ROOT and not relative.startswith(("{{", "hooks/", "cookiecutter.json")):
+        if folder == ROOT and not relative.startswith(READ_BY_JINJA):
             continue
         parts.append(relative)
         if path.is_file():

@@ -1,0 +1,160 @@
+"""The documents of a generated repository against the repository itself."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.baked import BakedProject
+from tests.combinations import OPTIONS
+from tests.conftest import Bake
+
+GUIDE = "docs/ARCHITECTURE_GUIDELINES.md"
+SECTIONS = [
+    "Project Structure",
+    "Service Architecture",
+    "Configuration Management",
+    "Logging",
+    "Client Wrappers & External APIs",
+    "Retry & Resilience",
+    "Inter-Service Communication",
+    "State Persistence",
+    "Error Handling",
+    "Docker & Containerization",
+    "Health Checks & Diagnostics",
+    "Secrets Management",
+    "Development Workflow",
+    "API & File Exchange Between Tools",
+    "Security",
+    "Code Style",
+    "Testing",
+]
+# Made by people and scripts later, so not in a fresh repository, or not in git.
+LATER = {".env", ".env.enc", ".sops/age-key.txt", "docker-compose.override.yml"}
+FILE_NAME = re.compile(r"[\w.-]+\.(py|sh|md|yml|yaml|toml|txt|json|lock|conf)|Dockerfile|Makefile")
+
+
+def documents(project: BakedProject) -> list[str]:
+    names = project.files("*.md")
+    return [name for name in names if not name.startswith("templates/service/")]
+
+
+def prose(text: str) -> str:
+    return re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def code_spans(text: str) -> Iterator[str]:
+    return (match[1] for match in re.finditer(r"`([^`\n]+)`", prose(text)))
+
+
+@pytest.mark.parametrize("answers", OPTIONS)
+def test_the_guide_has_its_17_sections_all_with_substance(
+    bake: Bake, answers: dict[str, Any]
+) -> None:
+    text = bake(**answers).read(GUIDE)
+    parts = re.split(r"^## ", text, flags=re.MULTILINE)[1:]
+    titles = [part.splitlines()[0] for part in parts]
+    assert titles == [f"{number}. {title}" for number, title in enumerate(SECTIONS, 1)]
+    for part in parts:
+        assert len(part.split()) > 60, part.splitlines()[0]
+
+
+@pytest.mark.parametrize("answers", OPTIONS)
+def test_every_file_that_a_document_names_exists(bake: Bake, answers: dict[str, Any]) -> None:
+    project = bake(**answers)
+    files = set(project.files())
+    folders = {part for name in files for part in parents(name)}
+    base_names = {name.rpartition("/")[2] for name in files}
+    top = {name.partition("/")[0] for name in files}
+    missing = []
+    for document in documents(project):
+        for span in code_spans(project.read(document)):
+            if span in LATER or re.search(r"[<*{}$ =]", span):
+                continue
+            if "/" in span and span.partition("/")[0] in top:
+                found = span.rstrip("/") in files | folders
+            elif FILE_NAME.fullmatch(span):
+                found = span in base_names
+            else:
+                continue
+            if not found:
+                missing.append(f"{document}: {span}")
+    assert missing == []
+
+
+def parents(name: str) -> Iterator[str]:
+    while "/" in name:
+        name = name.rpartition("/")[0]
+        yield name
+
+
+@pytest.mark.parametrize("answers", OPTIONS)
+def test_every_make_target_that_a_document_names_exists(
+    bake: Bake, answers: dict[str, Any]
+) -> None:
+    project = bake(**answers)
+    targets = set(re.findall(r"^([a-z-]+):", project.read("Makefile"), re.MULTILINE))
+    for document in documents(project):
+        text = project.read(document)
+        commands = [*code_spans(text), *"\n".join(blocks(text, "bash")).splitlines()]
+        for command in commands:
+            if match := re.match(r"make ([a-z-]+)", command):
+                assert match[1] in targets, f"{document}: {command}"
+
+
+@pytest.mark.parametrize("answers", OPTIONS)
+def test_python_in_documents_parses_and_imports_what_exists(
+    bake: Bake, answers: dict[str, Any]
+) -> None:
+    project = bake(**answers)
+    seen = 0
+    for document in documents(project):
+        for block in blocks(project.read(document), "python"):
+            seen += 1
+            code = f"async def _() -> None:\n{indented(block)}" if is_body(block) else block
+            for node in ast.walk(ast.parse(code, document)):
+                if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("shared."):
+                    module = f"{node.module}".replace(".", "/") + ".py"
+                    names = top_level_names(project.load(module))
+                    assert {alias.name for alias in node.names} <= names, (document, module)
+    assert seen
+
+
+def is_body(block: str) -> bool:
+    """Whether the lines make sense inside a coroutine only."""
+    try:
+        compile(block, "block", "exec")
+    except SyntaxError:
+        return True
+    return False
+
+
+def indented(block: str) -> str:
+    return "".join(f"    {line}" if line.strip() else line for line in block.splitlines(True))
+
+
+def top_level_names(tree: ast.Module) -> set[str]:
+    names = set()
+    for node in tree.body:
+        match node:
+            case ast.ClassDef(name=name) | ast.FunctionDef(name=name):
+                names.add(name)
+            case ast.AsyncFunctionDef(name=name) | ast.TypeAlias(name=ast.Name(id=name)):
+                names.add(name)
+            case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
+                names.add(name)
+    return names
+
+
+def test_assistants_all_read_the_same(bake: Bake) -> None:
+    project = bake()
+    assert project.read("CLAUDE.md") == project.read("AGENTS.md")
+    assert "make test" in project.read("AGENTS.md")
