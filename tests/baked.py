@@ -50,23 +50,25 @@ def run(
     cwd: Path | None = None,
     env: Mapping[str, str | None] | None = None,
     check: bool = True,
-    stdin: str | None = None,
+    stdin: str | bytes = "",
     timeout: float = 300,
+    own_tools: bool = False,
 ) -> subprocess.CompletedProcess[str]:
     """Run a command; a failure under `check` shows all that it printed.
 
-    `env` is laid over the environment, None removes a variable. Without `stdin` there is none.
+    `env` is laid over the environment, None removes a variable. The commands of the test
+    suite's own environment are found with `own_tools` only.
     """
-    done = subprocess.run(
+    raw = subprocess.run(
         command,
         cwd=cwd,
-        env=user_environment(env),
-        text=True,
-        encoding="utf-8",
-        errors="replace",
+        env=dict(os.environ) if own_tools else user_environment(env),
+        input=stdin.encode() if isinstance(stdin, str) else stdin,
         capture_output=True,
         timeout=timeout,
-        **({"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}),
+    )
+    done = subprocess.CompletedProcess(
+        command, raw.returncode, *(out.decode(errors="replace") for out in (raw.stdout, raw.stderr))
     )
     if check and done.returncode != 0:
         shown = " ".join(map(str, command))
@@ -150,7 +152,7 @@ class BakedProject:
         env: Mapping[str, str | None] | None = None,
         python: str | None = None,
         check: bool = True,
-        stdin: str | None = None,
+        stdin: str | bytes = "",
         timeout: float = 300,
     ) -> subprocess.CompletedProcess[str]:
         """Run a command in the repository, as its user would."""

@@ -30,7 +30,7 @@ class Cookiecutter(Protocol):
         output: Path,
         template: Path = ...,
         env: Mapping[str, str | None] | None = ...,
-        stdin: str | None = ...,
+        stdin: str = ...,
         **answers: Any,
     ) -> subprocess.CompletedProcess[str]: ...
 
@@ -142,7 +142,7 @@ def cookiecutter(tmp_path: Path) -> Cookiecutter:
         output: Path,
         template: Path = ROOT,
         env: Mapping[str, str | None] | None = None,
-        stdin: str | None = None,
+        stdin: str = "",
         **answers: Any,
     ) -> subprocess.CompletedProcess[str]:
         return run(
