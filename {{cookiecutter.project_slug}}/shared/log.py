@@ -15,8 +15,8 @@ from shared.redaction import redact_event
 from shared.tracing import current_trace_id
 
 _HANDLER_NAME = "shared.log"
-# They tell of every request at INFO or DEBUG; our clients log what matters of it.
-_CHATTY = {"httpx": logging.WARNING, "httpcore": logging.INFO}
+# They tell of every request at INFO, of every packet at DEBUG: one level quieter than the rest.
+_CHATTY = ("httpx", "httpcore")
 
 
 class _StdoutHandler(logging.StreamHandler[TextIO]):
@@ -90,8 +90,8 @@ def _configure_stdlib(service_name: str, level: str, log_format: str) -> None:
         root.removeHandler(old)
     root.addHandler(handler)
     root.setLevel(level)
-    for name, least in _CHATTY.items():
-        logging.getLogger(name).setLevel(max(least, root.level))
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(root.level + logging.DEBUG)
 
 
 def _formatter(service_name: str, *, as_json: bool, coloured: bool) -> ProcessorFormatter:

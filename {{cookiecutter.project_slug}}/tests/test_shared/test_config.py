@@ -1,0 +1,149 @@
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from pydantic import Field, SecretStr
+
+from shared.config import CommaSeparated, ConfigurationError, Settings, load_settings
+
+EXAMPLE = Path(__file__).resolve().parents[2] / ".env.example"
+
+
+class OwnSettings(Settings):
+    allowed_ids: CommaSeparated[int] = Field(default_factory=list)
+    rooms: CommaSeparated[str] = Field(default=["hall"])
+    pairs: dict[str, int] = Field(default_factory=dict)
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Neither the developer's variables nor their .env reach these tests."""
+    for name in OwnSettings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setitem(Settings.model_config, "env_file", ".env")
+    monkeypatch.setitem(OwnSettings.model_config, "env_file", ".env")
+    monkeypatch.chdir(tmp_path)
+
+
+def problems_of(settings_class: type[Settings]) -> list[str]:
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings(settings_class)
+    return caught.value.problems
+
+
+def test_every_field_has_a_default_and_a_description() -> None:
+    load_settings(Settings)
+    assert [name for name, field in Settings.model_fields.items() if not field.description] == []
+
+
+def test_environment_wins_over_the_file_and_the_file_over_the_default(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    Path(".env").write_text("MQTT_HOST='from-file'\nMQTT_PORT='2000'\n", encoding="utf-8")
+    monkeypatch.setenv("MQTT_HOST", "from-environment")
+    settings = load_settings(Settings)
+    assert (settings.mqtt_host, settings.mqtt_port) == ("from-environment", 2000)
+    assert settings.log_level == "INFO"
+
+
+def test_variables_of_other_services_are_ignored() -> None:
+    Path(".env").write_text("SOMEBODY_ELSES='1'\nMQTT_HOST='broker'\n", encoding="utf-8")
+    assert load_settings(Settings).mqtt_host == "broker"
+
+
+@pytest.mark.parametrize(
+    "password", ["a=b#c", "with space", "pa${HOME}ss$1", 'double"quote', "schlüssel", "back\\slash"]
+)
+def test_single_quoted_values_are_taken_literally(password: str) -> None:
+    Path(".env").write_text(f"MQTT_PASSWORD='{password}'\n", encoding="utf-8")
+    assert load_settings(Settings).mqtt_password.get_secret_value() == password
+
+
+def test_an_empty_value_means_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path(".env").write_text("MQTT_PORT=''\n", encoding="utf-8")
+    monkeypatch.setenv("MQTT_TLS_CA_FILE", "")
+    settings = load_settings(Settings)
+    assert (settings.mqtt_port, settings.mqtt_tls_ca_file) == (1883, None)
+
+
+def test_comma_separated_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALLOWED_IDS", " 1, 2,,3 ,")
+    settings = load_settings(OwnSettings)
+    assert (settings.allowed_ids, settings.rooms) == ([1, 2, 3], ["hall"])
+    assert OwnSettings(allowed_ids=[4]).allowed_ids == [4]
+
+
+def test_log_level_is_taken_in_any_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOG_LEVEL", "debug")
+    assert load_settings(Settings).log_level == "DEBUG"
+
+
+def test_each_problem_is_one_line_with_the_name_of_the_variable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MQTT_PORT", "70000")
+    monkeypatch.setenv("LOG_FORMAT", "xml")
+    monkeypatch.setenv("TOPIC_PREFIX", "home/#")
+    monkeypatch.setenv("ALLOWED_IDS", "1,two")
+    problems = problems_of(OwnSettings)
+    names = [problem.partition(":")[0] for problem in problems]
+    assert sorted(names) == ["ALLOWED_IDS.1", "LOG_FORMAT", "MQTT_PORT", "TOPIC_PREFIX"]
+    assert all("\n" not in problem for problem in problems)
+
+
+def test_a_value_that_is_no_json_is_a_problem_and_no_traceback(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PAIRS", "{oops")
+    [problem] = problems_of(OwnSettings)
+    assert "pairs" in problem
+    assert "oops" not in problem
+
+
+def test_a_file_that_is_no_text_is_a_problem_and_no_traceback() -> None:
+    Path(".env").write_bytes(b"MQTT_HOST='\xff\xfe'\n")
+    assert problems_of(Settings) == [".env: cannot be read: UnicodeDecodeError"]
+
+
+def test_problems_and_representations_never_show_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Strict(Settings):
+        pin: SecretStr = Field(default=SecretStr("0000"), max_length=4)
+
+    monkeypatch.setenv("MQTT_PASSWORD", "hunter2")
+    assert "hunter2" not in repr(load_settings(Settings))
+    monkeypatch.setenv("PIN", "hunter2")
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings(Strict)
+    assert "PIN" in str(caught.value)
+    assert "hunter2" not in repr(caught.value)
+    # A traceback that is logged would print what caused the error.
+    assert caught.value.__context__ is None
+
+
+def test_the_example_file_names_every_setting_with_its_default(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(Settings.model_config, "env_file", EXAMPLE)
+    assert load_settings(Settings) == Settings(_env_file=None)
+    assert example_comments().keys() >= Settings.model_fields.keys()
+
+
+def test_the_example_file_says_of_each_setting_what_the_code_says() -> None:
+    comments = example_comments()
+    for name, field in Settings.model_fields.items():
+        assert comments[name] == field.description
+
+
+def test_the_example_file_has_no_blank_line_and_quotes_every_value() -> None:
+    for line in EXAMPLE.read_text(encoding="utf-8").splitlines():
+        assert line.startswith("#") or (line.count("'") == 2 and line.endswith("'"))
+
+
+def example_comments() -> dict[str, str]:
+    """The comment above each variable of the example file, by the name of the setting."""
+    lines = EXAMPLE.read_text(encoding="utf-8").splitlines()
+    return {
+        line.partition("=")[0].lower(): above.removeprefix("# ")
+        for above, line in pairwise(lines)
+        if not line.startswith("#")
+    }

@@ -1,0 +1,32 @@
+from shared.dedup import RecentIds
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_an_id_is_known_the_second_time() -> None:
+    recent = RecentIds()
+    assert [recent.seen("a"), recent.seen("b"), recent.seen("a")] == [False, False, True]
+
+
+def test_the_number_of_ids_is_bounded_and_the_oldest_goes_first() -> None:
+    recent = RecentIds(max_count=3)
+    for number in range(100):
+        recent.seen(number)
+    assert len(recent) == 3
+    assert [recent.seen(99), recent.seen(97), recent.seen(96)] == [True, True, False]
+
+
+def test_an_id_is_forgotten_by_age() -> None:
+    clock = Clock()
+    recent = RecentIds(max_age_seconds=10, clock=clock)
+    recent.seen("a")
+    clock.now = 10.0
+    assert recent.seen("a")
+    clock.now = 10.5
+    assert not recent.seen("a")
+    assert len(recent) == 1

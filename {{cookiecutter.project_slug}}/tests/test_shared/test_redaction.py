@@ -1,0 +1,77 @@
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from shared.redaction import REDACTED, redact, redact_text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Authorization: Bearer geheim1234",
+        "{'authorization': 'Token geheim1234'}",
+        "sent bearer geheim1234 along",
+        "mqtts://user:geheim1234@broker:8883",
+        "https://geheim1234@example.org/path",
+        "GET /api?access_token=geheim1234&page=2",
+        "GET /api?page=2&key=geheim1234",
+        '{"api_key": "geheim1234"}',
+        "MQTT_PASSWORD='geheim1234'",
+    ],
+)
+def test_secrets_within_text(text: str) -> None:
+    assert "geheim" not in redact_text(text)
+    assert REDACTED in redact_text(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "connection_lost",
+        "https://example.org/path?page=2",
+        "homelab/example/heartbeat",
+        "mail to someone@example.org",
+        "",
+    ],
+)
+def test_harmless_text_stays(text: str) -> None:
+    assert redact_text(text) == text
+
+
+@pytest.mark.parametrize("key", ["token", "ha_token", "PASSWORD", "apiKey", "Authorization"])
+def test_secrets_by_the_name_of_the_key(key: str) -> None:
+    assert redact({"outer": [{key: "geheim"}, {key: {"nested": "geheim"}}]}) == {
+        "outer": [{key: REDACTED}, {key: REDACTED}]
+    }
+
+
+def test_an_empty_secret_stays_visible_as_empty() -> None:
+    assert redact({"password": "", "token": None}) == {"password": "", "token": None}
+
+
+def test_names_that_only_contain_a_secret_word_stay() -> None:
+    assert redact({"token_count": 3, "secretary": "Ada"}) == {"token_count": 3, "secretary": "Ada"}
+
+
+def test_other_objects_become_text_that_json_can_hold() -> None:
+    plain = redact(
+        {
+            "path": Path("/data"),
+            "time": datetime(2026, 1, 1, tzinfo=UTC),
+            "error": ValueError("no route to http://u:geheim@host"),
+            "secret_value": SecretStr("geheim"),
+            "many": (1, 2.5, None, True),
+            "bytes": b"\xff",
+        }
+    )
+    assert "geheim" not in json.dumps(plain)
+    assert redact((1, 2.5, None, True)) == [1, 2.5, None, True]
+
+
+def test_data_that_contains_itself_ends_somewhere() -> None:
+    loop: dict[str, object] = {}
+    loop["loop"] = loop
+    assert json.dumps(redact(loop))
