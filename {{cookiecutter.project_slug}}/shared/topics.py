@@ -1,0 +1,50 @@
+"""Topic names and filters, by the rules of MQTT 3.1.1, section 4.7."""
+
+_MAX_BYTES = 65535
+
+
+def validate_topic(topic: str) -> str:
+    """Return `topic` if a message may be published on it; raises ValueError."""
+    _validate_text(topic)
+    if "+" in topic or "#" in topic:
+        message = f"a topic holds no wildcard: {topic!r}"
+        raise ValueError(message)
+    return topic
+
+
+def validate_filter(topic_filter: str) -> str:
+    """Return `topic_filter` if it may be subscribed to; raises ValueError."""
+    _validate_text(topic_filter)
+    *levels, last = topic_filter.split("/")
+    if any("#" in level for level in levels) or ("#" in last and last != "#"):
+        message = f"'#' stands alone in the last level of a filter: {topic_filter!r}"
+        raise ValueError(message)
+    if any("+" in level and level != "+" for level in (*levels, last)):
+        message = f"'+' stands alone in a level of a filter: {topic_filter!r}"
+        raise ValueError(message)
+    return topic_filter
+
+
+def is_wildcard(topic_filter: str) -> bool:
+    return "+" in topic_filter or "#" in topic_filter
+
+
+def matches(topic_filter: str, topic: str) -> bool:
+    """Whether a subscription to `topic_filter` receives what is published on `topic`."""
+    # Section 4.7.2: a leading wildcard does not reach the broker's own topics.
+    if topic.startswith("$") and topic_filter[:1] in {"+", "#"}:
+        return False
+    wanted, given = topic_filter.split("/"), topic.split("/")
+    if wanted[-1] == "#":
+        # The parent level is included: `sport/#` receives `sport`.
+        wanted.pop()
+        given = given[: len(wanted)]
+    return len(wanted) == len(given) and all(
+        level in {"+", found} for level, found in zip(wanted, given, strict=True)
+    )
+
+
+def _validate_text(text: str) -> None:
+    if not text or "\0" in text or len(text.encode()) > _MAX_BYTES:
+        message = f"a topic has 1 to {_MAX_BYTES} bytes and no NUL: {text[:80]!r}"
+        raise ValueError(message)

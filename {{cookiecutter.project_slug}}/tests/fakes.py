@@ -1,0 +1,83 @@
+"""An MQTT client without a network, for the tests of services."""
+
+import inspect
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from shared.inbox import Handler
+from shared.mqtt import Payload
+from shared.topics import matches, validate_filter, validate_topic
+
+
+class FakeMQTT:
+    """Records what is published and hands over what a test delivers, with real topic matching.
+
+    Put it in the place of a service's client: `service.mqtt = FakeMQTT(...)`.
+    """
+
+    connected = True
+    thread_alive = True
+    dropped_messages = 0
+
+    def __init__(self, service: str, topic_prefix: str) -> None:
+        self.published: list[tuple[str, Any]] = []
+        self.retained: dict[str, Any] = {}
+        self.replies: dict[str, dict[str, Any]] = {}
+        self._service, self._prefix = service, topic_prefix
+        self._handlers: list[tuple[str, Handler, type[BaseModel] | None]] = []
+
+    def payloads(self, topic: str) -> list[Any]:
+        """What was published on `topic`, in order."""
+        return [payload for published, payload in self.published if published == topic]
+
+    async def deliver(self, topic: str, payload: Any) -> None:
+        """Hand a message to every handler whose filter matches; their exceptions are raised."""
+        for topic_filter, handler, model in list(self._handlers):
+            if matches(topic_filter, topic):
+                value = model.model_validate(payload) if model else payload
+                result = handler(topic, value)
+                if inspect.isawaitable(result):
+                    await result
+
+    def connect_background(self) -> None:
+        pass
+
+    async def wait_connected(self, timeout_seconds: float | None = None) -> None:
+        pass
+
+    async def disconnect(self, timeout_seconds: float = 5.0) -> None:
+        pass
+
+    def subscribe(
+        self, topic: str, handler: Handler, *, model: type[BaseModel] | None = None, **_: Any
+    ) -> None:
+        self._handlers.append((validate_filter(topic), handler, model))
+
+    def unsubscribe(self, topic: str) -> None:
+        self._handlers = [entry for entry in self._handlers if entry[0] != topic]
+
+    async def publish(
+        self, topic: str, payload: Payload, *, retain: bool = False, **_: Any
+    ) -> None:
+        validate_topic(topic)
+        if isinstance(payload, BaseModel):
+            payload = payload.model_dump(mode="json", exclude_none=True)
+        elif not isinstance(payload, bytes | str):
+            payload = json.loads(json.dumps(payload))
+        self.published.append((topic, payload))
+        if retain:
+            self.retained[topic] = payload
+
+    async def request(
+        self, topic: str, payload: Mapping[str, Any], *, timeout_seconds: float = 5.0
+    ) -> dict[str, Any]:
+        """Answer with what the test has put into `replies` for the topic."""
+        await self.publish(topic, payload)
+        return self.replies[topic]
+
+    async def respond(self, request: Mapping[str, Any], payload: Mapping[str, Any]) -> None:
+        topic = request.get("reply_to") or f"{self._prefix}/{self._service}/response"
+        await self.publish(topic, {**payload, "request_id": request.get("request_id")})
