@@ -21,7 +21,7 @@ from shared.config import ConfigurationError, Settings, load_settings
 from shared.debugger import wait_for_debugger
 from shared.health import HealthMonitor
 from shared.log import get_logger
-from shared.mqtt import MQTTClient, MQTTError
+from shared.mqtt import MQTTClient, MQTTError, QoS
 from shared.schemas import Command, CommandReply
 from shared.signals import stop_on_signal
 from shared.tracing import current_trace_id, new_trace_id
@@ -38,6 +38,10 @@ if TYPE_CHECKING:
 {% endif %}
 HEALTH_FILE_NAME = "healthcheck"
 _LINGERING_THREADS_SECONDS = 1.0
+# Shares of the time for an orderly stop; what is left is for the other clients.
+_SHARE_OF_RUN = 0.15
+_SHARE_OF_CANCELLATION = 0.15
+_SHARE_OF_BROKER = 0.4
 
 
 class BaseService[S: Settings](ABC):
@@ -122,7 +126,7 @@ class BaseService[S: Settings](ABC):
         event: str,
         data: Mapping[str, Any] | BaseModel,
         *,
-        qos: int = 1,
+        qos: QoS = 1,
         retain: bool = False,
     ) -> None:
         """Publish on `{prefix}/{name}/{event}`, stamped with time, service and trace id.
@@ -214,9 +218,9 @@ class BaseService[S: Settings](ABC):
         if self._closed:
             return
         self._closed = True
-        half = self.settings.shutdown_timeout_seconds / 2
         if "mqtt" in vars(self):
-            await self._close("mqtt", self.mqtt.disconnect(timeout_seconds=half), half + 0.5)
+            share = self._share(_SHARE_OF_BROKER)
+            await self._close("mqtt", self.mqtt.disconnect(timeout_seconds=share), share + 0.5)
         await self._close("clients", self._clients.aclose(), self._time_left())
 
     async def _serve(self) -> None:
@@ -234,14 +238,14 @@ class BaseService[S: Settings](ABC):
         await self._stopping.wait()
 
     async def _end_tasks(self) -> None:
-        grace = self.settings.shutdown_timeout_seconds / 4
         if self._run_task is not None:
-            await asyncio.wait({self._run_task}, timeout=grace)
+            await asyncio.wait({self._run_task}, timeout=self._share(_SHARE_OF_RUN))
         pending = set(self._tasks)
         for task in pending:
             task.cancel()
         if pending:
-            _, stuck = await asyncio.wait(pending, timeout=grace)
+            timeout = self._share(_SHARE_OF_CANCELLATION)
+            _, stuck = await asyncio.wait(pending, timeout=timeout)
             for task in stuck:
                 self.logger.error("task_not_cancelled", task=task.get_name())
 
@@ -261,6 +265,9 @@ class BaseService[S: Settings](ABC):
                 await closing
         except Exception:
             self.logger.exception("close_failed", part=part)
+
+    def _share(self, share: float) -> float:
+        return self.settings.shutdown_timeout_seconds * share
 
     def _time_left(self) -> float:
         return max(self._stop_deadline - time.monotonic(), 1.0)
@@ -287,6 +294,7 @@ class BaseService[S: Settings](ABC):
             self.logger.warning("reply_not_sent", command=command.command, error=error)
 
     async def _watch_health(self) -> None:
+        await self.mqtt.wait_connected()
         while True:
             self._health.update(self.mqtt)
             await asyncio.sleep(self._health.tick_seconds)

@@ -161,9 +161,7 @@ def test_a_loop_that_never_succeeds_is_unhealthy(monitor: HealthMonitor, clock: 
     assert not monitor.status(Link()).healthy
 
 
-def test_successes_of_a_subscriber_bind_it_to_nothing(
-    monitor: HealthMonitor, clock: Clock
-) -> None:
+def test_successes_of_a_subscriber_bind_it_to_nothing(monitor: HealthMonitor, clock: Clock) -> None:
     monitor.record_success()
     run_for(monitor, clock, Link(), 10 * MAX_AGE)
     assert monitor.status(Link()).healthy

@@ -1,0 +1,93 @@
+from typing import Any
+
+import pytest
+import structlog
+
+from shared.commands import CommandRouter
+from shared.schemas import Command, CommandReply
+
+
+@pytest.fixture
+def replies() -> list[CommandReply]:
+    return []
+
+
+@pytest.fixture
+def router(replies: list[CommandReply]) -> CommandRouter:
+    async def respond(_command: Command, reply: CommandReply) -> None:
+        replies.append(reply)
+
+    return CommandRouter(respond, structlog.stdlib.get_logger())
+
+
+async def send(router: CommandRouter, **fields: str) -> None:
+    await router.handle("a/topic", Command.model_validate(fields))
+
+
+async def test_handlers_are_found_by_name_and_their_result_is_the_answer(
+    router: CommandRouter, replies: list[CommandReply]
+) -> None:
+    async def refresh(command: Command) -> dict[str, Any]:
+        return {"room": (command.model_extra or {})["room"]}
+
+    router.register("refresh", refresh)
+    router.register("reset", lambda _command: None)
+    await send(router, command="refresh", request_id="1", room="hall")
+    await send(router, command="reset", request_id="2")
+    assert [reply.model_dump(exclude_none=True) for reply in replies] == [
+        {"command": "refresh", "status": "ok", "request_id": "1", "room": "hall"},
+        {"command": "reset", "status": "ok", "request_id": "2"},
+    ]
+
+
+async def test_a_result_cannot_pretend_to_be_another_answer(
+    router: CommandRouter, replies: list[CommandReply]
+) -> None:
+    router.register("refresh", lambda _command: {"status": "error", "request_id": "other"})
+    await send(router, command="refresh", request_id="1")
+    assert (replies[0].status, replies[0].request_id) == ("ok", "1")
+
+
+async def test_an_unknown_command_is_logged_and_answered(
+    router: CommandRouter, replies: list[CommandReply]
+) -> None:
+    router.register("refresh", lambda _command: None)
+    with structlog.testing.capture_logs() as lines:
+        await send(router, command="explode", request_id="1")
+    assert [line["event"] for line in lines] == ["command_unknown"]
+    assert replies[0].status == "error"
+    assert replies[0].error == "unknown command; known are: refresh"
+
+
+async def test_a_failing_handler_is_answered_and_its_error_raised(
+    router: CommandRouter, replies: list[CommandReply]
+) -> None:
+    def refresh(_command: Command) -> None:
+        raise LookupError("no route to http://user:geheim@host")
+
+    router.register("refresh", refresh)
+    with pytest.raises(LookupError):
+        await send(router, command="refresh", request_id="1")
+    assert replies[0].status == "error"
+    assert replies[0].error == "LookupError: no route to http://[redacted]@host"
+
+
+async def test_a_repeated_command_is_handled_once(
+    router: CommandRouter, replies: list[CommandReply]
+) -> None:
+    router.register("refresh", lambda _command: None)
+    router.register("reset", lambda _command: None)
+    await send(router, command="refresh", request_id="1")
+    await send(router, command="refresh", request_id="1")
+    await send(router, command="refresh", trace_id="t")
+    await send(router, command="refresh", trace_id="t")
+    await send(router, command="reset", trace_id="t")
+    await send(router, command="reset")
+    await send(router, command="reset")
+    assert [reply.command for reply in replies] == ["refresh"] * 2 + ["reset"] * 3
+
+
+def test_a_command_has_one_handler(router: CommandRouter) -> None:
+    router.register("refresh", lambda _command: None)
+    with pytest.raises(ValueError, match="'refresh' has a handler"):
+        router.register("refresh", lambda _command: None)

@@ -1,0 +1,444 @@
+"""BaseService within one process, with a broker."""
+
+import asyncio
+import json
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import pytest
+import structlog
+from pydantic import Field
+
+from shared.config import ConfigurationError, Settings
+from shared.mqtt import NotConnectedError
+from shared.schemas import Command, Heartbeat, Message
+from shared.service import BaseService, run_service
+from shared.tracing import bind_trace_id
+from tests.brokers import Broker
+from tests.observer import PATIENCE_SECONDS, Observer
+
+type MakeSettings = Callable[..., Settings]
+
+pytestmark = pytest.mark.usefixtures("broker")
+
+
+class Probe(BaseService[Settings]):
+    """Connects and waits; the tests call its methods."""
+
+    name = "probe"
+
+    async def run(self) -> None:
+        self.mqtt.connect_background()
+        await self.wait_for_shutdown()
+
+
+@pytest.fixture(autouse=True)
+def signal_handlers() -> Iterator[None]:
+    """Services that overlap in one process would restore each other's handlers."""
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def settings(make_settings: MakeSettings) -> Settings:
+    return make_settings(shutdown_timeout_seconds=4.0)
+
+
+@pytest.fixture
+async def observer(broker: Broker, settings: Settings) -> AsyncIterator[Observer]:
+    async with Observer(broker.host, broker.port, settings.topic_prefix) as observer:
+        yield observer
+
+
+@asynccontextmanager
+async def running[T: BaseService[Any]](service: T) -> AsyncIterator[T]:
+    task = asyncio.create_task(service.start())
+    try:
+        await service.mqtt.wait_connected(PATIENCE_SECONDS)
+        yield service
+    finally:
+        service.stop("the test is over")
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await task
+
+
+async def ended(service: BaseService[Any]) -> None:
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        await service.start()
+
+
+# Settings class
+
+
+class OwnSettings(Settings):
+    interval_seconds: float = Field(default=3.0)
+
+
+class Own(BaseService[OwnSettings]):
+    name = "own"
+
+    async def run(self) -> None: ...
+
+
+class Heir(Own):
+    name = "heir"
+
+
+def test_the_settings_class_comes_from_the_brackets() -> None:
+    assert Own.settings_class is OwnSettings
+    assert Heir.settings_class is OwnSettings
+    assert Probe.settings_class is Settings
+
+
+# Lifecycle
+
+
+async def test_birth_heartbeat_and_offline(observer: Observer, make_settings: MakeSettings) -> None:
+    class Checked(Probe):
+        def health_check(self) -> dict[str, Any]:
+            return {"queue": 3}
+
+    async with running(Checked(make_settings(heartbeat_interval_seconds=0.1))):
+        await observer.next("probe/availability", status="online")
+        first = Heartbeat.model_validate(await observer.next("probe/heartbeat"))
+        second = Heartbeat.model_validate(await observer.next("probe/heartbeat"))
+        assert (first.status, first.service, first.reasons) == ("online", "probe", [])
+        assert first.model_extra == {"queue": 3}
+        assert 0 <= first.uptime_seconds < second.uptime_seconds
+        assert first.memory_mb > 1
+    await observer.next("probe/availability", status="offline", reason="stopped")
+
+
+async def test_a_health_check_that_fails_shows_in_the_heartbeat(
+    observer: Observer, settings: Settings
+) -> None:
+    class Sick(Probe):
+        def health_check(self) -> dict[str, Any]:
+            raise LookupError("no data")
+
+    async with running(Sick(settings)):
+        heartbeat = await observer.next("probe/heartbeat")
+    assert heartbeat["status"] == "degraded"
+    assert heartbeat["reasons"] == ["health_check: LookupError('no data')"]
+
+
+async def test_a_heartbeat_that_cannot_be_sent_is_followed_by_the_next(
+    make_settings: MakeSettings,
+) -> None:
+    tried = asyncio.Semaphore(0)
+
+    class Unlucky(Probe):
+        async def publish(self, *_arguments: object, **_options: object) -> None:
+            tried.release()
+            raise NotConnectedError
+
+    service = Unlucky(make_settings(heartbeat_interval_seconds=0.01))
+    async with running(service), asyncio.timeout(PATIENCE_SECONDS):
+        await tried.acquire()
+        await tried.acquire()
+
+
+async def test_no_heartbeat_when_it_is_switched_off(
+    observer: Observer, make_settings: MakeSettings
+) -> None:
+    async with running(Probe(make_settings(heartbeat_interval_seconds=0))) as probe:
+        assert {task.get_name() for task in asyncio.all_tasks()} >= {"run", "health"}
+        assert "heartbeat" not in {task.get_name() for task in asyncio.all_tasks()}
+        await probe.publish("done", {})
+        await observer.next("probe/done")
+
+
+async def test_the_end_of_run_ends_the_service(observer: Observer, settings: Settings) -> None:
+    class Short(Probe):
+        async def run(self) -> None:
+            self.mqtt.connect_background()
+            await self.mqtt.wait_connected(PATIENCE_SECONDS)
+
+    await ended(Short(settings))
+    await observer.next("probe/availability", status="offline", reason="stopped")
+
+
+async def test_a_crash_of_run_is_raised_after_the_orderly_stop(
+    observer: Observer, settings: Settings
+) -> None:
+    class Broken(Probe):
+        async def run(self) -> None:
+            self.mqtt.connect_background()
+            await self.mqtt.wait_connected(PATIENCE_SECONDS)
+            raise LookupError("broken")
+
+    with pytest.raises(LookupError, match="broken"):
+        await ended(Broken(settings))
+    await observer.next("probe/availability", status="offline", reason="stopped")
+
+
+async def test_the_crash_of_a_task_ends_the_service(settings: Settings) -> None:
+    async def work() -> None:
+        raise LookupError("broken")
+
+    class Parent(Probe):
+        async def run(self) -> None:
+            self.create_task(work(), name="work")
+            await asyncio.Event().wait()
+
+    with structlog.testing.capture_logs() as lines, pytest.raises(LookupError, match="broken"):
+        await ended(Parent(settings))
+    assert [line["task"] for line in lines if line["event"] == "task_crashed"] == ["work"]
+
+
+async def test_tasks_are_cancelled_after_run_has_ended(settings: Settings) -> None:
+    order = []
+
+    class Parent(Probe):
+        async def run(self) -> None:
+            self.create_task(self.work(), name="work")
+            await asyncio.sleep(0)
+            self.stop()
+            await self.wait_for_shutdown()
+            order.append("run")
+
+        async def work(self) -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                order.append("work")
+
+        async def shutdown(self) -> None:
+            order.append("shutdown")
+            await super().shutdown()
+
+    await ended(Parent(settings))
+    assert order == ["run", "work", "shutdown"]
+
+
+async def test_a_task_that_cannot_be_cancelled_is_named_and_left_behind(
+    make_settings: MakeSettings,
+) -> None:
+    release = asyncio.Event()
+
+    class Stubborn(Probe):
+        async def run(self) -> None:
+            self.stop()
+            while not release.is_set():
+                with suppress(asyncio.CancelledError):
+                    await release.wait()
+
+    with structlog.testing.capture_logs() as lines:
+        await ended(Stubborn(make_settings(shutdown_timeout_seconds=0.2)))
+    assert [line["task"] for line in lines if line["event"] == "task_not_cancelled"] == ["run"]
+    release.set()
+
+
+async def test_shutdown_may_be_called_twice_and_a_client_that_fails_is_logged(
+    settings: Settings,
+) -> None:
+    class Failing(Probe):
+        async def run(self) -> None:
+            self._clients.push_async_callback(self.fail)
+
+        async def fail(self) -> None:
+            raise LookupError("broken")
+
+    service = Failing(settings)
+    with structlog.testing.capture_logs() as lines:
+        await ended(service)
+        await service.shutdown()
+    assert [line["part"] for line in lines if line["event"] == "close_failed"] == ["clients"]
+
+
+async def test_wait_for_shutdown_tells_time_from_stop(settings: Settings) -> None:
+    service = Probe(settings)
+    assert not await service.wait_for_shutdown(0)
+    service.stop()
+    assert await service.wait_for_shutdown()
+
+
+async def test_a_cancelled_start_stops_in_order(observer: Observer, settings: Settings) -> None:
+    task = asyncio.create_task(Probe(settings).start())
+    await observer.next("probe/availability", status="online")
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await observer.next("probe/availability", status="offline", reason="stopped")
+
+
+async def test_the_debugger_hook_is_for_the_named_service_only(
+    make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited = []
+
+    async def wait(stopping: asyncio.Event, _logger: object) -> None:
+        waited.append(stopping)
+        stopping.set()
+
+    monkeypatch.setattr("shared.service.wait_for_debugger", wait)
+    await ended(Own(OwnSettings(debug_service="other", data_dir=make_settings().data_dir)))
+    assert waited == []
+    await ended(Own(OwnSettings(debug_service="own", data_dir=make_settings().data_dir)))
+    assert len(waited) == 1
+
+
+# Health
+
+
+async def test_a_loop_has_to_report_success(
+    observer: Observer, make_settings: MakeSettings
+) -> None:
+    settings = make_settings(health_max_age_seconds=0.4, heartbeat_interval_seconds=0.05)
+
+    class Loop(Probe):
+        succeeds = True
+
+        async def run(self) -> None:
+            self.mqtt.connect_background()
+            while not await self.wait_for_shutdown(0.01):
+                if self.succeeds:
+                    self.touch_healthcheck()
+
+    async with running(Loop(settings)) as loop:
+        await observer.next("probe/heartbeat", status="online")
+        file = settings.data_dir / "healthcheck"
+        assert json.loads(file.read_text(encoding="utf-8")).keys() == {"monotonic", "time"}
+        loop.succeeds = False
+        heartbeat = await observer.next("probe/heartbeat", status="degraded")
+        assert heartbeat["reasons"][0].startswith("no success for")
+        loop.succeeds = True
+        await observer.next("probe/heartbeat", status="online")
+
+
+async def test_waiting_in_a_task_promises_nothing(make_settings: MakeSettings) -> None:
+    class Housekeeper(Probe):
+        def __init__(self, settings: Settings) -> None:
+            super().__init__(settings)
+            self.done = asyncio.Event()
+
+        async def run(self) -> None:
+            self.create_task(self.keep_house(), name="house")
+            await super().run()
+
+        async def keep_house(self) -> None:
+            for _ in range(30):
+                assert not await self.wait_for_shutdown(0.01)
+            self.done.set()
+
+    settings = make_settings(health_max_age_seconds=0.1)
+    async with running(Housekeeper(settings)) as service, asyncio.timeout(PATIENCE_SECONDS):
+        await service.done.wait()
+        assert service._heartbeat()["status"] == "online"
+
+
+# Messages
+
+
+async def test_what_is_published_is_stamped(observer: Observer, settings: Settings) -> None:
+    class Reading(Message):
+        value: float
+
+    async with running(Probe(settings)) as probe:
+        await probe.publish("read", {"value": 1})
+        first = await observer.next("probe/read")
+        with bind_trace_id("0af7"):
+            await probe.publish("read", Reading(value=2.5), qos=0, retain=True)
+        second = await observer.next("probe/read")
+        await probe.publish("read", {"trace_id": "mine", "service": "other"})
+        third = await observer.next("probe/read")
+    assert first.keys() == {"timestamp", "service", "trace_id", "value"}
+    assert Message.model_validate(first).service == "probe"
+    assert (second["value"], second["trace_id"]) == (2.5, "0af7")
+    assert (third["trace_id"], third["service"]) == ("mine", "other")
+
+
+async def test_commands_are_answered(observer: Observer, settings: Settings) -> None:
+    class Worker(Probe):
+        async def run(self) -> None:
+            self.on_command("refresh", self.refresh)
+            await super().run()
+
+        async def refresh(self, command: Command) -> dict[str, Any]:
+            return {"room": (command.model_extra or {})["room"]}
+
+    async with running(Worker(settings)):
+        observer.publish(
+            "coordinator/command/probe",
+            {"command": "refresh", "request_id": "1", "room": "hall", "trace_id": "0af7"},
+        )
+        reply = await observer.next("probe/response", request_id="1")
+        assert (reply["status"], reply["room"], reply["service"]) == ("ok", "hall", "probe")
+        assert reply["trace_id"] == "0af7"
+        observer.publish("coordinator/command/probe", {"command": "explode"})
+        reply = await observer.next("probe/response", command="explode")
+        assert reply["status"] == "error"
+        observer.publish("coordinator/command/probe", {"command": "refresh", "request_id": "2"})
+        reply = await observer.next("probe/response", request_id="2")
+        assert reply["error"] == "KeyError: 'room'"
+        letter = await observer.next("errors/probe")
+        assert letter["error_type"] == "KeyError"
+
+
+async def test_one_service_sends_another_a_command(broker: Broker, settings: Settings) -> None:
+    class Adder(Probe):
+        name = "adder"
+
+        async def run(self) -> None:
+            self.on_command("add", lambda command: {"sum": sum((command.model_extra or {})["of"])})
+            await super().run()
+
+    async with running(Adder(settings)), running(Probe(settings)) as probe:
+        reply = await probe.send_command("adder", "add", of=[1, 2])
+    assert (reply["status"], reply["sum"]) == ("ok", 3)
+
+
+async def test_an_answer_that_cannot_be_sent_is_logged(settings: Settings) -> None:
+    service = Probe(settings)
+    command = Command(command="refresh", request_id="1", reply_to="not/a/topic/#")
+    with structlog.testing.capture_logs() as lines:
+        await service._commands.handle("", command)
+    assert "reply_not_sent" in [line["event"] for line in lines]
+
+
+# run_service
+
+
+@pytest.fixture
+def environment(broker: Broker, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MQTT_HOST", broker.host)
+    monkeypatch.setenv("MQTT_PORT", str(broker.port))
+    monkeypatch.setenv("DATA_DIR", str(settings.data_dir))
+
+
+class Ending(Probe):
+    async def run(self) -> None:
+        """Ends at once."""
+
+
+class Crashing(Probe):
+    async def run(self) -> None:
+        raise LookupError("broken")
+
+
+class Unusable(Probe):
+    async def run(self) -> None:
+        raise ConfigurationError(["ROOM: there is no such room"])
+
+
+@pytest.mark.usefixtures("environment")
+def test_exit_codes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_service(Ending) == 0
+    assert run_service(Crashing) == 1
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    [crash] = [line for line in lines if line["event"] == "service_crashed"]
+    assert crash["exception"][0]["exc_value"] == "broken"
+    assert run_service(Unusable) == 78
+    assert capsys.readouterr().err == "probe: ROOM: there is no such room\n"
+    monkeypatch.setenv("MQTT_PORT", "none")
+    monkeypatch.setenv("LOG_FORMAT", "xml")
+    assert run_service(Ending) == 78
+    assert [line[:17] for line in capsys.readouterr().err.splitlines()] == [
+        "probe: LOG_FORMAT",
+        "probe: MQTT_PORT:",
+    ]

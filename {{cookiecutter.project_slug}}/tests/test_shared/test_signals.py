@@ -1,0 +1,36 @@
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from shared.signals import stop_on_signal
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_the_first_signal_asks_to_stop(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    asked = asyncio.get_running_loop().create_future()
+    with stop_on_signal(asked.set_result):
+        os.kill(os.getpid(), number)
+        assert await asked == number.name
+    assert signal.getsignal(number) is before
+
+
+def test_the_second_signal_ends_a_process_whose_loop_is_blocked() -> None:
+    program = """
+import asyncio, os, signal, time
+from shared.signals import stop_on_signal
+
+async def main():
+    with stop_on_signal(print):
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+asyncio.run(main())
+"""
+    ended = subprocess.run([sys.executable, "-c", program], check=False, timeout=60)  # noqa: S603
+    assert ended.returncode == 128 + signal.SIGTERM
