@@ -1,0 +1,257 @@
+"""Step-by-step diagnosis of what a service needs, without the service itself.
+
+A service's `diagnose.py` is `raise SystemExit(main(MySettings))`, with steps of its own if it
+has any.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import secrets
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+from typing import Any
+
+import structlog
+
+from shared.config import ConfigurationError, Settings, load_settings
+from shared.mqtt import MQTTClient, MQTTError
+
+_STEP_TIMEOUT_SECONDS = 30.0
+_MQTT_TIMEOUT_SECONDS = 10.0
+
+
+class Status(StrEnum):
+    PASS = "PASS"  # noqa: S105
+    WARN = "WARN"
+    FAIL = "FAIL"
+    SKIP = "SKIP"
+
+
+_COLOURS = {Status.PASS: 32, Status.WARN: 33, Status.FAIL: 31, Status.SKIP: 90}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a step found: what was seen, and for a failure its cause and what to do."""
+
+    status: Status
+    detail: str
+    fix: str = ""
+    step: str = ""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One check; `run` gets the settings of the service and is given 30 seconds."""
+
+    name: str
+    run: Callable[[Any], Awaitable[Result]]
+
+
+def passed(detail: str) -> Result:
+    return Result(Status.PASS, detail)
+
+
+def warned(detail: str, fix: str) -> Result:
+    return Result(Status.WARN, detail, fix)
+
+
+def failed(detail: str, fix: str) -> Result:
+    return Result(Status.FAIL, detail, fix)
+
+
+def main(
+    settings_class: type[Settings],
+    steps: Sequence[Step] = (),
+    arguments: Sequence[str] | None = None,
+) -> int:
+    """Run the steps and print what they found; the exit code is 1 when one has failed."""
+    all_steps = [*_library_steps(), *steps]
+    options = _parse([step.name for step in all_steps], arguments)
+    wanted = options.step or [step.name for step in all_steps]
+    results = asyncio.run(_run(settings_class, [s for s in all_steps if s.name in wanted]))
+    _print(results, as_json=options.json)
+    return int(any(result.status is Status.FAIL for result in results))
+
+
+def _parse(names: list[str], arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Check what this service needs, step by step.")
+    parser.add_argument(
+        "--step",
+        action="append",
+        choices=["config", *names, "all"],
+        help="only this step, after config; may be repeated",
+    )
+    parser.add_argument("--json", action="store_true", help="print the results as JSON")
+    options = parser.parse_args(arguments)
+    if options.step and "all" in options.step:
+        options.step = None
+    return options
+
+
+async def _run(settings_class: type[Settings], steps: Sequence[Step]) -> list[Result]:
+    try:
+        settings = load_settings(settings_class)
+    except ConfigurationError as error:
+        config = failed("; ".join(error.problems), "correct these variables in .env")
+        skipped = Result(Status.SKIP, "the configuration is not usable")
+        return [
+            replace(config, step="config"),
+            *(replace(skipped, step=step.name) for step in steps),
+        ]
+    results = [replace(passed("all settings are valid"), step="config")]
+    results += [replace(await _guarded(step, settings), step=step.name) for step in steps]
+    return results
+
+
+async def _guarded(step: Step, settings: Settings) -> Result:
+    """A step that breaks is a failed step, and the next one is still run."""
+    try:
+        async with asyncio.timeout(_STEP_TIMEOUT_SECONDS):
+            return await step.run(settings)
+    except TimeoutError:
+        return failed(
+            f"no result in {_STEP_TIMEOUT_SECONDS:g} s", "see whether the other side hangs"
+        )
+    except Exception as error:  # noqa: BLE001 - reported as the result
+        return failed(f"{type(error).__name__}: {error}", "this step itself is broken: report it")
+
+
+def _library_steps() -> list[Step]:
+    return [
+        Step("data", check_data_folder),
+        Step("mqtt", check_mqtt),
+{% if cookiecutter.include_home_assistant %}
+        Step("home-assistant", check_home_assistant),
+{% endif %}
+{% if cookiecutter.include_influxdb %}
+        Step("influxdb", check_influxdb),
+{% endif %}
+    ]
+
+
+async def check_data_folder(settings: Settings) -> Result:
+    folder = settings.data_dir
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        return failed(
+            f"{folder}: {error.strerror}",
+            "mount a volume there that the service's user may write to",
+        )
+    return passed(f"{folder} is writable")
+
+
+async def check_mqtt(settings: Settings) -> Result:
+    """Connect and see a message of our own come back."""
+    address = f"{settings.mqtt_host}:{settings.mqtt_port}"
+    log = _Recorder()
+    logger: structlog.stdlib.BoundLogger = structlog.wrap_logger(
+        None, processors=[log], wrapper_class=structlog.stdlib.BoundLogger
+    )
+    # As a name of its own: a service that runs keeps its availability.
+    name = f"diagnose-{secrets.token_hex(4)}"
+    try:
+        client = MQTTClient.from_settings(settings, name, logger)
+    except OSError as error:
+        return failed(f"MQTT_TLS_CA_FILE: {error}", "name a readable PEM file, or leave it empty")
+    came_back = asyncio.Event()
+    topic = f"{settings.topic_prefix}/{name}/echo"
+    client.subscribe(topic, lambda _topic, _payload: came_back.set())
+    try:
+        client.connect_background()
+        try:
+            await client.wait_connected(_MQTT_TIMEOUT_SECONDS)
+        except MQTTError as error:
+            return failed(log.refusal or str(error), _mqtt_fix(log, address))
+        try:
+            async with asyncio.timeout(_MQTT_TIMEOUT_SECONDS):
+                await client.publish(topic, {"from": name})
+                await came_back.wait()
+        except (MQTTError, TimeoutError):
+            return failed(
+                f"{address}: connected, but a message on {topic} did not come back",
+                "let the user read and write below the topic prefix in the broker's ACL",
+            )
+        await client.publish(f"{settings.topic_prefix}/{name}/availability", None, retain=True)
+    finally:
+        await client.disconnect()
+    return passed(f"{address}: connected, and a message came back")
+
+
+def _mqtt_fix(log: "_Recorder", address: str) -> str:
+    if log.refusal:
+        return "check MQTT_USERNAME and MQTT_PASSWORD against the broker's"
+    return f"see that the broker runs and that {address} is right (MQTT_HOST, MQTT_PORT, MQTT_TLS)"
+
+
+class _Recorder:
+    """A structlog processor that keeps why the broker refused, and lets nothing be printed."""
+
+    refusal = ""
+
+    def __call__(
+        self, _logger: object, _method: str, event: structlog.typing.EventDict
+    ) -> structlog.typing.EventDict:
+        if event["event"] == "mqtt_connection_refused":
+            self.refusal = f"the broker refuses: {event['reason']}"
+        raise structlog.DropEvent
+{% if cookiecutter.include_home_assistant %}
+
+
+async def check_home_assistant(settings: Settings) -> Result:
+    from shared.api_client import APIError, AuthenticationError  # noqa: PLC0415
+    from shared.home_assistant import HomeAssistantClient  # noqa: PLC0415
+
+    if not settings.ha_token.get_secret_value():
+        return warned("HA_TOKEN is empty", "make a long-lived access token in your profile page")
+    async with HomeAssistantClient.from_settings(settings, structlog.get_logger()) as client:
+        try:
+            await client.ping()
+        except AuthenticationError as error:
+            return failed(str(error), "make a new long-lived access token and put it into HA_TOKEN")
+        except APIError as error:
+            return failed(str(error), f"see that HA_URL ({settings.ha_url}) is right and answers")
+    return passed(f"{settings.ha_url}: reached, token accepted")
+{% endif %}
+{% if cookiecutter.include_influxdb %}
+
+
+async def check_influxdb(settings: Settings) -> Result:
+    from shared.influx import InfluxClient, InfluxError  # noqa: PLC0415
+
+    if not settings.influx_token.get_secret_value():
+        return warned("INFLUX_TOKEN is empty", "make an API token in InfluxDB's user interface")
+    async with InfluxClient.from_settings(settings, structlog.get_logger()) as client:
+        try:
+            await client.ping()
+        except InfluxError as error:
+            return failed(str(error), f"see that INFLUX_URL ({settings.influx_url}) is right")
+        try:
+            await client.query("buckets() |> limit(n: 1)")
+        except InfluxError as error:
+            return failed(str(error), "check INFLUX_TOKEN and INFLUX_ORG")
+    return passed(f"{settings.influx_url}: reached, query answered")
+{% endif %}
+
+
+def _print(results: Sequence[Result], *, as_json: bool) -> None:
+    if as_json:
+        sys.stdout.write(json.dumps([asdict(result) for result in results], indent=2) + "\n")
+        return
+    coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    width = max(len(result.step) for result in results)
+    for result in results:
+        status = f"{result.status:<4}"
+        if coloured:
+            status = f"\033[{_COLOURS[result.status]}m{status}\033[0m"
+        sys.stdout.write(f"{status}  {result.step:<{width}}  {result.detail}\n")
+        if result.fix:
+            sys.stdout.write(f"{'':<{width + 8}}-> {result.fix}\n")
