@@ -37,7 +37,7 @@ class Observer:
         self._client.disconnect()
         await asyncio.to_thread(self._client.loop_stop)
 
-    async def next(self, topic: str, **fields: object) -> Any:  # noqa: ANN401
+    async def next(self, topic: str, **fields: object) -> Any:
         """The next message on `{prefix}/{topic}` with these fields; passes over all others."""
         async with asyncio.timeout(PATIENCE_SECONDS):
             while True:
@@ -62,5 +62,5 @@ class Observer:
         payload = json.loads(message.payload) if message.payload else None
         self._call(self._messages.put_nowait, (message.topic, payload))
 
-    def _call(self, *call: Any) -> None:  # noqa: ANN401
+    def _call(self, *call: Any) -> None:
         self._loop.call_soon_threadsafe(*call)

@@ -1,0 +1,219 @@
+"""Each example of docs/patterns.md, taken from there and run against a broker."""
+
+import asyncio
+{% if cookiecutter.include_home_assistant %}
+import json
+{% endif %}
+import re
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+{% if cookiecutter.include_home_assistant %}
+import httpx
+{% endif %}
+import pytest
+{% if cookiecutter.include_home_assistant %}
+from structlog.stdlib import BoundLogger
+{% endif %}
+
+{% if cookiecutter.include_home_assistant %}
+from shared.config import Settings
+from shared.home_assistant import HomeAssistantClient
+{% endif %}
+from shared.service import BaseService
+from tests.brokers import Broker
+from tests.observer import PATIENCE_SECONDS, Observer
+
+DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "patterns.md"
+
+type MakeSettings = Callable[..., Any]
+type Run = Callable[..., Any]
+
+
+def code_by_section() -> dict[str, str]:
+    """The Python code below each heading of the document."""
+    title, *sections = re.split(r"^## ", DOCUMENT.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {
+        section.partition("\n")[0]: "\n".join(
+            re.findall(r"^```python\n(.*?)^```$", section, flags=re.MULTILINE | re.DOTALL)
+        )
+        for section in [f"\n{title}", *sections]
+    }
+
+
+CODE = code_by_section()
+
+
+def example(*titles: str) -> SimpleNamespace:
+    """What the examples of these sections define."""
+    namespace: dict[str, Any] = {"__name__": "patterns"}
+    for title in ("", *titles):
+        exec(compile(CODE[title], f"{DOCUMENT.name}: {title}", "exec"), namespace)  # noqa: S102
+    return SimpleNamespace(**namespace)
+
+
+@pytest.fixture(autouse=True)
+def signal_handlers() -> Iterator[None]:
+    """Services that overlap in one process would restore each other's handlers."""
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+async def observer(broker: Broker, topic_prefix: str) -> AsyncIterator[Observer]:
+    async with Observer(broker.host, broker.port, topic_prefix) as observer:
+        yield observer
+
+
+@pytest.fixture
+def run(broker: Broker, make_settings: MakeSettings) -> Run:
+    """Runs services of these classes; each is connected before the next one starts."""
+
+    @asynccontextmanager
+    async def run(*classes: type[BaseService[Any]]) -> AsyncIterator[list[BaseService[Any]]]:
+        async with AsyncExitStack() as stack:
+            services = []
+            for service_class in classes:
+                settings = make_settings(service_class.settings_class)
+                services.append(await stack.enter_async_context(running(service_class(settings))))
+            yield services
+
+    return run
+
+
+@asynccontextmanager
+async def running(service: BaseService[Any]) -> AsyncIterator[BaseService[Any]]:
+    task = asyncio.create_task(service.start())
+    try:
+        await service.mqtt.wait_connected(PATIENCE_SECONDS)
+        yield service
+    finally:
+        service.stop("the test is over")
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await task
+
+
+async def test_event(run: Run, observer: Observer) -> None:
+    code = example("Event")
+    async with run(code.Display, code.Forecaster):
+        updated = await observer.next("forecaster/updated")
+        shown = await observer.next("display/shown")
+    assert shown["text"] == "42.3 kWh today"
+    assert shown["trace_id"] == updated["trace_id"]
+
+
+async def test_event_that_does_not_fit(run: Run, observer: Observer) -> None:
+    code = example("Event")
+    async with run(code.Display):
+        observer.publish("forecaster/updated", {"today_kwh": "plenty"})
+        letter = await observer.next("errors/display")
+        assert letter["original_topic"].endswith("forecaster/updated")
+        observer.publish("forecaster/updated", {"today_kwh": 1})
+        await observer.next("display/shown", text="1.0 kWh today")
+
+
+async def test_command(run: Run, observer: Observer) -> None:
+    code = example("Command")
+    async with run(code.Heater):
+        observer.publish("coordinator/command/heater", {"command": "refresh"})
+        await observer.next("heater/response", status="ok", temperature=21.5)
+        observer.publish("coordinator/command/heater", {"command": "explode"})
+        await observer.next("heater/response", status="error", command="explode")
+
+
+async def test_request_and_response(run: Run, observer: Observer) -> None:
+    code = example("Command", "Request and response")
+    async with run(code.Heater, code.Panel):
+        await observer.next("panel/shown", temperature=21.5)
+
+
+async def test_request_while_the_other_side_is_away(run: Run, observer: Observer) -> None:
+    code = example("Request and response")
+    async with run(code.Panel):
+        await observer.next("panel/shown", temperature=None)
+
+
+async def test_demand(run: Run, observer: Observer) -> None:
+    code = example("Demand")
+    async with run(code.Car):
+        await observer.next("car/demand")
+        async with run(code.Controller):
+            planned = await observer.next("controller/planned")
+    assert (planned["for"], planned["power_kw"]) == ("car", 3)
+
+
+{% if cookiecutter.include_home_assistant %}
+class FakeHomeAssistant:
+    """Keeps helpers, as Home Assistant does."""
+
+    def __init__(self) -> None:
+        self.states: dict[str, str] = {}
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/api/services/input_number/set_value":
+            body = json.loads(request.content)
+            self.states[body["entity_id"]] = str(body["value"])
+            return httpx.Response(200, json=[])
+        entity_id = request.url.path.removeprefix("/api/states/")
+        if entity_id not in self.states:
+            return httpx.Response(404, json={"message": "Entity not found."})
+        return httpx.Response(200, json={"entity_id": entity_id, "state": self.states[entity_id]})
+
+
+async def test_shared_state(run: Run, observer: Observer, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = example("Shared state")
+    transport = httpx.MockTransport(FakeHomeAssistant())
+
+    def fake_client(settings: Settings, logger: BoundLogger) -> HomeAssistantClient:
+        return HomeAssistantClient(settings.ha_url, "token", logger=logger, transport=transport)
+
+    monkeypatch.setattr(HomeAssistantClient, "from_settings", fake_client)
+    async with run(code.Charger):
+        await observer.next("charger/started", reserve_kwh=2.0)
+    async with run(code.Planner, code.Charger):
+        await observer.next("charger/started", reserve_kwh=4.5)
+{% else %}
+async def test_shared_state(run: Run, observer: Observer) -> None:
+    code = example("Shared state")
+    async with run(code.Charger):
+        await observer.next("charger/charging", reserve_kwh=2.0)
+    async with run(code.Planner, code.Charger):
+        await observer.next("charger/charging", reserve_kwh=4.5)
+{% endif %}
+
+
+async def test_a_loop_that_survives_a_bad_round(run: Run, observer: Observer) -> None:
+    code = example("A loop that survives a bad round")
+    async with run(code.Meter):
+        await observer.next("meter/read", watts=100)
+        await observer.next("meter/read", watts=50)
+
+
+async def test_fail_open(run: Run, observer: Observer) -> None:
+    code = example("Fail open")
+    async with run(code.Sprinkler):
+        await observer.next("sprinkler/started")
+
+
+async def test_state_that_survives_a_restart(run: Run, observer: Observer) -> None:
+    code = example("State that survives a restart")
+    for starts in (1, 2):
+        async with run(code.Counter):
+            await observer.next("counter/started", starts=starts)
+
+
+def test_files_between_programs(tmp_path: Path) -> None:
+    code = example("Files between programs")
+    assert code.hand_over(tmp_path) == {"today_kwh": 42.3}
+
+
+def test_every_example_has_a_test() -> None:
+    source = Path(__file__).read_text(encoding="utf-8")
+    assert [title for title, code in CODE.items() if code and f'"{title}"' not in source] == []
