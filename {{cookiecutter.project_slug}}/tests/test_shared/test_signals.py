@@ -3,10 +3,13 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from shared.signals import stop_on_signal
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -32,5 +35,6 @@ async def main():
 
 asyncio.run(main())
 """
-    ended = subprocess.run([sys.executable, "-c", program], check=False, timeout=60)  # noqa: S603
+    command = [sys.executable, "-c", program]
+    ended = subprocess.run(command, cwd=ROOT, check=False, timeout=60)  # noqa: S603
     assert ended.returncode == 128 + signal.SIGTERM
