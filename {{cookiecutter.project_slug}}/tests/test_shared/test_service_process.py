@@ -1,4 +1,4 @@
-"""A service as Docker runs it: a process of its own, with a real broker, ended by signals."""
+"""A service as Docker runs it: a process of its own, ended by signals."""
 
 import asyncio
 import json
@@ -11,11 +11,10 @@ from typing import Any
 
 import pytest
 
-from tests.brokers import Mosquitto
+from tests.brokers import Broker, Mosquitto, free_port
 from tests.observer import PATIENCE_SECONDS, Observer
 
 ROOT = Path(__file__).resolve().parents[2]
-PREFIX = "process-test"
 
 PROGRAM = """
 import asyncio
@@ -53,9 +52,9 @@ class Probe(BaseService[ProbeSettings]):
 
     async def publishing(self) -> None:
         await self.mqtt.wait_connected()
-        await self.publish("ready", {})
+        self.logger.info("publishing")
         while True:
-            await self.publish("number", {}, qos=1)
+            await self.publish("number", {})
 
     async def crashing(self) -> None:
         await self.mqtt.wait_connected()
@@ -113,7 +112,7 @@ type Start = Callable[..., Awaitable[Process]]
 
 
 @pytest.fixture
-async def start(mosquitto: Mosquitto, tmp_path: Path) -> AsyncIterator[Start]:
+async def start(broker: Broker, topic_prefix: str, tmp_path: Path) -> AsyncIterator[Start]:
     program = tmp_path / "main.py"
     program.write_text(PROGRAM, encoding="utf-8")
     started: list[Process] = []
@@ -123,9 +122,9 @@ async def start(mosquitto: Mosquitto, tmp_path: Path) -> AsyncIterator[Start]:
             **os.environ,
             "PYTHONPATH": str(ROOT),
             "MODE": mode,
-            "TOPIC_PREFIX": PREFIX,
-            "MQTT_HOST": mosquitto.host,
-            "MQTT_PORT": str(mosquitto.port),
+            "TOPIC_PREFIX": topic_prefix,
+            "MQTT_HOST": broker.host,
+            "MQTT_PORT": str(broker.port),
             "DATA_DIR": str(tmp_path / "data"),
             "HEARTBEAT_INTERVAL_SECONDS": "0.2",
             **variables,
@@ -147,8 +146,8 @@ async def start(mosquitto: Mosquitto, tmp_path: Path) -> AsyncIterator[Start]:
 
 
 @pytest.fixture
-async def observer(mosquitto: Mosquitto) -> AsyncIterator[Observer]:
-    async with Observer(mosquitto.host, mosquitto.port, PREFIX) as observer:
+async def observer(broker: Broker, topic_prefix: str) -> AsyncIterator[Observer]:
+    async with Observer(broker.host, broker.port, topic_prefix) as observer:
         yield observer
 
 
@@ -194,9 +193,8 @@ async def test_unusable_settings_exit_with_78_and_a_line_for_each_problem(start:
     assert "hunter2" not in errors
 
 
-async def test_sigterm_while_connecting(start: Start, mosquitto: Mosquitto) -> None:
-    mosquitto.stop()
-    service = await start("connecting")
+async def test_sigterm_while_connecting(start: Start) -> None:
+    service = await start("connecting", MQTT_PORT=str(free_port()))
     await service.logged("connecting")
     service.signal(signal.SIGTERM)
     assert await service.end() == (0, "")
@@ -213,10 +211,10 @@ async def test_sigterm_while_a_handler_works(start: Start, observer: Observer) -
 
 
 async def test_sigterm_while_the_broker_leaves_a_publish_unanswered(
-    start: Start, observer: Observer, mosquitto: Mosquitto
+    start: Start, mosquitto: Mosquitto
 ) -> None:
-    service = await start("publishing")
-    await observer.next("probe/ready")
+    service = await start("publishing", MQTT_PORT=str(mosquitto.port))
+    await service.logged("publishing")
     mosquitto.freeze()
     try:
         service.signal(signal.SIGTERM)
