@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Literal, override
 
 from dotenv import dotenv_values
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import BeforeValidator, Field, FilePath, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     DotEnvSettingsSource,
@@ -93,7 +93,7 @@ class Settings(BaseSettings):
     mqtt_username: str = Field(default="", description="User name; empty connects without one")
     mqtt_password: SecretStr = Field(default=SecretStr(""), description="Password of that user")
     mqtt_tls: bool = Field(default=False, description="true encrypts the connection to the broker")
-    mqtt_tls_ca_file: Path | None = Field(
+    mqtt_tls_ca_file: FilePath | None = Field(
         default=None,
         description="CA certificate that signed the broker's; empty trusts the system's",
     )

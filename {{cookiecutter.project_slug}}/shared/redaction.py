@@ -1,5 +1,6 @@
 """Keep secrets out of the log: by the name of the key, and by their shape within text."""
 
+import math
 import re
 from collections.abc import Mapping
 
@@ -36,6 +37,8 @@ def redact_text(text: str) -> str:
 
 def redact(value: object, *, depth: int = 0) -> object:
     """`value` as plain data that is safe to log, nested mappings and sequences included."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
     if value is None or isinstance(value, bool | int | float):
         return value
     if depth < _MAX_DEPTH:

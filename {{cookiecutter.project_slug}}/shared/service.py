@@ -56,9 +56,10 @@ class BaseService[S: Settings](ABC):
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
         for base in get_original_bases(cls):
-            for argument in get_args(base) if get_origin(base) is BaseService else ():
-                if isinstance(argument, type):
-                    cls.settings_class = argument
+            if issubclass(get_origin(base) or base, BaseService):
+                for argument in get_args(base):
+                    if isinstance(argument, type):
+                        cls.settings_class = argument
 
     def __init__(self, settings: S) -> None:
         self.settings = settings

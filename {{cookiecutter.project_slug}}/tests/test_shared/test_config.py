@@ -85,9 +85,16 @@ def test_each_problem_is_one_line_with_the_name_of_the_variable(
     monkeypatch.setenv("LOG_FORMAT", "xml")
     monkeypatch.setenv("TOPIC_PREFIX", "home/#")
     monkeypatch.setenv("ALLOWED_IDS", "1,two")
+    monkeypatch.setenv("MQTT_TLS_CA_FILE", "missing.pem")
     problems = problems_of(OwnSettings)
     names = [problem.partition(":")[0] for problem in problems]
-    assert sorted(names) == ["ALLOWED_IDS.1", "LOG_FORMAT", "MQTT_PORT", "TOPIC_PREFIX"]
+    assert sorted(names) == [
+        "ALLOWED_IDS.1",
+        "LOG_FORMAT",
+        "MQTT_PORT",
+        "MQTT_TLS_CA_FILE",
+        "TOPIC_PREFIX",
+    ]
     assert all("\n" not in problem for problem in problems)
 
 

@@ -69,6 +69,8 @@ def test_other_objects_become_text_that_json_can_hold() -> None:
     )
     assert "geheim" not in json.dumps(plain)
     assert redact((1, 2.5, None, True)) == [1, 2.5, None, True]
+    # JSON has no word for them.
+    assert redact([float("nan"), float("inf")]) == ["nan", "inf"]
 
 
 def test_data_that_contains_itself_ends_somewhere() -> None:

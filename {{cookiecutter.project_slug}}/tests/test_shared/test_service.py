@@ -16,7 +16,7 @@ from shared.mqtt import NotConnectedError
 from shared.schemas import Command, Heartbeat, Message
 from shared.service import BaseService, run_service
 from shared.tracing import bind_trace_id
-from tests.brokers import Broker
+from tests.brokers import Broker, Mosquitto
 from tests.observer import PATIENCE_SECONDS, Observer
 
 type MakeSettings = Callable[..., Settings]
@@ -89,9 +89,20 @@ class Heir(Own):
     name = "heir"
 
 
+class Family[S: OwnSettings](BaseService[S]):
+    """A base of services that leaves the settings open."""
+
+
+class Child(Family[OwnSettings]):
+    name = "child"
+
+    async def run(self) -> None: ...
+
+
 def test_the_settings_class_comes_from_the_brackets() -> None:
     assert Own.settings_class is OwnSettings
     assert Heir.settings_class is OwnSettings
+    assert Child.settings_class is OwnSettings
     assert Probe.settings_class is Settings
 
 
@@ -309,6 +320,19 @@ async def test_a_loop_has_to_report_success(
         assert heartbeat["reasons"][0].startswith("no success for")
         loop.succeeds = True
         await observer.next("probe/heartbeat", status="online")
+
+
+async def test_a_broker_that_is_away_too_long_shows_and_its_return_heals(
+    mosquitto: Mosquitto, make_settings: MakeSettings
+) -> None:
+    settings = make_settings(mqtt_port=mosquitto.port, health_max_age_seconds=0.2)
+    async with running(Probe(settings)) as service, asyncio.timeout(PATIENCE_SECONDS):
+        mosquitto.stop()
+        while service._heartbeat()["status"] == "online":
+            await service.wait_for_shutdown(0.02)
+        mosquitto.start()
+        await service.mqtt.wait_connected()
+        assert service._heartbeat()["status"] == "online"
 
 
 async def test_waiting_in_a_task_promises_nothing(make_settings: MakeSettings) -> None:
