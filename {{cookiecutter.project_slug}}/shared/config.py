@@ -67,6 +67,9 @@ class Settings(BaseSettings):
         # One .env serves all services: each ignores what belongs to the others.
         extra="ignore",
         hide_input_in_errors=True,
+        # A field whose variable has another name (`validation_alias`) still has its own in code.
+        validate_by_name=True,
+        validate_by_alias=True,
     )
 
     topic_prefix: str = Field(

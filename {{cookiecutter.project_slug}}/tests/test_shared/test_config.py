@@ -13,12 +13,13 @@ class OwnSettings(Settings):
     allowed_ids: CommaSeparated[int] = Field(default_factory=list)
     rooms: CommaSeparated[str] = Field(default=["hall"])
     pairs: dict[str, int] = Field(default_factory=dict)
+    interval_seconds: float = Field(default=30, gt=0, validation_alias="OWN_INTERVAL_SECONDS")
 
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Neither the developer's variables nor their .env reach these tests."""
-    for name in OwnSettings.model_fields:
+    for name in Settings.model_fields:
         monkeypatch.delenv(name.upper(), raising=False)
     monkeypatch.setitem(Settings.model_config, "env_file", ".env")
     monkeypatch.setitem(OwnSettings.model_config, "env_file", ".env")
@@ -71,6 +72,14 @@ def test_comma_separated_values(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = load_settings(OwnSettings)
     assert (settings.allowed_ids, settings.rooms) == ([1, 2, 3], ["hall"])
     assert OwnSettings(allowed_ids=[4]).allowed_ids == [4]
+
+
+def test_a_variable_may_have_another_name_than_its_field(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert OwnSettings(interval_seconds=3).interval_seconds == 3
+    Path(".env").write_text("OWN_INTERVAL_SECONDS='4'\n", encoding="utf-8")
+    assert load_settings(OwnSettings).interval_seconds == 4
+    monkeypatch.setenv("OWN_INTERVAL_SECONDS", "0")
+    assert problems_of(OwnSettings) == ["OWN_INTERVAL_SECONDS: Input should be greater than 0"]
 
 
 def test_log_level_is_taken_in_any_case(monkeypatch: pytest.MonkeyPatch) -> None:
