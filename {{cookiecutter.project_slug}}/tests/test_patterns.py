@@ -1,12 +1,10 @@
 """Each example of docs/patterns.md, taken from there and run against a broker."""
 
-import asyncio
 {% if cookiecutter.include_home_assistant %}
 import json
 {% endif %}
 import re
-import signal
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +24,8 @@ from shared.home_assistant import HomeAssistantClient
 {% endif %}
 from shared.service import BaseService
 from tests.brokers import Broker
-from tests.observer import PATIENCE_SECONDS, Observer
+from tests.observer import Observer
+from tests.running import running
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "patterns.md"
 
@@ -56,16 +55,6 @@ def example(*titles: str) -> SimpleNamespace:
     return SimpleNamespace(**namespace)
 
 
-@pytest.fixture(autouse=True)
-def signal_handlers() -> Iterator[None]:
-    """Services that overlap in one process would restore each other's handlers."""
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    before = {number: signal.getsignal(number) for number in numbers}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
 @pytest.fixture
 async def observer(broker: Broker, topic_prefix: str) -> AsyncIterator[Observer]:
     async with Observer(broker.host, broker.port, topic_prefix) as observer:
@@ -86,18 +75,6 @@ def run(broker: Broker, make_settings: MakeSettings) -> Run:
             yield services
 
     return run
-
-
-@asynccontextmanager
-async def running(service: BaseService[Any]) -> AsyncIterator[BaseService[Any]]:
-    task = asyncio.create_task(service.start())
-    try:
-        await service.mqtt.wait_connected(PATIENCE_SECONDS)
-        yield service
-    finally:
-        service.stop("the test is over")
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            await task
 
 
 async def test_event(run: Run, observer: Observer) -> None:

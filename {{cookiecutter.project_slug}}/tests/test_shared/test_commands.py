@@ -63,7 +63,7 @@ async def test_a_failing_handler_is_answered_and_its_error_raised(
     router: CommandRouter, replies: list[CommandReply]
 ) -> None:
     def refresh(_command: Command) -> None:
-        raise LookupError("no route to http://user:geheim@host")
+        raise LookupError("no route to http://user:hunter2@host")
 
     router.register("refresh", refresh)
     with pytest.raises(LookupError):

@@ -116,7 +116,7 @@ def test_setting_up_twice_does_not_double_the_lines(lines: ReadLines) -> None:
 
 def test_an_exception_is_a_structured_traceback_without_local_variables(lines: ReadLines) -> None:
     logger = get_logger("a-service")
-    password = "geheim"
+    password = "hunter2"
     try:
         int(f"x{len(password)}")
     except ValueError:
@@ -125,18 +125,18 @@ def test_an_exception_is_a_structured_traceback_without_local_variables(lines: R
     [exception] = line["exception"]
     assert exception["exc_type"] == "ValueError"
     assert exception["frames"][-1]["filename"] == __file__
-    assert "geheim" not in json.dumps(line)
+    assert "hunter2" not in json.dumps(line)
 
 
 def test_an_exception_on_the_console_is_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     logger = get_logger("a-service", log_format="console")
     try:
-        raise LookupError("mqtt://user:geheim@broker")
+        raise LookupError("mqtt://user:hunter2@broker")
     except LookupError:
         logger.exception("cycle_failed")
     out = capsys.readouterr().out
     assert "Traceback (most recent call last)" in out
-    assert "geheim" not in out
+    assert "hunter2" not in out
 
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
@@ -144,8 +144,8 @@ def test_secrets_do_not_reach_the_log(
     capsys: pytest.CaptureFixture[str], log_format: Literal["json", "console"]
 ) -> None:
     logger = get_logger("a-service", log_format=log_format)
-    logger.info("request", headers={"Authorization": "Bearer geheim1234"}, ha_token="geheim")
-    logging.getLogger("httpcore").warning("GET %s", "http://user:geheim@host/?token=geheim")
+    logger.info("request", headers={"Authorization": "Bearer hunter2hunter2"}, api_token="hunter2")
+    logging.getLogger("httpcore").warning("GET %s", "http://user:hunter2@host/?token=hunter2")
     out = capsys.readouterr().out
     assert out.count("[redacted]") == 4
-    assert "geheim" not in out
+    assert "hunter2" not in out

@@ -2,9 +2,8 @@
 
 import asyncio
 import json
-import signal
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -18,6 +17,7 @@ from shared.service import BaseService, run_service
 from shared.tracing import bind_trace_id
 from tests.brokers import Broker, Mosquitto
 from tests.observer import PATIENCE_SECONDS, Observer
+from tests.running import running
 
 type MakeSettings = Callable[..., Settings]
 
@@ -34,16 +34,6 @@ class Probe(BaseService[Settings]):
         await self.wait_for_shutdown()
 
 
-@pytest.fixture(autouse=True)
-def signal_handlers() -> Iterator[None]:
-    """Services that overlap in one process would restore each other's handlers."""
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    before = {number: signal.getsignal(number) for number in numbers}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
 @pytest.fixture
 def settings(make_settings: MakeSettings) -> Settings:
     return make_settings(shutdown_timeout_seconds=4.0)
@@ -53,18 +43,6 @@ def settings(make_settings: MakeSettings) -> Settings:
 async def observer(broker: Broker, settings: Settings) -> AsyncIterator[Observer]:
     async with Observer(broker.host, broker.port, settings.topic_prefix) as observer:
         yield observer
-
-
-@asynccontextmanager
-async def running[T: BaseService[Any]](service: T) -> AsyncIterator[T]:
-    task = asyncio.create_task(service.start())
-    try:
-        await service.mqtt.wait_connected(PATIENCE_SECONDS)
-        yield service
-    finally:
-        service.stop("the test is over")
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            await task
 
 
 async def ended(service: BaseService[Any]) -> None:
