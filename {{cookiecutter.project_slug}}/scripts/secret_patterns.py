@@ -10,11 +10,11 @@ class AgeSecretKeyDetector(RegexBasedDetector):
     """The key that opens .env.enc."""
 
     secret_type = "age secret key"  # noqa: S105
-    denylist: ClassVar[list[re.Pattern[str]]] = [re.compile(r"AGE-SECRET-KEY-(?:PQ-)?1[0-9A-Z]{20,}")]
+    denylist: ClassVar = [re.compile(r"AGE-SECRET-KEY-(?:PQ-)?1[0-9A-Z]{20,}")]
 
 
 class LongBase64TokenDetector(RegexBasedDetector):
     """An API token of 64 random bytes in URL-safe base64."""
 
     secret_type = "API token"  # noqa: S105
-    denylist: ClassVar[list[re.Pattern[str]]] = [re.compile(r"(?<![\w-])[\w-]{86}==")]
+    denylist: ClassVar = [re.compile(r"(?<![\w-])[\w-]{86}==")]

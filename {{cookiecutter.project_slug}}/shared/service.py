@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from shared.commands import CommandHandler, CommandRouter
 from shared.config import ConfigurationError, Settings, load_settings
 from shared.debugger import wait_for_debugger
-from shared.health import HealthMonitor
+from shared.health import HealthMonitor, HealthStatus
 from shared.log import get_logger
 from shared.mqtt import MQTTClient, MQTTError, QoS
 from shared.schemas import Command, CommandReply
@@ -184,6 +184,11 @@ class BaseService[S: Settings](ABC):
         """Report a success; call it after each round that did what it should."""
         self._health.record_success()
 
+    @property
+    def health(self) -> HealthStatus:
+        """What the heartbeat and the health file are made from."""
+        return self._health.status(self.mqtt)
+
     def stop(self, reason: str = "stop() was called") -> None:
         """Ask for an orderly stop; returns at once."""
         if self._stopping.is_set():
@@ -311,7 +316,7 @@ class BaseService[S: Settings](ABC):
             await asyncio.sleep(self.settings.heartbeat_interval_seconds)
 
     def _heartbeat(self) -> dict[str, Any]:
-        health = self._health.status(self.mqtt)
+        health = self.health
         heartbeat = {
             "status": "online" if health.healthy else "degraded",
             "reasons": list(health.reasons),

@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Builds the base image of all services. Usage: scripts/build-base.sh [DOCKER BUILD ARGUMENTS]
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+image=${BASE_IMAGE:-$(sed -n "s/^name: *//p" docker-compose.yml)-base:latest}
+# The label tells doctor.py whether the image fits the requirements.
+requirements=$(python3 -c 'import hashlib, sys; print(hashlib.sha256(open(sys.argv[1], "rb").read()).hexdigest())' base/requirements.txt)
+docker build --tag "$image" --label "base.requirements=$requirements" "$@" base
+echo "Built $image"

@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# Adds a service to this repository.
+#
+# Usage: scripts/new-service.sh NAME [--type TYPE] [--description TEXT] [--dry-run]
+#   NAME           lower-case letters, digits and hyphens, for example soil-moisture
+#   --type         poller (default), subscriber or http-api
+#   --description  one line
+#   --dry-run      show what would change, and change nothing
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+usage() { sed -n '2,/^set /{/^#/s/^# \{0,1\}//p;}' "${BASH_SOURCE[0]}"; }
+bad() { printf '%s\n\n' "$1" >&2; usage >&2; exit 2; }
+
+name='' type=poller description='' dry_run=false
+while [ $# -gt 0 ]; do
+  case $1 in
+    -h | --help) usage; exit 0 ;;
+    --dry-run) dry_run=true; shift ;;
+    --type | --description)
+      [ $# -ge 2 ] || bad "$1 needs a value"
+      if [ "$1" = --type ]; then type=$2; else description=$2; fi
+      shift 2 ;;
+    -*) bad "Unknown option $1" ;;
+    *) [ -z "$name" ] || bad "One name only: $name or $1"; name=$1; shift ;;
+  esac
+done
+[ -n "$name" ] || bad "The name is missing"
+case $type in poller | subscriber | http-api) ;; *) bad "Unknown type $type" ;; esac
+
+# The locked one; without uv any that is installed.
+cookiecutter=("$root/scripts/uv" run --quiet --frozen --project "$root" cookiecutter)
+if ! uv --version >/dev/null 2>&1 && command -v cookiecutter >/dev/null; then cookiecutter=(cookiecutter); fi
+
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+# Its own configuration, so that the user's defaults for cookiecutter do not get in.
+printf '{"replay_dir": "%s", "cookiecutters_dir": "%s"}\n' "$scratch" "$scratch" >"$scratch/config.yaml"
+
+target=$root
+if $dry_run; then
+  # A copy of what can change is enough to see what would.
+  target=$scratch/repository
+  mkdir -p "$target/services"
+  (cd "$root" && tar -cf - docker-compose*.yml .env.example .vscode docs/topics.md scripts tests) | tar -xf - -C "$target"
+  [ ! -e "$root/services/$name" ] || mkdir "$target/services/$name"
+  cp -R "$target" "$scratch/before"
+fi
+
+arguments=("service_name=$name" "service_slug=$name" "service_type=$type")
+[ -z "$description" ] || arguments+=("description=$description")
+(cd "$target" && "${cookiecutter[@]}" "$root/templates/service" --no-input --output-dir services \
+  --config-file "$scratch/config.yaml" "${arguments[@]}") >"$scratch/log" 2>&1 || {
+  # What our own hooks say; cookiecutter's traceback tells nothing more.
+  sed -e '/^Traceback/,/^[A-Za-z.]*Exception/d' -e '/^ERROR: Stopping generation/d' -e '/^Hook script failed/d' "$scratch/log" >&2
+  exit 1
+}
+
+if $dry_run; then
+  (cd "$scratch" && git --no-pager diff --no-index --no-prefix before repository) | sed -e 's#^\(---\|+++\) before/#\1 #' -e 's#^\(---\|+++\) repository/#\1 #' || true
+  exit 0
+fi
+echo "Added services/$name:"
+cat "$scratch/log"
+echo "Next: make test, then make run SERVICE=$name or docker compose up --build --detach --wait $name"
