@@ -22,6 +22,15 @@ async def test_the_first_signal_asks_to_stop(number: signal.Signals) -> None:
     assert signal.getsignal(number) is before
 
 
+async def test_the_second_signal_exits_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    with stop_on_signal(lambda _name: None):
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+    assert codes == [128 + signal.SIGINT]
+
+
 def test_the_second_signal_ends_a_process_whose_loop_is_blocked() -> None:
     program = """
 import asyncio, os, signal, time
