@@ -105,7 +105,7 @@ def plan_addition(root: Path, name: str) -> Edits:
     if (wiring / "topics.md").is_file():
         topics = fragment("topics.md")
         edit(TOPICS, lambda text: add_section(text, name, topics), by_hand=f"in order\n\n{topics}")
-    edits[root / test_of(name)] = (wiring / "test.py").read_bytes()
+    edits[root / test_of(name)] = (wiring / "test_service.py").read_bytes()
     return edits
 
 
