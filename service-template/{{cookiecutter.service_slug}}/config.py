@@ -5,7 +5,7 @@ from pydantic import Field
 from shared.config import Settings
 
 
-class {{ cookiecutter.__class }}Settings(Settings):
+class ServiceSettings(Settings):
 {% if cookiecutter.service_type == "poller" %}
     poll_interval_seconds: float = Field(
         default=30.0,

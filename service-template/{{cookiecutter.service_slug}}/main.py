@@ -3,7 +3,7 @@
 
 import os
 
-from config import {{ cookiecutter.__class }}Settings
+from config import ServiceSettings
 from schemas import Reading
 
 from shared.schemas import Command
@@ -11,10 +11,10 @@ from shared.service import BaseService, run_service
 from shared.state import StateFile
 
 
-class {{ cookiecutter.__class }}(BaseService[{{ cookiecutter.__class }}Settings]):
+class {{ cookiecutter.__class }}(BaseService[ServiceSettings]):
     name = "{{ cookiecutter.service_slug }}"
 
-    def __init__(self, settings: {{ cookiecutter.__class }}Settings) -> None:
+    def __init__(self, settings: ServiceSettings) -> None:
         super().__init__(settings)
         self._state = StateFile(settings.data_dir / "state.json", self.logger)
         self._round = 0
@@ -55,7 +55,7 @@ if __name__ == "__main__":
 
 from typing import Any
 
-from config import {{ cookiecutter.__class }}Settings
+from config import ServiceSettings
 from schemas import Alarm, Reading, Statistics
 
 from shared.schemas import Command
@@ -63,10 +63,10 @@ from shared.service import BaseService, run_service
 from shared.state import StateFile
 
 
-class {{ cookiecutter.__class }}(BaseService[{{ cookiecutter.__class }}Settings]):
+class {{ cookiecutter.__class }}(BaseService[ServiceSettings]):
     name = "{{ cookiecutter.service_slug }}"
 
-    def __init__(self, settings: {{ cookiecutter.__class }}Settings) -> None:
+    def __init__(self, settings: ServiceSettings) -> None:
         super().__init__(settings)
         self._state = StateFile(settings.data_dir / "state.json", self.logger)
         self._statistics = Statistics(readings=0)
@@ -109,16 +109,16 @@ if __name__ == "__main__":
 """{{ cookiecutter.__docstring }}"""
 
 from api import create_app
-from config import {{ cookiecutter.__class }}Settings
+from config import ServiceSettings
 from server import EmbeddedServer
 
 from shared.service import BaseService, run_service
 
 
-class {{ cookiecutter.__class }}(BaseService[{{ cookiecutter.__class }}Settings]):
+class {{ cookiecutter.__class }}(BaseService[ServiceSettings]):
     name = "{{ cookiecutter.service_slug }}"
 
-    def __init__(self, settings: {{ cookiecutter.__class }}Settings) -> None:
+    def __init__(self, settings: ServiceSettings) -> None:
         super().__init__(settings)
         self.server = EmbeddedServer(create_app(self), settings.http_host, settings.http_port)
 

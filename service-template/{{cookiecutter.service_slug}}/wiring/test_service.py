@@ -19,7 +19,7 @@ async def service(
     """The running service with a broker in memory, and everything that the tests look at."""
     modules = load_service("{{ cookiecutter.service_slug }}")
     settings = make_settings(
-        modules.config.{{ cookiecutter.__class }}Settings, poll_interval_seconds=0.01, heartbeat_interval_seconds=0
+        modules.config.ServiceSettings, poll_interval_seconds=0.01, heartbeat_interval_seconds=0
     )
     instance = modules.main.{{ cookiecutter.__class }}(settings)
     instance.mqtt = mqtt = FakeMQTT(instance.name, topic_prefix)
@@ -94,7 +94,7 @@ async def service(
     """The running service with a broker in memory, and everything that the tests look at."""
     modules = load_service("{{ cookiecutter.service_slug }}")
     settings = make_settings(
-        modules.config.{{ cookiecutter.__class }}Settings, alarm_above=20.0, heartbeat_interval_seconds=0
+        modules.config.ServiceSettings, alarm_above=20.0, heartbeat_interval_seconds=0
     )
 
     async def start() -> SimpleNamespace:
@@ -178,7 +178,7 @@ async def service(
 ) -> AsyncIterator[SimpleNamespace]:
     """The service with a broker in memory, and an HTTP client of its application."""
     modules = load_service("{{ cookiecutter.service_slug }}")
-    settings = make_settings(modules.config.{{ cookiecutter.__class }}Settings, http_port=0)
+    settings = make_settings(modules.config.ServiceSettings, http_port=0)
     instance = modules.main.{{ cookiecutter.__class }}(settings)
     instance.mqtt = mqtt = FakeMQTT(instance.name, topic_prefix)
     mqtt.connect_background()
