@@ -25,7 +25,7 @@ stale=0
 export_to() {
   local file=$1; shift
   sed -n '/^#/!q;p' "$file" >"$new/requirements.txt"
-  scripts/uv export --quiet --frozen --no-emit-project --no-header "$@" >>"$new/requirements.txt"
+  scripts/uv export --quiet --frozen --no-emit-project --no-header --no-annotate "$@" >>"$new/requirements.txt"
   if cmp -s "$new/requirements.txt" "$file"; then return; fi
   if $check; then
     echo "$file does not fit uv.lock: run scripts/lock.sh" >&2

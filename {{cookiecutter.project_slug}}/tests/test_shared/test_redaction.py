@@ -14,7 +14,7 @@ from shared.redaction import REDACTED, redact, redact_text
         "Authorization: Bearer hunter2hunter2",
         "{'authorization': 'Token hunter2hunter2'}",
         "sent bearer hunter2hunter2 along",
-        "mqtts://user:hunter2hunter2@broker:8883",
+        "mqtts://user:hunter2hunter2@broker:8883",  # pragma: allowlist secret
         "https://hunter2hunter2@example.org/path",
         "GET /api?access_token=hunter2hunter2&page=2",
         "GET /api?page=2&key=hunter2hunter2",
