@@ -1,6 +1,6 @@
 """Received messages on their way from the network thread to the handlers.
 
-Each subscription has a queue and a task of its own: its messages are handled in the order of
+Each subscription has a queue and a worker of its own: its messages are handled in the order of
 arrival, one at a time, and a slow handler holds up no other. What waits is bounded: at QoS 1 by
 the broker's window of unacknowledged messages, since a message is acknowledged only after it was
 handled; at QoS 0 by number and by bytes, and what exceeds that is dropped and counted.
@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, NoReturn
 
 from pydantic import BaseModel
 from structlog.stdlib import BoundLogger
@@ -28,20 +28,22 @@ type Handler = Callable[[str, Any], Awaitable[object] | object]
 type Decoding = Literal["json", "text", "bytes"]
 
 MAX_QUEUED_BYTES = 32 * 2**20
-_DROP_REPORT_SECONDS = 10.0
+SLOW_HANDLER_SECONDS = 10.0
+_DROP_REPORT_SECONDS = 5.0
 # A burst must leave the loop time for everything else.
 _SLICE_SECONDS = 0.02
+_MAX_ID_LENGTH = 200
 
 
-@dataclass(frozen=True, slots=True)
-class Received:
+class Received(NamedTuple):
     """An immutable copy of a message, safe to hand from thread to thread."""
 
     topic: str
     payload: bytes
     qos: int
-    mid: int
     retain: bool
+    duplicate: bool
+    mid: int
     # Which connection it came by: a message id means nothing on another one.
     connection: int
 
@@ -56,7 +58,7 @@ class _Delivery:
     document: Any = None
     decoded: bool = False
 
-    def value(self, decoding: Decoding) -> Any:  # noqa: ANN401 - whatever JSON holds
+    def value(self, decoding: Decoding) -> Any:  # noqa: ANN401 - any JSON
         """The payload as the subscription wants it; raises PayloadError."""
         payload = self.message.payload
         if decoding == "bytes":
@@ -66,7 +68,7 @@ class _Delivery:
                 return payload.decode()
             if not self.decoded:
                 # An empty payload is how a retained message is cleared (section 3.3.1.3).
-                self.document = json.loads(payload) if payload else None
+                self.document = _JSON.decode(payload.decode()) if payload else None
                 self.decoded = True
         except (ValueError, RecursionError) as error:
             message = f"the payload is no {'JSON' if decoding == 'json' else 'UTF-8 text'}: {error}"
@@ -81,11 +83,13 @@ class Subscription:
     topic_filter: str
     handler: Handler
     qos: int
-    model: type[BaseModel] | None
-    decoding: Decoding
-    recent: RecentIds | None
+    model: type[BaseModel] | None = None
+    decoding: Decoding = "json"
+    recent: RecentIds | None = None
     queue: deque[_Delivery] = field(default_factory=deque)
     worker: asyncio.Task[None] | None = None
+    busy_since: float = 0.0
+    found_slow: bool = False
 
 
 class Inbox:
@@ -95,12 +99,17 @@ class Inbox:
         self,
         *,
         max_queued_messages: int,
+        schedule: Callable[[Callable[[], None]], None],
         acknowledge: Callable[[Received], None],
         bury: Callable[[Received, BaseException, str], Awaitable[bool]],
         logger: BoundLogger,
     ) -> None:
-        """`bury` publishes a dead letter and tells whether the broker has it."""
+        """`schedule` runs a function on the loop, from any thread.
+
+        `bury` publishes a dead letter and tells whether the broker has it; it never raises.
+        """
         self._max_queued_messages = max_queued_messages
+        self._schedule = schedule
         self._acknowledge = acknowledge
         self._bury = bury
         self._logger = logger
@@ -108,25 +117,22 @@ class Inbox:
         self._match = lru_cache(maxsize=1024)(self._find)
         self._arrived: deque[Received] = deque()
         self._wake_up_due = False
+        self._closed = False
         self._workers: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
         self._unfinished = 0
-        self._resumed_by = 0
+        self._unacknowledged: dict[int, _Delivery] = {}
         # Written by one thread each, read by both: their differences are what waits at QoS 0.
         self._counted_in, self._bytes_in = 0, 0
         self._counted_out, self._bytes_out = 0, 0
         self._dropped = 0
-        self._reported, self._report_due = 0, 0.0
+        self._dropped_reported = 0
+        self._drop_report: asyncio.TimerHandle | None = None
 
     @property
     def dropped(self) -> int:
         """Messages at QoS 0 that found no room."""
         return self._dropped
-
-    @property
-    def waiting(self) -> int:
-        """Messages that have arrived and are not handled yet."""
-        return self._unfinished + len(self._arrived)
 
     def filters(self) -> list[tuple[str, int]]:
         return [(item.topic_filter, item.qos) for item in self._subscriptions.values()]
@@ -143,10 +149,29 @@ class Inbox:
         self._match.cache_clear()
         return removed is not None
 
+    async def close(self, timeout_seconds: float) -> None:
+        """Handle what has arrived, then stop; what is cut off stays unacknowledged."""
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                while self._arrived or self._unfinished:
+                    self._idle.clear()
+                    await self._idle.wait()
+        except TimeoutError:
+            self._logger.warning("handlers_cut_off", messages=self._unfinished + len(self._arrived))
+        self._closed = True
+        # Without the one that a handler runs in which closes the client itself.
+        workers = self._workers - {asyncio.current_task()}
+        for worker in workers:
+            worker.cancel()
+        await asyncio.gather(*workers, return_exceptions=True)
+        if self._drop_report is not None:
+            self._drop_report.cancel()
+            self._report_drops()
+
     # Network thread
 
-    def put(self, message: Received, schedule: Callable[[Callable[[], None]], None]) -> None:
-        """Take a message in, or drop it; `schedule` runs a function on the loop."""
+    def put(self, message: Received) -> None:
+        """Take a message in, or drop it."""
         if message.qos == 0:
             size = len(message.payload)
             if (
@@ -154,56 +179,59 @@ class Inbox:
                 or self._bytes_in - self._bytes_out + size > MAX_QUEUED_BYTES
             ):
                 self._dropped += 1
-                self._report_drops()
+                if self._drop_report is None:
+                    self._schedule(self._plan_drop_report)
                 return
             self._counted_in += 1
             self._bytes_in += size
         self._arrived.append(message)
         if not self._wake_up_due:
             self._wake_up_due = True
-            schedule(self._distribute)
-
-    def _report_drops(self) -> None:
-        now = time.monotonic()
-        if now < self._report_due:
-            return
-        self._report_due = now + _DROP_REPORT_SECONDS
-        new, self._reported = self._dropped - self._reported, self._dropped
-        self._logger.warning("messages_dropped", dropped=new, dropped_in_total=self._dropped)
+            self._schedule(self._distribute)
 
     # Event loop
 
-    def forget_redelivered(self, connection: int) -> None:
-        """A session was resumed by `connection`: what older ones left unhandled comes again."""
-        self._resumed_by = connection
+    def _plan_drop_report(self) -> None:
+        if self._drop_report is None and not self._closed:
+            loop = asyncio.get_running_loop()
+            self._drop_report = loop.call_later(_DROP_REPORT_SECONDS, self._report_drops)
 
-    async def drain(self) -> None:
-        """Wait until every message that has arrived is handled."""
-        while self.waiting:
-            self._idle.clear()
-            await self._idle.wait()
-
-    async def close(self) -> None:
-        """Stop the handlers; a message whose handler was cut off stays unacknowledged."""
-        workers = list(self._workers)
-        for worker in workers:
-            worker.cancel()
-        await asyncio.gather(*workers, return_exceptions=True)
+    def _report_drops(self) -> None:
+        self._drop_report = None
+        total = self._dropped
+        self._logger.warning(
+            "messages_dropped", dropped=total - self._dropped_reported, dropped_in_total=total
+        )
+        self._dropped_reported = total
 
     def _distribute(self) -> None:
         # First, so that a message that arrives from now on causes another call.
         self._wake_up_due = False
-        while self._arrived:
+        while self._arrived and not self._closed:
             message = self._arrived.popleft()
-            found = self._match(message.topic)
-            if not found:
-                self._finish(_Delivery(message, 0))
+            if message.duplicate and self._waits_already(message):
                 continue
-            self._unfinished += 1
+            found = self._match(message.topic)
             delivery = _Delivery(message, len(found))
+            self._unfinished += 1
+            if message.qos:
+                self._unacknowledged[message.mid] = delivery
             for subscription in found:
                 self._enqueue(subscription, delivery)
-        self._settle()
+            if not found:
+                self._finish(delivery)
+
+    def _waits_already(self, message: Received) -> bool:
+        """Whether this is a message of a broken connection that we still have, sent again.
+
+        It is handled once, and acknowledged on the new connection. Had we dropped ours and
+        trusted in the repetition, a broker that lost its disk would cost us the message.
+        """
+        delivery = self._unacknowledged.get(message.mid)
+        if delivery is None or delivery.message[:2] != message[:2]:
+            return False
+        delivery.message = message
+        return True
 
     def _enqueue(self, subscription: Subscription, delivery: _Delivery) -> None:
         subscription.queue.append(delivery)
@@ -212,6 +240,13 @@ class Inbox:
             subscription.worker = asyncio.create_task(self._work(subscription), name=name)
             self._workers.add(subscription.worker)
             subscription.worker.add_done_callback(self._workers.discard)
+        elif not subscription.found_slow and subscription.busy_since:
+            busy_seconds = time.monotonic() - subscription.busy_since
+            if busy_seconds > SLOW_HANDLER_SECONDS:
+                subscription.found_slow = True
+                self._logger.warning(
+                    "handler_slow", topic=subscription.topic_filter, seconds=round(busy_seconds)
+                )
 
     def _find(self, topic: str) -> tuple[Subscription, ...]:
         exact = self._subscriptions.get(topic)
@@ -224,53 +259,56 @@ class Inbox:
 
     async def _work(self, subscription: Subscription) -> None:
         """Handle what is queued, then end; the next message starts a new worker."""
-        slice_ends = time.monotonic() + _SLICE_SECONDS
+        now = time.monotonic()
+        slice_ends = now + _SLICE_SECONDS
         try:
             while subscription.queue:
                 delivery = subscription.queue.popleft()
-                if not self._comes_again(delivery.message):
-                    delivery.succeeded &= await self._handle(subscription, delivery)
+                subscription.busy_since, subscription.found_slow = now, False
+                delivery.succeeded &= await self._handle(subscription, delivery)
                 delivery.remaining -= 1
                 if not delivery.remaining:
-                    self._unfinished -= 1
                     self._finish(delivery)
-                if time.monotonic() > slice_ends:
+                now = time.monotonic()
+                if now > slice_ends:
                     await asyncio.sleep(0)
-                    slice_ends = time.monotonic() + _SLICE_SECONDS
+                    slice_ends = now + _SLICE_SECONDS
         finally:
             subscription.worker = None
-            self._settle()
-
-    def _comes_again(self, message: Received) -> bool:
-        return message.qos > 0 and message.connection < self._resumed_by
+            subscription.busy_since = 0.0
 
     def _finish(self, delivery: _Delivery) -> None:
         message = delivery.message
         if message.qos == 0:
             self._counted_out += 1
             self._bytes_out += len(message.payload)
-        elif delivery.succeeded and not self._comes_again(message):
-            self._acknowledge(message)
-
-    def _settle(self) -> None:
-        if not self.waiting:
+        else:
+            if self._unacknowledged.get(message.mid) is delivery:
+                del self._unacknowledged[message.mid]
+            if delivery.succeeded:
+                self._acknowledge(message)
+        self._unfinished -= 1
+        if not self._unfinished:
             self._idle.set()
 
     async def _handle(self, subscription: Subscription, delivery: _Delivery) -> bool:
         """Call the handler; True when the message is done with, also as a dead letter."""
         message = delivery.message
-        trace_id = new_trace_id()
+        trace_id = ""
         try:
             value = delivery.value(subscription.decoding)
-            message_id = None
             if isinstance(value, Mapping):
-                trace_id = _text(value.get("trace_id")) or trace_id
-                message_id = _text(value.get("request_id")) or _text(value.get("trace_id"))
-            if subscription.recent and message_id and subscription.recent.seen(message_id):
-                self._logger.debug("message_repeated", topic=message.topic, message_id=message_id)
-                return True
+                trace_id = _id(value.get("trace_id"))
+                if subscription.recent is not None:
+                    message_id = _id(value.get("request_id")) or trace_id
+                    if message_id and subscription.recent.seen(message_id):
+                        self._logger.debug(
+                            "message_repeated", topic=message.topic, message_id=message_id
+                        )
+                        return True
             if subscription.model is not None:
                 value = subscription.model.model_validate(value)
+            trace_id = trace_id or new_trace_id()
             with bind_trace_id(trace_id):
                 result = subscription.handler(message.topic, value)
                 if inspect.isawaitable(result):
@@ -279,11 +317,22 @@ class Inbox:
             # Ours when the client closes; else the handler was cancelled from within.
             if (task := asyncio.current_task()) is not None and task.cancelling():
                 raise
-            return await self._bury(message, error, trace_id)
+            return await self._bury(message, error, trace_id or new_trace_id())
         except Exception as error:  # noqa: BLE001 - reported as a dead letter, with its traceback
-            return await self._bury(message, error, trace_id)
+            return await self._bury(message, error, trace_id or new_trace_id())
         return True
 
 
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) and value else None
+def _id(value: object) -> str:
+    """A sender's id if it is fit to be kept and logged, else nothing."""
+    is_fit = isinstance(value, str) and len(value) <= _MAX_ID_LENGTH and value.isprintable()
+    return value if isinstance(value, str) and is_fit else ""
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    message = f"{name} is no JSON"
+    raise ValueError(message)
+
+
+# Without NaN and Infinity, which Python reads and JSON does not know.
+_JSON = json.JSONDecoder(parse_constant=_refuse_constant)

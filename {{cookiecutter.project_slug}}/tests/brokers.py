@@ -81,18 +81,17 @@ class Mosquitto:
             f"{'' if 'allow_anonymous' in options else 'allow_anonymous true'}\n"
             "set_tcp_nodelay true\n"
             "max_queued_messages 0\n"
+            # Else it would, started as root, become a user that cannot write to the test's folder.
+            "user root\n"
             f"persistence_location {folder}/\n"
             f"{persistence if persistent else ''}{options}\n"
         )
 
     def start(self) -> None:
         log = (self._folder / "mosquitto.log").open("ab")
-        # Started as root it would drop to a user that cannot read the test's folder.
-        user = ["-c", str(self._folder / "mosquitto.conf")]
+        command = [self._program, "-c", str(self._folder / "mosquitto.conf")]
         with log:
-            self._process = subprocess.Popen(  # noqa: S603
-                [self._program, *user], stdout=log, stderr=log, cwd=self._folder
-            )
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self._folder)  # noqa: S603
         wait_until_listening(self.port)
 
     def stop(self) -> None:
