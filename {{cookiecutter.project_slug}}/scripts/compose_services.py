@@ -12,7 +12,6 @@ minus) the service and its volume, nothing is written, and what to do by hand is
 from __future__ import annotations
 
 import argparse
-import copy
 import os
 import re
 import sys
@@ -29,7 +28,13 @@ class CannotEditError(Exception):
     """The file is such that an edit cannot be proved right; it was left as it is."""
 
 
-class _Loader(yaml.SafeLoader):
+try:
+    from yaml import CSafeLoader as _SafeLoader
+except ImportError:  # PyYAML was built without libyaml: the same, slower
+    from yaml import SafeLoader as _SafeLoader  # type: ignore[assignment]
+
+
+class _Loader(_SafeLoader):
     """Loads Compose's own tags (`!reset`, `!override`) as plain data."""
 
 
@@ -46,65 +51,71 @@ _Loader.add_multi_constructor("!", _any_tag)
 
 def load(text: str) -> dict[str, Any]:
     """The model of a Compose file; raises CannotEditError."""
-    try:
-        model = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader with two more tags
-    except yaml.YAMLError as error:
-        message = f"it is no valid YAML: {error}"
-        raise CannotEditError(message) from error
-    if not isinstance(model, dict):
-        message = "it holds no mapping"
-        raise CannotEditError(message)
-    return model
-
-
-def names(text: str, section: str) -> set[str]:
-    """The keys of a top-level section."""
-    return {str(key) for key in load(text).get(section) or {}}
+    return _File(text).model
 
 
 def add(text: str, name: str, block: str, volume: str | None = None) -> str:
     """The text with the service at the end of `services` and its volume at the end of `volumes`."""
-    before = load(text)
-    if name in (before.get("services") or {}):
+    file = _File(text)
+    services, volumes = _mapping(file.model, "services"), _mapping(file.model, "volumes")
+    if name in services:
         message = f"a service {name} is there already"
         raise CannotEditError(message)
-    if volume is not None and volume in (before.get("volumes") or {}):
+    expected = {**file.model, "services": {**services, name: file.meaning(name, block)}}
+    file.append_block("services", block)
+    if volume is not None and volume in volumes:
         message = f"a volume {volume} is there already"
         raise CannotEditError(message)
-    file = _File(text)
-    file.append("services", block, blank_line=True)
     if volume is not None:
-        file.append("volumes", f"{' ' * _INDENT}{volume}:\n", blank_line=False)
-    result = file.text()
-    expected = copy.deepcopy(before)
-    expected["services"] = {**(before.get("services") or {}), name: _meaning(text, name, block)}
-    if volume is not None:
-        expected["volumes"] = {**(before.get("volumes") or {}), volume: None}
-    _prove(result, expected)
-    return result
+        expected["volumes"] = {**volumes, volume: file.append_key("volumes", volume)}
+    return file.edited(expected)
 
 
 def remove(text: str, name: str, volume: str | None = None) -> str:
     """The text without the service, and without its volume unless another service uses it."""
-    before = load(text)
-    expected = copy.deepcopy(before)
     file = _File(text)
-    services = before.get("services") or {}
+    expected = dict(file.model)
+    services, volumes = _mapping(file.model, "services"), _mapping(file.model, "volumes")
+    others = {key: value for key, value in services.items() if key != name}
     if name in services:
-        file.delete("services", name, blank_line=True)
-        del expected["services"][name]
-        expected["services"] = expected["services"] or None
-    others = [value for key, value in services.items() if key != name]
-    if volume in (before.get("volumes") or {}) and not _mentions(others, str(volume)):
-        is_section_ours = file.delete("volumes", str(volume), blank_line=False)
-        del expected["volumes"][volume]
-        if is_section_ours:
-            del expected["volumes"]
+        for other, definition in others.items():
+            if _depends(definition, name):
+                message = f"the service {other} needs {name}: change {other} first"
+                raise CannotEditError(message)
+        expected["services"] = others
+        file.delete("services", name)
+    if volume in volumes and not _mentions(list(others.values()), str(volume)):
+        left = {key: value for key, value in volumes.items() if key != volume}
+        if file.delete("volumes", str(volume)):
+            expected["volumes"] = left
         else:
-            expected["volumes"] = expected["volumes"] or None
-    result = file.text()
-    _prove(result, expected)
-    return result
+            del expected["volumes"]
+    return file.edited(expected)
+
+
+def _mapping(model: dict[str, Any], section: str) -> dict[str, Any]:
+    value = model.get(section)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        message = f"its section {section} is no mapping"
+        raise CannotEditError(message)
+    return value
+
+
+def _depends(definition: object, name: str) -> bool:
+    """Whether Compose would miss the service `name` in this definition of another one."""
+    if not isinstance(definition, dict):
+        return False
+    listed = [definition.get(key) or [] for key in ("depends_on", "links", "volumes_from")]
+    modes = [definition.get(key) for key in ("network_mode", "ipc", "pid")]
+    base = definition.get("extends")
+    extended = {"service": base} if isinstance(base, str) else base or {}
+    return (
+        any(str(item).split(":")[0] == name for items in listed for item in items)
+        or f"service:{name}" in modes
+        or (extended.get("service") == name and "file" not in extended)
+    )
 
 
 def _mentions(value: object, volume: str) -> bool:
@@ -115,100 +126,206 @@ def _mentions(value: object, volume: str) -> bool:
     return isinstance(value, str) and (value == volume or value.startswith(f"{volume}:"))
 
 
-def _meaning(text: str, name: str, block: str) -> object:
-    """What the block means with the anchors of the file."""
-    own = "".join(f"  {line}" if line.strip() else line for line in block.splitlines(keepends=True))
-    probe = f"{text.rstrip()}\n\nx-probe:\n  services:\n{own}"
-    services = load(probe.replace("\r\n", "\n"))["x-probe"]["services"]
-    if set(services) != {name}:
-        message = f"the block holds {', '.join(map(str, services))} and not just {name}"
-        raise CannotEditError(message)
-    return services[name]
-
-
-def _prove(result: str, expected: dict[str, Any]) -> None:
-    after = load(result)
-    if after != expected:
-        message = "the edited file would not mean what it should"
-        raise CannotEditError(message)
-
-
 class _File:
-    """The lines of a Compose file, and where its sections are."""
+    """The lines of a Compose file, its model, and the edits that are to be made."""
 
     def __init__(self, text: str) -> None:
         self._newline = "\r\n" if "\r\n" in text else "\n"
-        self._ends_with_newline = not text or text.endswith("\n")
-        self._lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
-        if self._newline == "\r\n" and text.count("\r\n") != text.count("\n"):
+        plain = text.replace("\r\n", "\n")
+        if self._newline == "\r\n" and text.count("\n") != text.count("\r\n"):
             message = "it mixes two kinds of line ends"
             raise CannotEditError(message)
+        if re.search("[\r\x85\u2028\u2029]", plain):
+            message = "it holds a line end that is neither \\n nor \\r\\n"
+            raise CannotEditError(message)
+        # The last item is what follows the last line end: mostly nothing.
+        self._lines = plain.split("\n")
+        self._edits: list[tuple[int, int, list[str]]] = []
+        self._sections: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+        self.model: dict[str, Any] = self._parse(plain)
 
-    def text(self) -> str:
-        end = "\n" if self._ends_with_newline else ""
-        return ("\n".join(self._lines) + end).replace("\n", self._newline)
+    def _parse(self, text: str) -> dict[str, Any]:
+        loader = _Loader(text)
+        try:
+            root = loader.get_single_node()
+            if root is None:
+                return {}
+            if not isinstance(root, yaml.MappingNode) or root.flow_style:
+                message = "its outermost level is no mapping in block style"
+                raise CannotEditError(message)
+            # Before the construction, which puts the merged keys into the nodes.
+            for key, value in root.value:
+                if key.value in self._sections:
+                    message = f"it has two sections {key.value}"
+                    raise CannotEditError(message)
+                self._sections[key.value] = (key, _copy(value))
+            model: dict[str, Any] = loader.construct_document(root)
+        except yaml.YAMLError as error:
+            message = f"it is no valid YAML: {error}"
+            raise CannotEditError(message) from error
+        finally:
+            loader.dispose()
+        return model
 
-    def append(self, section: str, block: str, *, blank_line: bool) -> None:
+    def meaning(self, name: str, block: str) -> object:
+        """What the block means with the anchors of this file's `x-` sections."""
+        starts = sorted(key.start_mark.line for key, _ in self._sections.values())
+        lines = []
+        for section, (key, _) in self._sections.items():
+            if section.startswith("x-"):
+                start = key.start_mark.line
+                end = next((line for line in starts if line > start), len(self._lines))
+                lines += self._lines[start:end]
+        try:
+            model = yaml.load("\n".join([*lines, "services:", block]), Loader=_Loader)  # noqa: S506
+        except yaml.YAMLError as error:
+            problem = getattr(error, "problem", None) or error
+            message = f"the block of {name} does not fit its `x-` sections: {problem}"
+            raise CannotEditError(message) from error
+        if set(model["services"]) != {name}:
+            message = f"the block does not hold {name} alone"
+            raise CannotEditError(message)
+        return model["services"][name]
+
+    def append_block(self, section: str, block: str) -> None:
         """Put a block at the end of a section, which is made when it is missing."""
+        lines = block.rstrip("\n").split("\n")
         found = self._find(section)
         if found is None:
-            self._lines += ["", f"{section}:", *block.splitlines()]
+            self._insert(self._end, ["", f"{section}:", *lines])
             return
         key, value = found
         if _is_empty(value):
-            at, indent = key.start_mark.line + 1, _INDENT
-            self._require_bare(key)
-            blank_line = False
+            self._clear(key)
+            self._insert(key.start_mark.line + 1, lines)
+        elif isinstance(value, yaml.MappingNode) and not value.flow_style:
+            indented = [_reindent(line, _column(value)) for line in lines]
+            blank = [""] if self._has_blank_lines(value) else []
+            self._insert(self._end_of(value, deeper_than=0), [*blank, *indented])
         else:
-            indent = value.start_mark.column
-            at = self._end_of(value, deeper_than=0)
-        lines = [_reindent(line, indent) for line in block.splitlines()]
-        self._lines[at:at] = ["", *lines] if blank_line else lines
+            message = f"its section {section} is not in block style"
+            raise CannotEditError(message)
 
-    def delete(self, section: str, name: str, *, blank_line: bool) -> bool:
-        """Take an entry out; True when the section, the last of the file, went with it."""
+    def append_key(self, section: str, name: str) -> dict[str, Any] | None:
+        """Put a key without a value at the end of a section; returns the value it has there."""
         found = self._find(section)
+        if found is not None and isinstance(found[1], yaml.MappingNode) and found[1].flow_style:
+            _, value = found
+            line, column = self._flow_end(section, value)
+            comma = ", " if value.value else ""
+            text = self._lines[line]
+            self._replace(line, f"{text[:column]}{comma}{name}: {{}}{text[column:]}")
+            return {}
+        lines = [f"{' ' * _INDENT}{name}:"]
         if found is None:
-            message = f"there is no section {section}"
-            raise CannotEditError(message)
-        section_key, mapping = found
-        (key, value) = next((k, v) for k, v in mapping.value if k.value == name)
-        start = key.start_mark.line
-        end = self._end_of(value, deeper_than=key.start_mark.column, at_least=start + 1)
-        alone = len(mapping.value) == 1
-        if blank_line and not alone and self._lines[start - 1].strip() == "":
-            start -= 1
-        del self._lines[start:end]
-        header = section_key.start_mark.line
-        is_last = header == len(self._lines) - 1 and self._lines[header - 1 : header] == [""]
-        if alone and section == "volumes" and is_last:
-            del self._lines[header - 1 :]
-            return True
-        return False
-
-    def _find(self, section: str) -> tuple[yaml.Node, Any] | None:
-        root = yaml.compose("\n".join(self._lines), Loader=_Loader)
-        if not isinstance(root, yaml.MappingNode) or root.flow_style:
-            message = "its outermost mapping is not in block style"
-            raise CannotEditError(message)
-        for key, value in root.value:
-            if key.value == section:
-                if not _is_empty(value) and (
-                    not isinstance(value, yaml.MappingNode) or value.flow_style
-                ):
-                    message = f"its section {section} is not in block style"
-                    raise CannotEditError(message)
-                if key.start_mark.line == value.start_mark.line and not _is_empty(value):
-                    message = f"its section {section} begins on the line of its key"
-                    raise CannotEditError(message)
-                return key, value
+            self._insert(self._end, ["", f"{section}:", *lines])
+        elif _is_empty(found[1]):
+            self._clear(found[0])
+            self._insert(found[0].start_mark.line + 1, lines)
+        else:
+            value = found[1]
+            lines = [f"{' ' * _column(value)}{name}:"]
+            self._insert(self._end_of(value, deeper_than=0), lines)
         return None
 
-    def _require_bare(self, key: yaml.Node) -> None:
-        line = self._lines[key.start_mark.line]
-        if not re.fullmatch(rf"{re.escape(str(key.value))}:\s*(#.*)?", line):
-            message = f"its section {key.value} is empty in another way than `{key.value}:`"
+    def delete(self, section: str, name: str) -> bool:
+        """Take an entry out; False when the whole section, now empty, went with it."""
+        found = self._find(section)
+        entries = found[1].value if found is not None else []
+        entry = next(((k, v) for k, v in entries if k.value == name), None)
+        if found is None or entry is None:
+            message = f"{name} is not written in its section {section}"
             raise CannotEditError(message)
+        section_key, mapping = found
+        if mapping.flow_style:
+            self._delete_flow(section, mapping, entries.index(entry))
+            return True
+        key, value = entry
+        start = key.start_mark.line
+        end = self._end_of(value, deeper_than=key.start_mark.column, at_least=start + 1)
+        if len(entries) > 1:
+            if not self._lines[start - 1].strip() and section == "services":
+                start -= 1
+            self._edits.append((start, end - start, []))
+            return True
+        header = section_key.start_mark.line
+        if section == "volumes" and end == self._end and not self._lines[header - 1].strip():
+            self._edits.append((header - 1, end - header + 1, []))
+            return False
+        self._replace(header, re.sub(rf"^{section}:", f"{section}: {{}}", self._lines[header]))
+        self._edits.append((start, end - start, []))
+        return True
+
+    def edited(self, expected: dict[str, Any]) -> str:
+        """The text after all edits; raises CannotEditError unless it means what is expected."""
+        lines = list(self._lines)
+        # From the end, so that the numbers of the lines above hold.
+        self._edits.sort(key=lambda edit: edit[0])
+        for line, count, new in reversed(self._edits):
+            lines[line : line + count] = new
+        text = "\n".join(lines).replace("\n", self._newline)
+        if load(text) != expected:
+            message = "the edited file would not mean what it should"
+            raise CannotEditError(message)
+        return text
+
+    @property
+    def _end(self) -> int:
+        """Where a line goes that is to be the last."""
+        return len(self._lines) - (self._lines[-1] == "")
+
+    def _insert(self, line: int, lines: list[str]) -> None:
+        self._edits.append((line, 0, lines))
+
+    def _replace(self, line: int, text: str) -> None:
+        self._edits.append((line, 1, [text]))
+
+    def _find(self, section: str) -> tuple[yaml.Node, Any] | None:
+        found = self._sections.get(section)
+        if found is None:
+            return None
+        key, value = found
+        if value.start_mark.index < key.start_mark.index:
+            message = f"its section {section} is an alias"
+            raise CannotEditError(message)
+        return found
+
+    def _clear(self, key: yaml.Node) -> None:
+        """Take the `{}` of an empty section away."""
+        line = self._lines[key.start_mark.line]
+        bare = re.fullmatch(rf"({re.escape(str(key.value))}:)(?:\s*\{{\s*\}})?(\s+#.*|\s*)", line)
+        if bare is None:
+            message = f"its section {key.value} is empty in an unusual way"
+            raise CannotEditError(message)
+        if bare.expand(r"\1\2") != line:
+            self._replace(key.start_mark.line, bare.expand(r"\1\2"))
+
+    def _flow_end(self, section: str, value: yaml.Node) -> tuple[int, int]:
+        """Line and column of the closing brace; its mapping has to stand on one line."""
+        if value.start_mark.line != value.end_mark.line:
+            message = f"its section {section} is in flow style, over several lines"
+            raise CannotEditError(message)
+        return value.end_mark.line, value.end_mark.column - 1
+
+    def _delete_flow(self, section: str, mapping: Any, index: int) -> None:  # noqa: ANN401
+        line, _ = self._flow_end(section, mapping)
+        text = self._lines[line]
+        entries = mapping.value
+        key, value = entries[index]
+        start, end = key.start_mark.column, value.end_mark.column
+        if index:
+            start = entries[index - 1][1].end_mark.column
+        elif len(entries) > 1:
+            end = entries[index + 1][0].start_mark.column
+        self._replace(line, text[:start] + text[end:])
+
+    def _has_blank_lines(self, mapping: Any) -> bool:  # noqa: ANN401 - a yaml.MappingNode
+        """Whether a blank line sets the last entry of a section apart, as far as one can see."""
+        first_line = mapping.value[-1][0].start_mark.line
+        above = first_line - 1
+        while self._lines[above].lstrip().startswith("#"):
+            above -= 1
+        return len(mapping.value) == 1 or not self._lines[above].strip()
 
     def _end_of(self, node: yaml.Node, *, deeper_than: int, at_least: int = 0) -> int:
         """The line after a node, with the comments after it that are indented deeper."""
@@ -224,36 +341,49 @@ class _File:
         return end
 
 
+def _copy(node: Any) -> Any:  # noqa: ANN401 - a yaml.Node of any kind
+    """A section with a list of its own, which the construction does not change."""
+    if not isinstance(node, yaml.MappingNode):
+        return node
+    return yaml.MappingNode(
+        node.tag, list(node.value), node.start_mark, node.end_mark, node.flow_style
+    )
+
+
+def _column(mapping: Any) -> int:  # noqa: ANN401 - a yaml.MappingNode
+    """How far the entries of a mapping are indented."""
+    column: int = mapping.value[0][0].start_mark.column
+    return column
+
+
 def _is_empty(node: yaml.Node) -> bool:
+    if isinstance(node, yaml.MappingNode):
+        return not node.value
     return isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null"
 
 
 def _last_line(node: yaml.Node) -> int:
     """The last line of a node's content; a collection's own end mark lies behind it."""
-    if isinstance(node, yaml.MappingNode) and not node.flow_style and node.value:
-        parts = [part for pair in node.value for part in pair if _is_at(part, node)]
-        return max(_last_line(part) for part in parts)
-    if isinstance(node, yaml.SequenceNode) and not node.flow_style and node.value:
-        parts = [part for part in node.value if _is_at(part, node)]
-        return max((_last_line(part) for part in parts), default=int(node.start_mark.line))
+    if isinstance(node, (yaml.MappingNode, yaml.SequenceNode)) and not node.flow_style:
+        pairs = isinstance(node, yaml.MappingNode)
+        parts = [part for item in node.value for part in (item if pairs else [item])]
+        # An alias stands for a node that is written elsewhere, before this one.
+        own = [part for part in parts if part.start_mark.index >= node.start_mark.index]
+        return max((_last_line(part) for part in own), default=int(node.start_mark.line))
     if isinstance(node, yaml.ScalarNode) and node.style in ("|", ">"):
-        return int(node.end_mark.line) - 1
+        return int(node.end_mark.line) - (node.end_mark.column == 0)
     return int(node.end_mark.line)
-
-
-def _is_at(part: yaml.Node, parent: yaml.Node) -> bool:
-    """An alias stands for a node that is written elsewhere, before its parent."""
-    return bool(part.start_mark.index >= parent.start_mark.index)
 
 
 def _reindent(line: str, indent: int) -> str:
     stripped = line.lstrip(" ")
     depth, rest = divmod(len(line) - len(stripped), _INDENT)
-    return " " * (depth * indent + rest) + stripped if stripped else ""
+    return " " * (depth * indent + rest) + stripped
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write a file in one step, with the mode it had."""
+    """Write a file in one step, with the mode it had; a symbolic link stays one."""
+    path = path.resolve()
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     temporary = Path(name)
     try:
@@ -287,6 +417,7 @@ def main(arguments: list[str] | None = None) -> int:
             result = add(text, options.name, block, options.volume)
         else:
             result = remove(text, options.name, options.volume)
+        replace_file(options.file, result.encode())
     except (CannotEditError, OSError, UnicodeDecodeError) as error:
         sys.stderr.write(f"{options.file} was left as it is: {error}\n")
         if block:
@@ -294,7 +425,6 @@ def main(arguments: list[str] | None = None) -> int:
             if options.volume:
                 sys.stderr.write(f"\nand this below `volumes:`:\n\n  {options.volume}:\n")
         return 1
-    replace_file(options.file, result.encode())
     return 0
 
 
