@@ -93,8 +93,12 @@ class Settings(BaseSettings):
     mqtt_port: int = Field(
         default=1883, ge=1, le=65535, description="Port of the broker, with TLS mostly 8883"
     )
-    mqtt_username: str = Field(default="", description="User name; empty connects without one")
-    mqtt_password: SecretStr = Field(default=SecretStr(""), description="Password of that user")
+    mqtt_username: str = Field(
+        default="services", description="User name, sent when there is a password"
+    )
+    mqtt_password: SecretStr = Field(
+        default=SecretStr(""), description="Password; empty connects without user name"
+    )
     mqtt_tls: bool = Field(default=False, description="true encrypts the connection to the broker")
     mqtt_tls_ca_file: FilePath | None = Field(
         default=None,

@@ -7,14 +7,13 @@ run=/run/mosquitto
 mkdir -p "$run/conf.d"
 
 if [ -n "${MQTT_PASSWORD:-}" ]; then
-  user=${MQTT_USERNAME:-services}
   # printf is part of the shell, and the tool reads a file: no password in a process list.
-  printf '%s:%s\n' "$user" "$MQTT_PASSWORD" >"$run/passwords"
+  printf '%s:%s\n' "$MQTT_USERNAME" "$MQTT_PASSWORD" >"$run/passwords"
   mosquitto_passwd -U "$run/passwords"
   printf 'allow_anonymous false\npassword_file %s/passwords\n' "$run" >"$run/conf.d/access.conf"
   # For healthcheck.sh: the clients read their options from here.
   mkdir -p "$run/.config"
-  printf -- '--username %s\n--pw %s\n' "$user" "$MQTT_PASSWORD" >"$run/.config/mosquitto_sub"
+  printf -- '--username %s\n--pw %s\n' "$MQTT_USERNAME" "$MQTT_PASSWORD" >"$run/.config/mosquitto_sub"
 else
   printf 'allow_anonymous true\n' >"$run/conf.d/access.conf"
 fi
