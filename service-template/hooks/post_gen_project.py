@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,14 +10,21 @@ from pathlib import Path
 def main() -> int:
     """Run the repository's own script; it changes all files or none."""
     folder = Path.cwd()
-    repository = folder.parent.parent
-    command = [sys.executable, "scripts/wire_service.py", "add", folder.name]
+    sys.dont_write_bytecode = True
+    sys.path.insert(0, str(folder.parent.parent / "scripts"))
     try:
-        return subprocess.run(command, cwd=repository, check=False).returncode
-    except KeyboardInterrupt:
-        # cookiecutter takes its folder away after a failed hook, not after an interrupted one.
+        from wire_service import main as wire
+
+        code: int = wire(["add", folder.name])
+    except BaseException:
+        # An interrupt ends cookiecutter as well, which then leaves its folder behind.
         shutil.rmtree(folder, ignore_errors=True)
-        return 130
+        raise
+    if code != 0:
+        # cookiecutter takes the folder itself away, if it has made it.
+        for path in folder.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return code
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import sys
@@ -15,8 +16,11 @@ NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 WINDOWS_DEVICES = {"con", "prn", "aux", "nul"} | {
     f"{p}{n}" for p in ("com", "lpt") for n in range(1, 10)
 }
-# Folders, compose keys and topic levels of the repository.
-RESERVED = WINDOWS_DEVICES | {"base", "coordinator", "errors", "influxdb", "mqtt", "shared"}
+# What YAML takes for a truth value or for nothing.
+YAML_WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
+# Folders, compose keys and topic levels of the repository, and the name of a class.
+REPOSITORY_WORDS = {"base", "base-service", "coordinator", "errors", "influxdb", "mqtt", "shared"}
+RESERVED = WINDOWS_DEVICES | YAML_WORDS | REPOSITORY_WORDS
 MAX_NAME, MAX_TEXT = 40, 200
 
 
@@ -57,11 +61,30 @@ def find_problems(answers: dict[str, str]) -> list[tuple[str, str, str]]:
 
 def taken(repository: Path, slug: str) -> str | None:
     """What in the repository has the name already, or None."""
+    sys.dont_write_bytecode = True
     sys.path.insert(0, str(repository / "scripts"))
     from wire_service import what_is_taken
 
     found: str | None = what_is_taken(repository, slug)
     return found
+
+
+def corrected_command(answers: dict[str, str], examples: dict[str, str]) -> str:
+    """The command that adds the service, with the examples in place of the bad answers."""
+    asked = ("service_name", "service_slug", "description", "service_type")
+    values = {name: examples.get(name, answers[name]) for name in asked}
+    if os.environ.get("NEW_SERVICE_VIA") == "script":
+        words = [values["service_slug"], "--type", values["service_type"]]
+        return shlex.join(["scripts/new-service.sh", *words, "--description", values["description"]])
+    template = str(answers.get("_template") or "templates/service")
+    words = [f"{name}={value}" for name, value in values.items()]
+    return shlex.join(["cookiecutter", template, "-o", "services", "--no-input", *words])
+
+
+def refuse(*lines: str) -> int:
+    """Say why, on stderr; returns the exit code."""
+    print(*lines, sep="\n", file=sys.stderr)
+    return 1
 
 
 def main() -> int:
@@ -70,37 +93,25 @@ def main() -> int:
     folder = Path.cwd()
     repository = folder.parent.parent
     slug = ANSWERS["service_slug"]
-    problems = find_problems(ANSWERS)
-    if problems:
-        print("These answers cannot be used:", file=sys.stderr)
-        for name, rule, example in problems:
-            got = ANSWERS[name]
-            print(f"  - {name}: {rule} (got {got!r}; for example {example!r})", file=sys.stderr)
-        answers = {
-            name: ANSWERS[name]
-            for name in ("service_name", "service_slug", "description", "service_type")
-        }
-        answers |= {name: example for name, _, example in problems}
-        words = " ".join(shlex.quote(f"{name}={value}") for name, value in answers.items())
-        template = shlex.quote(str(ANSWERS.get("_template") or "templates/service"))
-        print(
-            "\nNothing was written. With the examples filled in, the command is:\n", file=sys.stderr
+    if problems := find_problems(ANSWERS):
+        return refuse(
+            "These answers cannot be used:",
+            *(
+                f"  - {name}: {rule} (got {ANSWERS[name]!r}; for example {example!r})"
+                for name, rule, example in problems
+            ),
+            "\nNothing was written. With the examples filled in, the command is:\n",
+            f"  {corrected_command(ANSWERS, {name: example for name, _, example in problems})}\n",
         )
-        print(f"  cookiecutter {template} -o services --no-input {words}\n", file=sys.stderr)
-        return 1
     if folder.parent.name != "services" or not (repository / "scripts/wire_service.py").is_file():
-        print(
+        return refuse(
             "A service can be added only to a repository made from this template: run this in its"
-            " root, with --output-dir services.",
-            file=sys.stderr,
+            " root, with --output-dir services."
         )
-        return 1
     if any(folder.iterdir()):
-        print(f"services/{slug} exists already. Nothing was changed.", file=sys.stderr)
-        return 1
+        return refuse(f"services/{slug} exists already. Nothing was changed.")
     if reason := taken(repository, slug):
-        print(f"The name {slug} is taken: {reason}. Nothing was changed.", file=sys.stderr)
-        return 1
+        return refuse(f"The name {slug} is taken: {reason}. Nothing was changed.")
     return 0
 
 

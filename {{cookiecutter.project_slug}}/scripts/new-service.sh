@@ -33,7 +33,17 @@ cookiecutter=("$root/scripts/uv" run --quiet --frozen --project "$root" cookiecu
 if ! uv --version >/dev/null 2>&1 && command -v cookiecutter >/dev/null; then cookiecutter=(cookiecutter); fi
 
 scratch=$(mktemp -d)
-trap 'rm -rf "$scratch"' EXIT
+is_new=false
+# shellcheck disable=SC2317,SC2329  # called by the trap
+clean_up() {
+  local code=$?
+  rm -rf "$scratch"
+  # Rendered, and interrupted before it was wired: cookiecutter leaves that where it is.
+  if [ "$code" != 0 ] && $is_new && [ ! -e "$root/tests/test_${name//-/_}.py" ]; then rm -rf "$root/services/${name:?}"; fi
+}
+trap clean_up EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
 # Its own configuration, so that the user's defaults for cookiecutter do not get in.
 printf '{"replay_dir": "%s", "cookiecutters_dir": "%s"}\n' "$scratch" "$scratch" >"$scratch/config.yaml"
 
@@ -42,14 +52,22 @@ if $dry_run; then
   # A copy of what can change is enough to see what would.
   target=$scratch/repository
   mkdir -p "$target/services"
-  (cd "$root" && tar -cf - docker-compose*.yml .env.example .vscode docs/topics.md scripts tests) | tar -xf - -C "$target"
+  (
+    cd "$root"
+    files=(scripts)
+    for file in docker-compose*.yml .env.example .vscode/launch.json docs/topics.md tests; do
+      if [ -e "$file" ]; then files+=("$file"); fi
+    done
+    tar -cf - "${files[@]}"
+  ) | tar -xf - -C "$target"
   [ ! -e "$root/services/$name" ] || mkdir "$target/services/$name"
   cp -R "$target" "$scratch/before"
 fi
 
+if [[ $name =~ ^[a-z][a-z0-9-]*$ ]] && [ ! -e "$target/services/$name" ]; then is_new=true; fi
 arguments=("service_name=$name" "service_slug=$name" "service_type=$type")
 [ -z "$description" ] || arguments+=("description=$description")
-(cd "$target" && "${cookiecutter[@]}" "$root/templates/service" --no-input --output-dir services \
+(cd "$target" && NEW_SERVICE_VIA=script "${cookiecutter[@]}" "$root/templates/service" --no-input --output-dir services \
   --config-file "$scratch/config.yaml" "${arguments[@]}") >"$scratch/log" 2>&1 || {
   # What our own hooks say; cookiecutter's traceback tells nothing more.
   sed -e '/^Traceback/,/^[A-Za-z.]*Exception/d' -e '/^ERROR: Stopping generation/d' -e '/^Hook script failed/d' "$scratch/log" >&2

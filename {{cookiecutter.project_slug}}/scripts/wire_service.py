@@ -1,23 +1,26 @@
 #!/usr/bin/env python3
-"""Wires a service into the repository, or out of it: all files or none.
+"""Wires a service into the repository, or takes it out: all files or none.
 
-    scripts/wire_service.py add NAME
-    scripts/wire_service.py remove NAME [--dry-run]
+    scripts/wire_service.py add NAME [--dry-run]
+    scripts/wire_service.py remove NAME [--keep-code] [--dry-run]
 
 `add` takes what the service template has put into services/NAME/wiring/ and enters it in the
 Compose file and its overrides, in .env.example, in VS Code's launch.json, in docs/topics.md and in
-tests/. `remove` takes exactly that out again, and leaves the code alone. Both may be repeated.
+tests/. What is there already stays as it is, so it may be repeated. `remove` takes exactly that out
+again, and deletes the code. With --keep-code the code stays with its test, settings and topics.
 """
 
 from __future__ import annotations
 
 import argparse
+import difflib
+import json
 import re
 import shutil
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import compose_services
 from compose_services import CannotEditError, replace_file
@@ -32,10 +35,15 @@ OVERRIDES = ["docker-compose.override.example.yml", "docker-compose.override.yml
 ENV_EXAMPLE = ".env.example"
 TOPICS = "docs/topics.md"
 LAUNCH = ".vscode/launch.json"
-_FIRST_PORTS = {"@DEBUG_PORT@": 5678, "@HTTP_PORT@": 8000}
+# What stands for a port of this machine in the wiring, and the port inside the container.
+PORTS = {"@DEBUG_PORT@": 5678, "@HTTP_PORT@": 8000}
 
-# What becomes of each file; None removes it.
-Edits = dict[Path, "bytes | None"]
+
+class Plan(NamedTuple):
+    """What becomes of each file (None removes it), and the folder that goes with it."""
+
+    files: dict[Path, bytes | None]
+    folder: Path
 
 
 def volume_of(name: str) -> str:
@@ -49,10 +57,11 @@ def test_of(name: str) -> str:
 def what_is_taken(root: Path, name: str) -> str | None:
     """What in the repository has the name already, or None."""
     try:
-        compose = (root / COMPOSE).read_bytes().decode()
-        if name in compose_services.names(compose, "services"):
+        model = compose_services.load(_read(root / COMPOSE))
+        prepared = _is_ours(model, name)
+        if name in (model.get("services") or {}) and not prepared:
             return f"{COMPOSE} has a service {name}"
-        if volume_of(name) in compose_services.names(compose, "volumes"):
+        if volume_of(name) in (model.get("volumes") or {}) and not prepared:
             return f"{COMPOSE} has a volume {volume_of(name)}"
     except (OSError, UnicodeDecodeError, CannotEditError) as error:
         return f"{COMPOSE} cannot be read: {error}"
@@ -61,11 +70,20 @@ def what_is_taken(root: Path, name: str) -> str | None:
     return None
 
 
-def plan_addition(root: Path, name: str) -> Edits:
-    """The files as they will be; raises CannotEditError and OSError."""
+def _is_ours(model: dict[str, Any], name: str) -> bool:
+    """Whether a service of that name builds what we add: somebody has entered it by hand."""
+    service = (model.get("services") or {}).get(name)
+    build = service.get("build") if isinstance(service, dict) else None
+    dockerfile = build.get("dockerfile") if isinstance(build, dict) else None
+    return str(dockerfile).removeprefix("./") == f"services/{name}/Dockerfile"
+
+
+def plan_addition(root: Path, name: str) -> Plan:
+    """The files as they will be; raises CannotEditError, which tells what to do by hand."""
     wiring = root / "services" / name / "wiring"
+    editor = _Editor(root)
     if not wiring.is_dir():
-        return {}
+        return editor.plan(wiring)
     ports = _free_ports(root)
 
     def fragment(file: str) -> str:
@@ -74,70 +92,101 @@ def plan_addition(root: Path, name: str) -> Edits:
             text = text.replace(mark, str(port))
         return text
 
-    edits: Edits = {}
-
-    def edit(file: str, change: Callable[[str], str], *, by_hand: str) -> None:
-        path = root / file
-        if path.is_file():
-            edits[path] = _changed(path, file, change, by_hand=by_hand)
-
-    block = fragment("compose.yml")
-    edit(
+    compose, override = fragment("compose.yml"), fragment("override.yml")
+    volume = volume_of(name)
+    editor.edit(
         COMPOSE,
-        lambda text: compose_services.add(text, name, block, volume_of(name)),
-        by_hand=f"below `services:`\n\n{block}\nand below `volumes:`\n\n  {volume_of(name)}:\n",
+        lambda text: _add_to_compose(text, name, compose, volume),
+        by_hand=f"below `services:` put\n\n{compose}\nand below `volumes:` put\n\n  {volume}:\n",
     )
-    override = fragment("override.yml")
     for file in OVERRIDES:
-        edit(
+        editor.edit(
             file,
-            lambda text: compose_services.add(text, name, override),
-            by_hand=f"below `services:`\n\n{override}",
+            lambda text: _add_to_compose(text, name, override),
+            by_hand=f"below `services:` put\n\n{override}",
         )
     env = fragment("env.example")
-    edit(ENV_EXAMPLE, lambda text: _append(text, env), by_hand=f"at the end\n\n{env}")
+    editor.edit(ENV_EXAMPLE, lambda text: add_settings(text, env), by_hand=f"add\n\n{env}")
     launch = fragment("launch.json")
-    edit(
+    editor.edit(
         LAUNCH,
         lambda text: add_configuration(text, launch),
-        by_hand=f"as a configuration\n\n{launch}",
+        by_hand=f"in the list `configurations` put\n\n{launch}",
     )
     if (wiring / "topics.md").is_file():
         topics = fragment("topics.md")
-        edit(TOPICS, lambda text: add_section(text, name, topics), by_hand=f"in order\n\n{topics}")
-    edits[root / test_of(name)] = (wiring / "test_service.py").read_bytes()
-    return edits
+        editor.edit(TOPICS, lambda text: add_section(text, name, topics), by_hand="run make docs\n")
+    if not (root / test_of(name)).exists():
+        editor.files[root / test_of(name)] = (wiring / "test_service.py").read_bytes()
+    return editor.plan(wiring)
 
 
-def plan_removal(root: Path, name: str) -> Edits:
-    """The files as they will be without the service; raises CannotEditError and OSError."""
+def plan_removal(root: Path, name: str, *, keep_code: bool = False) -> Plan:
+    """The files as they will be without the service; raises CannotEditError."""
+    folder = root / "services" / name
     changes: dict[str, Callable[[str], str]] = {
-        COMPOSE: lambda text: compose_services.remove(text, name, volume_of(name)),
+        COMPOSE: lambda text: _remove_from_compose(text, name),
         **{file: lambda text: compose_services.remove(text, name) for file in OVERRIDES},
-        ENV_EXAMPLE: lambda text: _without_env_block(text, name),
         LAUNCH: lambda text: remove_configuration(text, f"Attach to {name}"),
-        TOPICS: lambda text: remove_section(text, name),
     }
-    edits: Edits = {}
+    if not keep_code:
+        changes[ENV_EXAMPLE] = lambda text: remove_settings(text, name)
+        changes[TOPICS] = lambda text: remove_section(text, name)
+    editor = _Editor(root)
     for file, change in changes.items():
-        path = root / file
-        if path.is_file():
-            edits[path] = _changed(path, file, change, by_hand=f"take out what belongs to {name}")
-    if (root / test_of(name)).is_file():
-        edits[root / test_of(name)] = None
-    return {path: new for path, new in edits.items() if new != path.read_bytes()}
+        editor.edit(file, change, by_hand=f"take out what belongs to {name}\n")
+    if not keep_code and (root / test_of(name)).is_file():
+        editor.files[root / test_of(name)] = None
+    return editor.plan(folder / "wiring" if keep_code else folder)
 
 
-def apply(edits: Edits) -> None:
-    """Write all files; on any failure and on an interrupt put all back as they were."""
-    before = {path: path.read_bytes() if path.is_file() else None for path in edits}
+class _Editor:
+    """Computes the new content of files, and collects what stands against it."""
+
+    def __init__(self, root: Path) -> None:
+        self.files: dict[Path, bytes | None] = {}
+        self._root = root
+        self._problems: list[str] = []
+
+    def edit(self, file: str, change: Callable[[str], str], *, by_hand: str) -> None:
+        path = self._root / file
+        if not path.is_file():
+            return
+        try:
+            text = _read(path)
+            changed = change(text)
+        except (CannotEditError, UnicodeDecodeError) as error:
+            self._problems.append(f"{file}: {error}. Do it by hand, then try again: {by_hand}")
+        else:
+            if changed != text:
+                self.files[path] = changed.encode()
+
+    def plan(self, folder: Path) -> Plan:
+        if self._problems:
+            raise CannotEditError("Nothing was changed.\n" + "\n".join(self._problems))
+        return Plan(self.files, folder)
+
+
+def carry_out(plan: Plan) -> None:
+    """Write all files and remove the folder; on a failure or an interrupt all is as before."""
+    before = {path: path.read_bytes() if path.is_file() else None for path in plan.files}
+    aside = plan.folder.with_name(f".{plan.folder.name}.removed")
+    shutil.rmtree(aside, ignore_errors=True)
+    _on_signals(_interrupt)
     try:
-        for path, content in edits.items():
+        for path, content in plan.files.items():
             _set(path, content)
+        if plan.folder.is_dir():
+            plan.folder.rename(aside)
+        _on_signals(signal.SIG_IGN)
     except BaseException:
+        _on_signals(signal.SIG_IGN)
+        if aside.is_dir() and not plan.folder.exists():
+            aside.rename(plan.folder)
         for path, content in before.items():
             _set(path, content)
         raise
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _set(path: Path, content: bytes | None) -> None:
@@ -147,153 +196,287 @@ def _set(path: Path, content: bytes | None) -> None:
         replace_file(path, content)
 
 
-def _changed(path: Path, file: str, change: Callable[[str], str], *, by_hand: str) -> bytes:
-    """A file's new content, with the line ends that it has."""
-    text = path.read_bytes().decode()
-    try:
-        return change(text).encode()
-    except CannotEditError as error:
-        message = f"{file}: {error}.\nNothing was changed. By hand, in {file}: {by_hand}"
-        raise CannotEditError(message) from error
+def _on_signals(handler: Any) -> None:  # noqa: ANN401 - what signal.signal takes
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if number := getattr(signal, name, None):
+            signal.signal(number, handler)
+
+
+def _interrupt(number: int, _frame: FrameType | None) -> None:
+    # A second one must not disturb the way back.
+    _on_signals(signal.SIG_IGN)
+    raise SystemExit(128 + number)
+
+
+def _read(path: Path) -> str:
+    return path.read_bytes().decode()
+
+
+def _add_to_compose(text: str, name: str, block: str, volume: str | None = None) -> str:
+    if name in (compose_services.load(text).get("services") or {}):
+        return text
+    return compose_services.add(text, name, block, volume)
+
+
+def _remove_from_compose(text: str, name: str) -> str:
+    model = compose_services.load(text)
+    if name in (model.get("services") or {}) and not _is_ours(model, name):
+        message = f"its service {name} is none of services/"
+        raise CannotEditError(message)
+    return compose_services.remove(text, name, volume_of(name))
 
 
 def _free_ports(root: Path) -> dict[str, int]:
     """For each kind of port on this machine the one after the highest in use."""
-    texts = [(root / file).read_text("utf-8") for file in OVERRIDES if (root / file).is_file()]
-    inner = {"@DEBUG_PORT@": 5678, "@HTTP_PORT@": 8000}
-    used = {
-        mark: [int(port) for text in texts for port in re.findall(rf":(\d+):{port_inside}\b", text)]
-        for mark, port_inside in inner.items()
+    text = "\n".join(_read(root / file) for file in OVERRIDES if (root / file).is_file())
+    return {
+        mark: max([inside - 1, *map(int, re.findall(rf":(\d+):{inside}\b", text))]) + 1
+        for mark, inside in PORTS.items()
     }
-    return {mark: max([first - 1, *used[mark]]) + 1 for mark, first in _FIRST_PORTS.items()}
 
 
-def _append(text: str, block: str) -> str:
+# Files of lines
+
+
+def _edit_lines(text: str, change: Callable[[list[str]], None]) -> str:
+    """Let `change` work on the lines of a text; the last item follows the last line end."""
     newline = "\r\n" if "\r\n" in text else "\n"
-    block = block.replace("\n", newline)
-    if text and not text.endswith("\n"):
-        return text + newline + block.removesuffix(newline)
-    return text + block
+    if text.count("\n") != text.count(newline):
+        message = "it mixes two kinds of line ends"
+        raise CannotEditError(message)
+    lines = text.replace("\r\n", "\n").split("\n")
+    change(lines)
+    return newline.join(lines)
 
 
-def _without_env_block(text: str, name: str) -> str:
-    heading = rf"# --- {re.escape(name)} ---"
-    pattern = rf"^{heading}\r?\n(?:(?!# --- ).*(?:\r?\n|\Z))*"
-    result = re.sub(pattern, "", text, count=1, flags=re.MULTILINE)
-    if result != text and not text.endswith("\n"):
-        return re.sub(r"\r?\n\Z", "", result)
-    return result
+def _end(lines: list[str]) -> int:
+    return len(lines) - (lines[-1] == "")
+
+
+def add_settings(text: str, block: str) -> str:
+    """Put a block of settings at the end of .env.example."""
+
+    def change(lines: list[str]) -> None:
+        new = block.splitlines()
+        if new[0] not in lines:
+            lines[_end(lines) : _end(lines)] = new
+
+    return _edit_lines(text, change)
+
+
+def remove_settings(text: str, name: str) -> str:
+    """Take a service's block out: its heading, and below that the variables of its name."""
+    prefix = f"{name.replace('-', '_').upper()}_"
+
+    def change(lines: list[str]) -> None:
+        heading = f"# --- {name} ---"
+        if heading not in lines:
+            return
+        start = lines.index(heading)
+        later = (at for at in range(start + 1, len(lines)) if lines[at].startswith("# --- "))
+        end = next(later, _end(lines))
+        kept: list[str] = []
+        comments: list[str] = []
+        for line in lines[start + 1 : end]:
+            comments.append(line)
+            if not line.startswith("#"):
+                if not line.startswith(prefix):
+                    kept += comments
+                comments = []
+        lines[start:end] = kept + comments
+
+    return _edit_lines(text, change)
 
 
 def add_section(text: str, name: str, section: str) -> str:
     """Put a `## NAME` section of docs/topics.md where the order of names wants it."""
-    sections = _sections(text)
-    # The first is the introduction, the second is the library's.
-    head, own = sections[:2], sections[2:]
-    own = [item for item in own if not item.startswith(f"## {name}\n")]
-    entries = sorted([*(item.rstrip("\n") for item in own), section.rstrip("\n")])
-    return "\n\n".join([*(item.rstrip("\n") for item in head), *entries]) + "\n"
+
+    def change(lines: list[str]) -> None:
+        new = section.strip("\n").split("\n")
+        if new[0] in lines:
+            return
+        # The first section is the library's.
+        headings = [at for at, line in enumerate(lines) if line.startswith("## ")][1:]
+        after = next((at for at in headings if lines[at] > f"## {name}"), None)
+        if after is None:
+            lines[_end(lines) : _end(lines)] = ["", *new]
+        else:
+            lines[after:after] = [*new, ""]
+
+    return _edit_lines(text, change)
 
 
 def remove_section(text: str, name: str) -> str:
     """Take a `## NAME` section out."""
-    kept = [item for item in _sections(text) if not item.startswith(f"## {name}\n")]
-    return "\n\n".join(item.rstrip("\n") for item in kept) + "\n"
+
+    def change(lines: list[str]) -> None:
+        if f"## {name}" not in lines:
+            return
+        start = lines.index(f"## {name}")
+        later = (at for at in range(start + 1, len(lines)) if lines[at].startswith("## "))
+        end = next(later, None)
+        if end is None:
+            start, end = start - (lines[start - 1] == ""), _end(lines)
+        del lines[start:end]
+
+    return _edit_lines(text, change)
 
 
-def _sections(text: str) -> list[str]:
-    return re.split(r"(?m)^(?=## )", text)
+# launch.json, which may hold comments and trailing commas
 
 
 def add_configuration(text: str, entry: str) -> str:
-    """Put an entry at the end of `configurations` in a launch.json, which may hold comments."""
-    start, end = _configurations(text)
+    """Put an entry at the end of `configurations`."""
+    before, new = _load_jsonc(text), json.loads(entry)
+    if any(item.get("name") == new["name"] for item in before["configurations"]):
+        return text
     newline = "\r\n" if "\r\n" in text else "\n"
-    entry = entry.rstrip("\n").replace("\n", newline)
-    inside = _blanked(text)[start:end]
-    content = inside.rstrip()
-    if not content:
-        return f"{text[:start]}{newline}{entry}{newline}  {text[end:]}"
-    at = start + len(content)
-    comma = "" if content.endswith(",") else ","
-    return f"{text[:at]}{comma}{newline}{entry}{text[at:]}"
+    entry = newline + entry.rstrip("\n").replace("\n", newline)
+    start, end, entries = _configurations(text)
+    if not entries:
+        closing = "" if newline in text[start:end] else f"{newline}  "
+        result = text[:start] + entry + closing + text[start:]
+    elif _code(text)[entries[-1][1] : end].lstrip().startswith(","):
+        at = _code(text).index(",", entries[-1][1]) + 1
+        result = f"{text[:at]}{entry},{text[at:]}"
+    else:
+        at = entries[-1][1]
+        result = f"{text[:at]},{entry}{text[at:]}"
+    return _proved(result, {**before, "configurations": [*before["configurations"], new]})
 
 
 def remove_configuration(text: str, name: str) -> str:
-    """Take the entry with this name out of a launch.json."""
-    start, end = _configurations(text)
-    blanked = _blanked(text)
-    depth, opened = 0, start
-    for position in range(start, end):
-        if blanked[position] == "{":
-            depth += 1
-            if depth == 1:
-                opened = position
-        elif blanked[position] == "}":
-            depth -= 1
-            if depth == 0 and f'"name": "{name}"' in text[opened : position + 1]:
-                # One comma goes with the entry: the one before it, or else the one after it.
-                before, closed = blanked[start:opened].rstrip(), position + 1
-                if before.endswith(","):
-                    return text[: start + len(before) - 1] + text[closed:]
-                if blanked[closed:end].lstrip().startswith(","):
-                    return text[: start + len(before)] + text[blanked.index(",", closed) + 1 :]
-                return text[:start] + text[end:]
+    """Take the entry of that name out of `configurations`."""
+    before = _load_jsonc(text)
+    names = [item.get("name") for item in before["configurations"]]
+    if name not in names:
+        return text
+    index = names.index(name)
+    start, end, entries = _configurations(text)
+    first, last = entries[index]
+    code = _code(text)
+    follows = re.match(r"\s*,", code[last:end])
+    if len(entries) == 1:
+        if not text[start:first].strip() and not text[last:end].strip(" \t\r\n,"):
+            first, last = start, end
+    elif index == len(entries) - 1 and not follows:
+        first = code.rindex(",", start, first)
+    else:
+        first -= len(text[start:first]) - len(text[start:first].rstrip())
+        last += follows.end() if follows else 0
+    left = [item for item in before["configurations"] if item.get("name") != name]
+    return _proved(text[:first] + text[last:], {**before, "configurations": left})
+
+
+def _proved(text: str, expected: dict[str, Any]) -> str:
+    if _load_jsonc(text) != expected:
+        message = "the edited file would not mean what it should"
+        raise CannotEditError(message)
     return text
 
 
-def _configurations(text: str) -> tuple[int, int]:
-    """Where the content of `"configurations": [...]` begins and ends."""
-    blanked = _blanked(text)
-    found = re.search(r'"configurations"\s*:\s*\[', text)
-    if found is None:
+def _load_jsonc(text: str) -> dict[str, Any]:
+    bare = re.sub(r'("(?:\\.|[^"\\])*")|,(?=\s*[\]}])', r"\1", _without_comments(text))
+    try:
+        model = json.loads(bare.removeprefix("\ufeff"))
+    except ValueError as error:
+        message = f"it is no valid JSON: {error}"
+        raise CannotEditError(message) from error
+    entries = model.get("configurations") if isinstance(model, dict) else None
+    if not isinstance(entries, list) or not all(isinstance(item, dict) for item in entries):
         message = "it has no list `configurations`"
         raise CannotEditError(message)
-    depth = 1
-    for position in range(found.end(), len(blanked)):
-        depth += {"[": 1, "]": -1}.get(blanked[position], 0)
-        if depth == 0:
-            return found.end(), position
-    message = "its list `configurations` has no end"
-    raise CannotEditError(message)
+    result: dict[str, Any] = model
+    return result
 
 
-def _blanked(text: str) -> str:
-    """The text with strings and comments as spaces (a string as `""`), at the same positions."""
+def _configurations(text: str) -> tuple[int, int, list[tuple[int, int]]]:
+    """Where the inside of the list `configurations` begins and ends, and each of its entries."""
+    code, depth, opened = _code(text), 0, 0
+    entries: list[tuple[int, int]] = []
+    keys = [found.start() for found in re.finditer('"configurations"', text)]
+    at = next(key for key in keys if code[key] == '"' and _depth(code[:key]) == 1)
+    start = code.index("[", at) + 1
+    for position in range(start, len(code)):
+        if code[position] in "[{":
+            opened = position if depth == 0 else opened
+            depth += 1
+        elif code[position] in "]}":
+            depth -= 1
+            if depth < 0:
+                return start, position, entries
+            if depth == 0:
+                entries.append((opened, position + 1))
+    raise AssertionError
 
-    def blank(match: re.Match[str]) -> str:
-        found = match.group()
-        if found.startswith('"'):
-            return f'"{"_" * (len(found) - 2)}"'
-        return re.sub(r"[^\r\n]", " ", found)
 
-    return re.sub(r'"(?:\\.|[^"\\])*"|//[^\r\n]*|/\*.*?\*/', blank, text, flags=re.DOTALL)
+def _depth(code: str) -> int:
+    return sum(code.count(bracket) for bracket in "[{") - sum(map(code.count, "]}"))
 
 
-def _interrupt(number: int, _frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)
+def _without_comments(text: str) -> str:
+    """The text with comments as spaces, at the same positions."""
+    pattern = r'("(?:\\.|[^"\\])*")|//[^\r\n]*|/\*.*?\*/'
+    return re.sub(
+        pattern,
+        lambda found: found[1] or re.sub(r"[^\r\n]", " ", found[0]),
+        text,
+        flags=re.DOTALL,
+    )
+
+
+def _code(text: str) -> str:
+    """The text without comments and with the content of strings blanked, at the same positions."""
+    return re.sub(
+        r'"((?:\\.|[^"\\])*)"',
+        lambda found: f'"{"_" * len(found[1])}"',
+        _without_comments(text),
+        flags=re.DOTALL,
+    )
+
+
+# Command line
+
+
+def _show(plan: Plan) -> None:
+    for path, content in sorted(plan.files.items()):
+        file = path.relative_to(ROOT).as_posix()
+        old = _read(path).splitlines(keepends=True) if path.is_file() else []
+        new = content.decode().splitlines(keepends=True) if content is not None else []
+        names = (file if old else "/dev/null", file if content is not None else "/dev/null")
+        sys.stdout.writelines(
+            line if line.endswith("\n") else f"{line}\n"
+            for line in difflib.unified_diff(old, new, *names)
+        )
+    if plan.folder.is_dir():
+        sys.stdout.write(f"{plan.folder.relative_to(ROOT).as_posix()}/ would be removed\n")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line; 1 when the files cannot be edited, and then none was."""
+    """Add or remove; 1 when the files cannot be edited, and then none was."""
     parser = argparse.ArgumentParser(description="Wire a service into the repository or out of it.")
     parser.add_argument("action", choices=["add", "remove"])
     parser.add_argument("name")
-    parser.add_argument("--dry-run", action="store_true", help="name the files, change nothing")
+    parser.add_argument("--keep-code", action="store_true", help="leave the code where it is")
+    parser.add_argument("--dry-run", action="store_true", help="show the changes, make none")
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, _interrupt)
     try:
-        plan = plan_addition if options.action == "add" else plan_removal
-        edits = plan(ROOT, options.name)
-        if not options.dry_run:
-            apply(edits)
-            shutil.rmtree(ROOT / "services" / options.name / "wiring", ignore_errors=True)
+        if options.action == "add":
+            plan = plan_addition(ROOT, options.name)
+        else:
+            plan = plan_removal(ROOT, options.name, keep_code=options.keep_code)
+        if options.dry_run:
+            _show(plan)
+            return 0
+        carry_out(plan)
     except (CannotEditError, OSError, UnicodeDecodeError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
-    for path, content in sorted(edits.items()):
+    for path, content in sorted(plan.files.items()):
         what = "removed" if content is None else "written"
-        sys.stdout.write(f"  {path.relative_to(ROOT)} {what}\n")
+        sys.stdout.write(f"  {path.relative_to(ROOT).as_posix()} {what}\n")
+    if options.action == "remove" and not options.keep_code:
+        sys.stdout.write(f"  services/{options.name}/ removed\n")
     return 0
 
 
