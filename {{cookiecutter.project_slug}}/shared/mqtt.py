@@ -407,7 +407,10 @@ def _encode(payload: Payload) -> bytes:
                 return payload.model_dump_json(exclude_none=True).encode()
             case Mapping():
                 payload = dict(payload)
-        return json.dumps(payload, ensure_ascii=False, allow_nan=False).encode()
+        return _JSON.encode(payload).encode()
     except (TypeError, ValueError) as error:
         message = f"the payload cannot be written as JSON: {error}"
         raise PayloadError(message) from error
+
+
+_JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))

@@ -1,8 +1,11 @@
 """Topic names and filters, by the rules of MQTT 3.1.1, section 4.7."""
 
+from functools import lru_cache
+
 _MAX_BYTES = 65535
 
 
+@lru_cache(maxsize=1024)
 def validate_topic(topic: str) -> str:
     """Return `topic` if a message may be published on it; raises ValueError."""
     _validate_text(topic)
