@@ -45,7 +45,7 @@ replace() {
 
 # expect RECIPIENTS: the edited .sops.yaml holds these, or it has a shape of its own
 expect() {
-  [ "$(recipients_in_config "$work/.sops.yaml")" = "$(LC_ALL=C sort -u <<<"$1")" ] ||
+  [ "$(recipients_in_config "$work/.sops.yaml")" = "$(awk NF <<<"$1" | LC_ALL=C sort -u)" ] ||
     die "Cannot edit this .sops.yaml: change it by hand, then run scripts/secrets-recipients.sh sync"
 }
 
@@ -105,7 +105,7 @@ case $command in
     [ "$before" != "$recipient" ] || die "The only recipient: without it nobody could open .env.enc"
     [ "$mine" != "$recipient" ] || die "That is your own key: another recipient has to remove it"
     grep -vE "^[ ]*- $recipient([^0-9a-z]|$)" .sops.yaml >"$work/.sops.yaml"
-    expect "$(grep -vxF -- "$recipient" <<<"$before")"
+    expect "${before/"$recipient"/}"
     reencrypt
     replace
     say "Removed $recipient. Commit .sops.yaml and .env.enc."
@@ -119,7 +119,7 @@ case $command in
     make_key "$work/age-key.txt" || die "$how_to_get_age"
     new=$(own_recipients "$work/age-key.txt")
     sed "s/$mine/$new/" .sops.yaml >"$work/.sops.yaml"
-    expect "$(grep -vxF -- "$mine" <<<"$before")"$'\n'"$new"
+    expect "${before/"$mine"/}"$'\n'"$new"
     reencrypt
     say "$new" >"$work/age-key.pub"
     # Both keys are on the disk at every moment; the old one opens the versions in git's history.

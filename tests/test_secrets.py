@@ -1,0 +1,687 @@
+"""The scripts around .env.enc, on real sops and age, in a folder whose name has spaces."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.baked import TEMPLATE, run
+from tests.tools import needs
+
+pytestmark = needs("git", "sops", "age-keygen")
+
+VALUES = r"""# heading, ünïcode
+PLAIN=plain
+EQUALS=a=b==
+HASH=a#b # c
+SINGLE='$HOME ${HOME} # "x"'
+DOUBLE="it's"
+INNER=it's "so"
+DOLLAR=$x$$
+SPACES=  at both ends  
+QUOTED_SPACES='  at both ends  '
+NEWLINE="first\nsecond"
+BACKSLASH=a\b\\c
+LETTERS=größe, 温度, 🌡
+EMPTY=
+export EXPORTED=yes
+# comment in the middle = with an equals sign
+lower_case=1
+LAST=last
+"""  # noqa: W291
+SECRET = "correct-horse-battery-staple"
+
+
+class Repository:
+    """A git repository that has the scripts, and nothing else of a generated one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.mkdir()
+        shutil.copytree(TEMPLATE / "scripts", path / "scripts")
+        shutil.copy(TEMPLATE / ".gitignore", path)
+        self.write(".env.example", "MQTT_HOST='mqtt'\n\nMQTT_PASSWORD=''\n")
+        run("git", "init", "--quiet", cwd=path)
+
+    def file(self, name: str) -> Path:
+        return self.path / name
+
+    def read(self, name: str) -> str:
+        return self.file(name).read_bytes().decode()
+
+    def write(self, name: str, text: str) -> None:
+        self.file(name).write_bytes(text.encode())
+
+    def script(
+        self,
+        name: str,
+        *arguments: str,
+        check: bool = True,
+        cwd: Path | None = None,
+        **env: str | None,
+    ) -> subprocess.CompletedProcess[str]:
+        command = self.path / "scripts" / name
+        return run(command, *arguments, cwd=cwd or self.path, env=env, check=check)
+
+    def fails(self, name: str, *arguments: str, **env: str | None) -> str:
+        """Run a script that has to fail; what it says on standard error."""
+        done = self.script(name, *arguments, check=False, **env)
+        assert done.returncode == 1, done
+        assert SECRET not in done.stdout + done.stderr
+        return done.stderr
+
+    def recipient(self) -> str:
+        return self.read(".sops/age-key.pub").strip()
+
+    def leftovers(self) -> list[str]:
+        return [path.name for path in self.path.iterdir() if path.name.startswith(".env.tmp")]
+
+
+@pytest.fixture(scope="session")
+def initialised(tmp_path_factory: pytest.TempPathFactory, isolated_environment: None) -> Repository:
+    del isolated_environment
+    repository = Repository(tmp_path_factory.mktemp("secrets") / "my repository")
+    repository.script("init-secrets.sh")
+    repository.write(".env", f"{VALUES}PASSWORD='{SECRET}'\n")
+    repository.script("secrets-encrypt.sh")
+    return repository
+
+
+@pytest.fixture
+def repository(initialised: Repository, tmp_path: Path) -> Iterator[Repository]:
+    """With a key, .env and an .env.enc in step."""
+    path = tmp_path / "my repository"
+    shutil.copytree(initialised.path, path, symlinks=True)
+    copy = Repository.__new__(Repository)
+    copy.path = path
+    yield copy
+    assert copy.leftovers() == []
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Repository:
+    """Before the first run of init-secrets.sh."""
+    return Repository(tmp_path / "fresh repository")
+
+
+@pytest.fixture
+def other_key(tmp_path: Path) -> tuple[Path, str]:
+    """A key file of a team mate and its public key."""
+    path = tmp_path / "other-key.txt"
+    run("age-keygen", "-o", path)
+    return path, run("age-keygen", "-y", path).stdout.strip()
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+# init-secrets.sh
+
+
+def test_init_makes_key_rule_and_env_for_the_owner_alone(fresh: Repository) -> None:
+    fresh.script("init-secrets.sh")
+    assert mode(fresh.file(".sops/age-key.txt")) == 0o600
+    assert mode(fresh.file(".env")) == 0o600
+    assert mode(fresh.file(".sops")) == 0o700
+    assert mode(fresh.file(".sops.yaml")) == 0o644
+    assert fresh.recipient() in fresh.read(".sops.yaml")
+    host, blank, password = fresh.read(".env").splitlines()
+    assert (host, blank) == ("MQTT_HOST='mqtt'", "")
+    name, _, value = password.partition("=")
+    assert name == "MQTT_PASSWORD"
+    assert len(value.strip("'")) == 32
+    assert value.strip("'").isalnum()
+    assert fresh.leftovers() == []
+
+
+def test_init_again_changes_nothing(fresh: Repository) -> None:
+    names = (".env", ".sops.yaml", ".sops/age-key.txt", ".sops/age-key.pub")
+    fresh.script("init-secrets.sh")
+    before = [(fresh.read(name), fresh.file(name).stat().st_mtime_ns) for name in names]
+    assert "already there" in fresh.script("init-secrets.sh").stdout
+    assert [(fresh.read(name), fresh.file(name).stat().st_mtime_ns) for name in names] == before
+
+
+def test_two_repositories_get_different_keys_and_passwords(tmp_path: Path) -> None:
+    one, two = Repository(tmp_path / "one"), Repository(tmp_path / "two")
+    one.script("init-secrets.sh")
+    two.script("init-secrets.sh")
+    assert one.recipient() != two.recipient()
+    assert one.read(".env") != two.read(".env")
+
+
+def test_init_completes_what_a_key_alone_lacks(fresh: Repository) -> None:
+    fresh.file(".sops").mkdir()
+    run("age-keygen", "-o", fresh.file(".sops/age-key.txt"))
+    key = fresh.read(".sops/age-key.txt")
+    # As from a password manager: the secret line alone.
+    fresh.write(".sops/age-key.txt", key.splitlines()[-1] + "\n")
+    fresh.script("init-secrets.sh")
+    assert fresh.recipient() in key
+    assert fresh.recipient() in fresh.read(".sops.yaml")
+
+
+def test_init_leaves_an_env_of_the_user_alone(fresh: Repository) -> None:
+    fresh.write(".env", "MINE=1\n")
+    fresh.script("init-secrets.sh")
+    assert fresh.read(".env") == "MINE=1\n"
+
+
+def test_init_without_age_is_skipped_and_says_how_to_get_it(
+    fresh: Repository, tmp_path: Path
+) -> None:
+    path = tools_without("age-keygen", "sops", folder=tmp_path / "bin")
+    done = fresh.script("init-secrets.sh", check=False, PATH=path, SETUP_PYTHON="false")
+    assert done.returncode == 3, done
+    assert "apt install age" in done.stderr
+    assert fresh.file(".env").exists()
+    assert not fresh.file(".sops").exists()
+    # Once age is there, the same command goes on.
+    fresh.script("init-secrets.sh")
+    assert fresh.recipient().startswith("age1")
+
+
+def test_init_takes_pyrage_when_age_is_missing(fresh: Repository, tmp_path: Path) -> None:
+    pytest.importorskip("pyrage")
+    path = tools_without("age-keygen", folder=tmp_path / "bin")
+    fresh.script("init-secrets.sh", PATH=path, SETUP_PYTHON=sys.executable)
+    fresh.script("secrets-encrypt.sh")
+    assert run("age-keygen", "-y", fresh.file(".sops/age-key.txt")).stdout.strip() == (
+        fresh.recipient()
+    )
+
+
+def tools_without(*names: str, folder: Path) -> str:
+    """A PATH with all commands of the present one, except these."""
+    folder.mkdir()
+    for entry in os.environ["PATH"].split(os.pathsep):
+        for tool in Path(entry).glob("*"):
+            if tool.name not in names and not (folder / tool.name).is_symlink():
+                (folder / tool.name).symlink_to(tool)
+    return str(folder)
+
+
+# Encrypt and decrypt
+
+
+def test_round_trip_is_byte_for_byte(repository: Repository) -> None:
+    before = repository.read(".env")
+    repository.file(".env").unlink()
+    repository.script("secrets-decrypt.sh")
+    assert repository.read(".env") == before
+    assert mode(repository.file(".env")) == 0o600
+
+
+def test_round_trip_loses_blank_lines_only(repository: Repository) -> None:
+    repository.write(".env", "\n# One\nA=1\n\n  \n# Two\nB=2")
+    repository.script("secrets-encrypt.sh")
+    repository.file(".env").unlink()
+    repository.script("secrets-decrypt.sh")
+    assert repository.read(".env") == "# One\nA=1\n# Two\nB=2\n"
+
+
+def test_nothing_but_names_is_readable_in_env_enc(repository: Repository) -> None:
+    text = repository.read(".env.enc")
+    for word in (SECRET, "plain", "größe", "heading", "comment in the middle", "at both ends"):
+        assert word not in text
+    names = [line.partition("=")[0] for line in text.splitlines() if not line.startswith("sops_")]
+    assert [name for name in names if not name.startswith("#")] == [
+        line.partition("=")[0]
+        for line in repository.read(".env").splitlines()
+        if not line.startswith("#")
+    ]
+
+
+def test_a_diff_shows_which_names_changed(repository: Repository) -> None:
+    before = repository.read(".env.enc").splitlines()
+    repository.write(".env", repository.read(".env").replace("PLAIN=plain", "PLAIN=other"))
+    repository.script("secrets-encrypt.sh")
+    after = repository.read(".env.enc").splitlines()
+    changed = {line.partition("=")[0] for line in set(after) - set(before)}
+    assert "PLAIN" in changed
+    assert changed <= {"PLAIN", "sops_mac", "sops_lastmodified"}
+
+
+def test_a_second_run_changes_nothing(repository: Repository) -> None:
+    before = repository.read(".env"), repository.read(".env.enc")
+    assert "already" in repository.script("secrets-encrypt.sh").stdout
+    assert "already" in repository.script("secrets-decrypt.sh").stdout
+    assert (repository.read(".env"), repository.read(".env.enc")) == before
+
+
+def test_works_from_another_folder(repository: Repository, tmp_path: Path) -> None:
+    before = repository.read(".env")
+    repository.file(".env").unlink()
+    repository.script("secrets-decrypt.sh", cwd=tmp_path)
+    assert repository.read(".env") == before
+    repository.write(".env", "A=2\n")
+    repository.script("secrets-encrypt.sh", cwd=repository.file("scripts"))
+    assert "A=ENC[" in repository.read(".env.enc")
+
+
+def test_decrypt_keeps_an_env_with_other_values(repository: Repository) -> None:
+    repository.write(".env", "MINE=1\n")
+    assert ".env.previous" in repository.script("secrets-decrypt.sh").stdout
+    assert repository.read(".env.previous") == "MINE=1\n"
+    assert mode(repository.file(".env.previous")) == 0o600
+    assert SECRET in repository.read(".env")
+    ignored = run("git", "check-ignore", ".env.previous", cwd=repository.path)
+    assert ignored.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "reason"),
+    [
+        (f"A=1\n{SECRET}\n", 2, "has no ="),
+        (f'A=1\nB="{SECRET}\nmore"\n', 2, "quote"),
+        (f"B='{SECRET}\nC=1'\n", 1, "quote"),
+        (f"A=1\n\n# x\nsops_A={SECRET}\n", 4, "sops_"),
+        (f"A_unencrypted={SECRET}\n", 1, "_unencrypted"),
+        (f"A=1\nB=2\nA={SECRET}\n", 3, "line 1"),
+        (f"A=1\nexport A={SECRET}\n", 2, "line 1"),
+        (f"A =  {SECRET}\n", 1, "space before"),
+        (f" A={SECRET}\n", 1, "begins with a space"),
+        (f"A-B={SECRET}\n", 1, "no valid name"),
+        (f"={SECRET}\n", 1, "no valid name"),
+        (f"A=1\nB={SECRET}\r\n", 2, "CRLF"),
+    ],
+)
+def test_what_sops_cannot_keep_is_refused_by_line(
+    repository: Repository, text: str, line: int, reason: str
+) -> None:
+    before = repository.read(".env.enc")
+    repository.write(".env", text)
+    said = repository.fails("secrets-encrypt.sh")
+    assert f"line {line}: " in said
+    assert reason in said
+    assert repository.read(".env.enc") == before
+
+
+def test_all_lines_that_are_wrong_are_named_at_once(repository: Repository) -> None:
+    repository.write(".env", "A=1\nnothing\nA=2\nsops_x=1\n")
+    said = repository.fails("secrets-encrypt.sh")
+    assert [f"line {number}:" in said for number in (1, 2, 3, 4)] == [False, True, True, True]
+
+
+def test_an_empty_env_is_refused(repository: Repository) -> None:
+    before = repository.read(".env.enc")
+    repository.write(".env", "\n")
+    assert "empty" in repository.fails("secrets-encrypt.sh")
+    assert repository.read(".env.enc") == before
+
+
+# A failure changes nothing
+
+
+def test_wrong_key_names_both_sides(repository: Repository, other_key: tuple[Path, str]) -> None:
+    key, public = other_key
+    before = repository.read(".env")
+    said = repository.fails("secrets-decrypt.sh", SOPS_AGE_KEY_FILE=str(key))
+    assert f"secrets-recipients.sh add {public}" in said
+    assert repository.recipient() in said
+    assert repository.read(".env") == before
+
+
+def test_missing_key_says_where_it_belongs(repository: Repository) -> None:
+    before = repository.read(".env")
+    recipient = repository.recipient()
+    shutil.rmtree(repository.file(".sops"))
+    said = repository.fails("secrets-decrypt.sh")
+    assert ".sops/age-key.txt is missing" in said
+    assert recipient in said
+    assert repository.read(".env") == before
+
+
+def test_who_cannot_read_the_values_cannot_replace_them(
+    repository: Repository, other_key: tuple[Path, str]
+) -> None:
+    before = repository.read(".env.enc")
+    repository.write(".env", "A=1\n")
+    repository.fails("secrets-encrypt.sh", SOPS_AGE_KEY_FILE=str(other_key[0]))
+    assert repository.read(".env.enc") == before
+
+
+def damaged(text: str, how: str) -> str:
+    lines = text.splitlines(keepends=True)
+    match how:
+        case "cut in the values":
+            return "".join(lines[:5])
+        case "cut in the metadata":
+            return text[: text.index("sops_mac=") + 40]
+        case "empty":
+            return ""
+        case "a value swapped":
+            one = next(line for line in lines if line.startswith("PLAIN="))
+            two = next(line for line in lines if line.startswith("PASSWORD="))
+            return text.replace(one, "PLAIN=" + two.partition("=")[2])
+        case "a line removed":
+            return "".join(line for line in lines if not line.startswith("PLAIN="))
+        case "a value in the clear":
+            return text.replace("EMPTY=\n", f"EMPTY={SECRET}\n")
+    raise AssertionError(how)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "cut in the values",
+        "cut in the metadata",
+        "empty",
+        "a value swapped",
+        "a line removed",
+        "a value in the clear",
+    ],
+)
+def test_a_damaged_env_enc_never_touches_env(repository: Repository, how: str) -> None:
+    before = repository.read(".env")
+    repository.write(".env.enc", damaged(repository.read(".env.enc"), how))
+    broken = repository.read(".env.enc")
+    assert "git restore .env.enc" in repository.fails("secrets-decrypt.sh")
+    repository.fails("secrets-encrypt.sh")
+    assert repository.read(".env") == before
+    assert repository.read(".env.enc") == broken
+
+
+@pytest.mark.parametrize("name", ["secrets-encrypt.sh", "secrets-decrypt.sh", "secrets-edit.sh"])
+def test_without_sops_the_message_says_how_to_get_it(
+    repository: Repository, tmp_path: Path, name: str
+) -> None:
+    path = tools_without("sops", folder=tmp_path / "bin")
+    assert "sops is missing: " in repository.fails(name, PATH=path)
+
+
+@pytest.mark.parametrize("whole_group", [True, False], ids=["group", "script"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("secrets-encrypt.sh", ()),
+        ("secrets-decrypt.sh", ()),
+        ("secrets-recipients.sh", ("rotate",)),
+    ],
+)
+def test_an_interrupt_leaves_everything_as_it_was(
+    repository: Repository,
+    tmp_path: Path,
+    name: str,
+    arguments: tuple[str, ...],
+    number: signal.Signals,
+    whole_group: bool,  # noqa: FBT001
+) -> None:
+    repository.write(".env", f"CHANGED='{SECRET}'\n")
+    files = (".env", ".env.enc", ".sops.yaml", ".sops/age-key.txt", ".sops/age-key.pub")
+    before = {file: repository.read(file) for file in files}
+    # A sops that tells when it has begun, and waits.
+    started, release = tmp_path / "started", tmp_path / "release"
+    os.mkfifo(started)
+    os.mkfifo(release)
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "sops").write_text(
+        f'#!/bin/sh\necho x >"{started}"\nread -r line <"{release}"\n'
+        f'exec "{shutil.which("sops")}" "$@"\n'
+    )
+    (tools / "sops").chmod(0o755)
+    process = subprocess.Popen(
+        [repository.file("scripts") / name, *arguments],
+        env={**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        # A suite that runs in the background hands down ignored signals.
+        preexec_fn=lambda: [signal.signal(each, signal.SIG_DFL) for each in range(1, 16)  # noqa: PLW1509
+                            if each not in {signal.SIGKILL, signal.SIGSTOP}],
+    )  # fmt: skip
+    with started.open() as pipe:
+        assert pipe.read() == "x\n"
+    assert repository.leftovers() != []
+    if whole_group:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
+        release.write_text("x\n")
+        # bash acts on the signal once sops is done; it must not call it again.
+    said = process.communicate(timeout=60)[0].decode()
+    assert process.returncode == 128 + number, said
+    assert SECRET not in said
+    assert {file: repository.read(file) for file in files} == before
+    assert repository.leftovers() == []
+
+
+def test_no_secret_is_on_a_command_line(repository: Repository, tmp_path: Path) -> None:
+    log, tools = tmp_path / "calls", tmp_path / "bin"
+    tools.mkdir()
+    for tool in "sops awk cat chmod cmp cp cut git grep head mv sed sort tr wc age-keygen".split():
+        (tools / tool).write_text(
+            f'#!/bin/sh\nprintf "%s\\n" "{tool} $*" >>"{log}"\nexec "{shutil.which(tool)}" "$@"\n'
+        )
+        (tools / tool).chmod(0o755)
+    path = f"{tools}:{os.environ['PATH']}"
+    key = repository.read(".sops/age-key.txt").splitlines()[-1]
+    repository.write(".env", repository.read(".env") + "MORE=more\n")
+    repository.script("secrets-encrypt.sh", PATH=path)
+    repository.script("secrets-check.sh", check=False, PATH=path)
+    repository.file(".env").unlink()
+    repository.script("secrets-decrypt.sh", PATH=path)
+    repository.script("secrets-recipients.sh", "rotate", PATH=path)
+    calls = log.read_text()
+    assert "sops --config" in calls
+    assert SECRET not in calls
+    assert key not in calls
+
+
+# Edit
+
+
+def test_edit_changes_env_enc(repository: Repository, tmp_path: Path) -> None:
+    editor = tmp_path / "editor"
+    editor.write_text(f'#!/bin/sh\nprintf "ADDED=%s\\n" "{SECRET}-2" >>"$1"\n')
+    editor.chmod(0o755)
+    said = repository.script("secrets-edit.sh", EDITOR=f"'{editor}'", SOPS_EDITOR=None)
+    assert SECRET not in said.stdout + said.stderr
+    assert "ADDED=ENC[" in repository.read(".env.enc")
+    repository.script("secrets-decrypt.sh")
+    assert repository.read(".env").endswith(f"ADDED={SECRET}-2\n")
+
+
+def test_edit_without_a_change_is_no_error(repository: Repository) -> None:
+    before = repository.read(".env.enc")
+    assert "Nothing changed" in repository.script("secrets-edit.sh", EDITOR="true").stdout
+    assert repository.read(".env.enc") == before
+
+
+@pytest.mark.parametrize("editor", ["false", 'sh -c \'echo A=1 >>"$0"; echo A=2 >>"$0"\''])
+def test_a_failed_edit_changes_nothing(repository: Repository, editor: str) -> None:
+    before = repository.read(".env.enc")
+    assert "stays as it was" in repository.fails("secrets-edit.sh", EDITOR=editor)
+    assert repository.read(".env.enc") == before
+
+
+# Recipients
+
+
+def test_a_second_recipient_comes_and_goes(
+    repository: Repository, other_key: tuple[Path, str]
+) -> None:
+    key, public = other_key
+    repository.script("secrets-recipients.sh", "add", public, "Ada")
+    listed = repository.script("secrets-recipients.sh", "list").stdout
+    assert f"{public}  Ada" in listed
+    assert f"{repository.recipient()}  Test Author (you)" in listed
+    values = repository.read(".env")
+    repository.file(".env").unlink()
+    repository.script("secrets-decrypt.sh", SOPS_AGE_KEY_FILE=str(key))
+    assert repository.read(".env") == values
+    with_both = repository.read(".env.enc")
+
+    repository.script("secrets-recipients.sh", "remove", public)
+    assert public not in repository.read(".sops.yaml") + repository.read(".env.enc")
+    repository.fails("secrets-decrypt.sh", SOPS_AGE_KEY_FILE=str(key))
+    # The data key is a new one, too: what the old one opened opens nothing now.
+    kept = {line for line in repository.read(".env.enc").splitlines() if "=ENC[" in line}
+    assert not kept & set(with_both.splitlines())
+    repository.write(".env", "LATER=1\n")
+    repository.script("secrets-encrypt.sh")
+    repository.fails("secrets-decrypt.sh", SOPS_AGE_KEY_FILE=str(key))
+    repository.script("secrets-check.sh")
+
+
+def test_recipients_before_there_is_an_env_enc(
+    fresh: Repository, other_key: tuple[Path, str]
+) -> None:
+    fresh.script("init-secrets.sh")
+    fresh.script("secrets-recipients.sh", "add", other_key[1])
+    fresh.script("secrets-encrypt.sh")
+    fresh.script("secrets-decrypt.sh", SOPS_AGE_KEY_FILE=str(other_key[0]))
+
+
+def test_adding_and_removing_twice_changes_nothing(
+    repository: Repository, other_key: tuple[Path, str]
+) -> None:
+    repository.script("secrets-recipients.sh", "add", other_key[1])
+    before = repository.read(".env.enc"), repository.read(".sops.yaml")
+    repository.script("secrets-recipients.sh", "add", other_key[1])
+    repository.script("secrets-recipients.sh", "sync")
+    assert (repository.read(".env.enc"), repository.read(".sops.yaml")) == before
+    repository.script("secrets-recipients.sh", "remove", other_key[1])
+    before = repository.read(".env.enc"), repository.read(".sops.yaml")
+    repository.script("secrets-recipients.sh", "remove", other_key[1])
+    assert (repository.read(".env.enc"), repository.read(".sops.yaml")) == before
+
+
+def test_recipients_that_make_no_sense_are_refused(repository: Repository) -> None:
+    before = repository.read(".env.enc"), repository.read(".sops.yaml")
+    secret_key = repository.read(".sops/age-key.txt").splitlines()[-1]
+    said = repository.fails("secrets-recipients.sh", "add", secret_key)
+    assert "secret key" in said
+    assert secret_key not in said
+    assert "Not an age public key" in repository.fails("secrets-recipients.sh", "add", "ada")
+    # Well-formed at a glance only: sops finds the checksum wrong, and nothing changes.
+    repository.fails("secrets-recipients.sh", "add", "age1" + "q" * 58)
+    said = repository.fails("secrets-recipients.sh", "remove", repository.recipient())
+    assert "only recipient" in said
+    assert (repository.read(".env.enc"), repository.read(".sops.yaml")) == before
+
+
+def test_only_another_recipient_removes_a_key(
+    repository: Repository, other_key: tuple[Path, str]
+) -> None:
+    key, public = other_key
+    repository.script("secrets-recipients.sh", "add", public)
+    said = repository.fails("secrets-recipients.sh", "remove", repository.recipient())
+    assert "another recipient" in said
+    repository.script(
+        "secrets-recipients.sh", "remove", repository.recipient(), SOPS_AGE_KEY_FILE=str(key)
+    )
+    repository.fails("secrets-decrypt.sh")
+
+
+def test_rotation_replaces_the_key_and_keeps_the_old_one(repository: Repository) -> None:
+    old_key, old_public = repository.read(".sops/age-key.txt"), repository.recipient()
+    repository.write("old-key.txt", old_key)
+    repository.script("secrets-recipients.sh", "rotate")
+    assert repository.recipient() != old_public
+    assert old_public not in repository.read(".sops.yaml") + repository.read(".env.enc")
+    assert "# Test Author" in repository.read(".sops.yaml")
+    assert mode(repository.file(".sops/age-key.txt")) == 0o600
+    kept = [path for path in repository.file(".sops").glob("age-key-*") if path.is_file()]
+    assert [path.read_text() for path in kept] == [old_key]
+    assert [mode(path) for path in kept] == [0o600]
+    repository.file(".env").unlink()
+    repository.script("secrets-decrypt.sh")
+    repository.fails("secrets-decrypt.sh", SOPS_AGE_KEY_FILE=str(repository.file("old-key.txt")))
+
+
+def test_sync_follows_an_edit_of_the_rules_by_hand(
+    repository: Repository, other_key: tuple[Path, str]
+) -> None:
+    key, public = other_key
+    rules = f"creation_rules:\n  - age: {repository.recipient()},{public}\n"
+    repository.write(".sops.yaml", rules)
+    assert "secrets-recipients.sh sync" in repository.script("secrets-check.sh", check=False).stdout
+    repository.script("secrets-recipients.sh", "sync")
+    repository.script("secrets-decrypt.sh", SOPS_AGE_KEY_FILE=str(key))
+    # This shape is not for the script to edit; it says so instead of spoiling it.
+    assert "by hand" in repository.fails("secrets-recipients.sh", "remove", public)
+    assert repository.read(".sops.yaml") == rules
+
+
+def test_a_new_team_mate_gets_in(repository: Repository, tmp_path: Path) -> None:
+    clone = Repository(tmp_path / "clone")
+    for name in (".sops.yaml", ".env.enc"):
+        shutil.copy(repository.file(name), clone.path)
+    said = clone.script("init-secrets.sh").stdout
+    assert f"secrets-recipients.sh add {clone.recipient()}" in said
+    # Values of one's own, made up, would go over the team's.
+    assert not clone.file(".env").exists()
+    clone.fails("secrets-decrypt.sh")
+    repository.script("secrets-recipients.sh", "add", clone.recipient())
+    for name in (".sops.yaml", ".env.enc"):
+        shutil.copy(repository.file(name), clone.path)
+    clone.script("secrets-decrypt.sh")
+    assert clone.read(".env") == repository.read(".env")
+
+
+# secrets-check.sh
+
+
+def test_check_is_content_with_a_repository_in_step(repository: Repository) -> None:
+    repository.write(".env", f"MQTT_HOST='mqtt'\nMQTT_PASSWORD='{SECRET}'\n")
+    repository.script("secrets-encrypt.sh")
+    said = repository.script("secrets-check.sh").stdout
+    assert "your key opens .env.enc" in said
+    assert ".env is in step with .env.enc" in said
+    assert "warn" not in said
+    assert SECRET not in said
+
+
+def test_check_tells_what_is_newer(repository: Repository) -> None:
+    repository.write(".env", repository.read(".env") + "MORE=1\n")
+    present = repository.file(".env.enc").stat().st_mtime
+    os.utime(repository.file(".env"), (present + 10, present + 10))
+    newer = repository.script("secrets-check.sh", check=False).stdout
+    assert "warn  .env is newer than .env.enc" in newer
+    assert "newer" in repository.script("secrets-check.sh", "--stale").stdout
+    os.utime(repository.file(".env"), (present - 10, present - 10))
+    older = repository.script("secrets-check.sh", check=False).stdout
+    assert "secrets-decrypt.sh brings it in step" in older
+    assert repository.script("secrets-check.sh", "--stale").stdout == ""
+
+
+def test_check_finds_missing_names_open_modes_and_odd_lines(repository: Repository) -> None:
+    repository.write(".env", f"A='{SECRET}\\\\'\nB=\"$HOME\"\nC='${{HOME}}'\nD='fine $5'\nE=x#y\n")
+    repository.file(".env").chmod(0o644)
+    repository.file(".sops/age-key.txt").chmod(0o640)
+    done = repository.script("secrets-check.sh", check=False)
+    assert done.returncode == 1
+    assert "not in .env: MQTT_HOST MQTT_PASSWORD" in done.stdout
+    assert "fail  .env can be read by others" in done.stdout
+    assert "fail  .sops/age-key.txt can be read by others" in done.stdout
+    odd = [line.strip() for line in done.stdout.splitlines() if line.startswith("  line ")]
+    assert odd == ["line 1", "line 2", "line 3", "line 5"]
+    assert SECRET not in done.stdout
+
+
+def test_check_tells_that_the_key_does_not_open(
+    repository: Repository, other_key: tuple[Path, str]
+) -> None:
+    done = repository.script("secrets-check.sh", check=False, SOPS_AGE_KEY_FILE=str(other_key[0]))
+    assert done.returncode == 1
+    assert "fail  Your key does not open .env.enc" in done.stdout
+
+
+def test_check_works_without_sops(repository: Repository, tmp_path: Path) -> None:
+    path = tools_without("sops", "age-keygen", folder=tmp_path / "bin")
+    repository.write(".env", "A='1'\n")
+    repository.file(".env").chmod(0o600)
+    assert "sops is missing" in repository.script("secrets-check.sh", PATH=path).stdout
