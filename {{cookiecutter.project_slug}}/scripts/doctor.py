@@ -1,0 +1,217 @@
+#!/usr/bin/env python3
+"""Checks this repository and the tools on this machine, and says how to mend what is wrong.
+
+    scripts/doctor.py [--json]
+
+Standard library only. Exit code 1 when something has failed; a warning is no failure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+_COLOURS = {"PASS": 32, "WARN": 33, "FAIL": 31}
+# Tool, how it tells its version, whether it is needed, what for.
+_TOOLS = [
+    ("git", ["git", "--version"], True, "history and hooks"),
+    ("docker", ["docker", "--version"], False, "containers"),
+    ("docker compose", ["docker", "compose", "version"], False, "containers"),
+    ("mosquitto", ["mosquitto", "-h"], False, "tests with a real broker"),
+    ("age", ["age", "--version"], False, "secrets"),
+    ("sops", ["sops", "--disable-version-check", "--version"], False, "secrets"),
+]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check has found: PASS, WARN or FAIL, and what to do."""
+
+    check: str
+    status: str
+    detail: str
+    fix: str = ""
+
+
+def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in the repository; a missing program counts as exit code 127."""
+    path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
+    try:
+        return subprocess.run(  # noqa: S603
+            command,
+            cwd=ROOT,
+            env={**os.environ, "PATH": path, **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return subprocess.CompletedProcess(command, 127, "", str(error))
+
+
+def check_tools() -> list[Finding]:
+    findings = [_check_python(), _check_uv()]
+    for name, command, is_needed, purpose in _TOOLS:
+        result = run(*command)
+        found = re.search(r"v?(\d+\.\d+(\.\d+)?)", result.stdout + result.stderr)
+        if result.returncode == 127:  # noqa: PLR2004
+            status = "FAIL" if is_needed else "WARN"
+            findings.append(Finding(name, status, f"missing ({purpose})", f"install {name}"))
+        else:
+            findings.append(Finding(name, "PASS", found.group(1) if found else "present"))
+    return findings
+
+
+def _check_python() -> Finding:
+    wanted = (ROOT / ".python-version").read_text(encoding="utf-8").strip()
+    result = run("scripts/uv", "python", "find", wanted)
+    if result.returncode == 0:
+        return Finding("python", "PASS", wanted)
+    return Finding("python", "WARN", f"{wanted} is missing", f"scripts/uv python install {wanted}")
+
+
+def _check_uv() -> Finding:
+    result = run("uv", "--version")
+    if result.returncode == 0:
+        return Finding("uv", "PASS", result.stdout.split()[1])
+    return Finding("uv", "WARN", "not on PATH; scripts/uv keeps its own in .tools/", "install uv")
+
+
+def check_git() -> list[Finding]:
+    if run("git", "rev-parse", "--git-dir").returncode != 0:
+        return [Finding("git repository", "FAIL", "there is none", "scripts/init-git.sh")]
+    hook = run("git", "rev-parse", "--git-path", "hooks/pre-commit").stdout.strip()
+    path = ROOT / hook
+    if path.is_file() and "pre-commit" in path.read_text(encoding="utf-8", errors="replace"):
+        return [Finding("git hooks", "PASS", "installed")]
+    return [Finding("git hooks", "FAIL", "not installed", "scripts/install-hooks.sh")]
+
+
+def check_secrets() -> list[Finding]:
+    key = Path(os.environ.get("SOPS_AGE_KEY_FILE") or ROOT / ".sops" / "age-key.txt")
+    findings = []
+    if not key.is_file():
+        findings.append(Finding("age key", "WARN", "there is none", "scripts/init-secrets.sh"))
+    elif key.stat().st_mode & 0o077:
+        findings.append(Finding("age key", "FAIL", "others can read it", f"chmod 600 {key}"))
+    else:
+        findings.append(Finding("age key", "PASS", "there, and readable by you alone"))
+    env = ROOT / ".env"
+    if env.is_file() and env.stat().st_mode & 0o077:
+        findings.append(Finding(".env", "FAIL", "others can read it", "chmod 600 .env"))
+    if not (ROOT / ".env.enc").is_file():
+        fix = "make secrets-encrypt" if env.is_file() else "scripts/init-secrets.sh"
+        findings.append(Finding(".env.enc", "WARN", "no encrypted secrets yet", fix))
+    elif shutil.which("sops"):
+        findings.append(_check_decryption(key))
+    return findings
+
+
+def _check_decryption(key: Path) -> Finding:
+    dotenv = ["--input-type", "dotenv", "--output-type", "dotenv"]
+    result = run(
+        *("sops", "--disable-version-check", "decrypt", *dotenv, ".env.enc"),
+        SOPS_AGE_KEY_FILE=str(key),
+    )
+    if result.returncode == 0:
+        return Finding(".env.enc", "PASS", "your key opens it")
+    return Finding(
+        ".env.enc",
+        "FAIL",
+        "your key does not open it",
+        "ask a team mate for: scripts/secrets-recipients.sh add YOUR-PUBLIC-KEY (.sops/age-key.pub)",
+    )
+
+
+def check_lock() -> list[Finding]:
+    result = run("scripts/lock.sh", "--check")
+    if result.returncode == 0:
+        return [Finding("lock", "PASS", "uv.lock and the exported requirements are in step")]
+    lines = result.stderr.strip().splitlines()
+    return [Finding("lock", "FAIL", lines[-1] if lines else "out of step", "make lock")]
+
+
+def check_base_image() -> list[Finding]:
+    if run("docker", "info").returncode != 0:
+        return [Finding("base image", "WARN", "Docker does not answer", "start Docker")]
+    compose = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
+    name = re.search(r"(?m)^name:\s*(\S+)", compose)
+    image = os.environ.get("BASE_IMAGE") or f"{name.group(1) if name else ''}-base:latest"
+    template = '{{index .Config.Labels "base.requirements"}}'
+    result = run("docker", "image", "inspect", "--format", template, image)
+    if result.returncode != 0:
+        return [Finding("base image", "WARN", "not built yet", "make build-base")]
+    content = (ROOT / "base" / "requirements.txt").read_bytes()
+    if result.stdout.strip() != hashlib.sha256(content).hexdigest():
+        detail = "older than base/requirements.txt"
+        return [Finding("base image", "FAIL", detail, "make up, which builds it again")]
+    return [Finding("base image", "PASS", "built from the current requirements")]
+
+
+def check_template() -> list[Finding]:
+    record = ROOT / ".cruft.json"
+    if not record.is_file():
+        fix = "scripts/uv run --frozen cruft link URL"
+        return [Finding("template", "WARN", "unknown: there is no .cruft.json", fix)]
+    state = json.loads(record.read_text(encoding="utf-8"))
+    commit = state["commit"]
+    result = run("git", "ls-remote", state["template"], "HEAD", GIT_TERMINAL_PROMPT="0")
+    if result.returncode != 0:
+        detail = f"{state['template']} cannot be reached"
+        return [Finding("template", "WARN", detail, "check the network and .cruft.json")]
+    newest = result.stdout.split()[0]
+    if newest == commit:
+        return [Finding("template", "PASS", f"current ({commit[:8]})")]
+    detail = f"{commit[:8]}, the newest is {newest[:8]}{_how_far(state['template'], commit)}"
+    return [Finding("template", "WARN", detail, "make template-update")]
+
+
+def _how_far(template: str, commit: str) -> str:
+    """How many commits the template is ahead, from a clone without files."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = ["--bare", "--quiet", "--filter=tree:0"]
+        if run("git", "clone", *options, template, folder).returncode != 0:
+            return ""
+        count = run("git", "-C", folder, "rev-list", "--count", f"{commit}..HEAD")
+        return f": {count.stdout.strip()} commits behind" if count.returncode == 0 else ""
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="Check this repository and its tools.")
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    as_json = parser.parse_args().json
+    checks = [check_tools, check_git, check_secrets, check_lock, check_base_image, check_template]
+    findings = [finding for check in checks for finding in check()]
+    if as_json:
+        sys.stdout.write(json.dumps([asdict(finding) for finding in findings], indent=2) + "\n")
+    else:
+        _print(findings)
+    return int(any(finding.status == "FAIL" for finding in findings))
+
+
+def _print(findings: list[Finding]) -> None:
+    coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    width = max(len(finding.check) for finding in findings)
+    for finding in findings:
+        status = finding.status
+        if coloured:
+            status = f"\033[{_COLOURS[status]}m{status}\033[0m"
+        sys.stdout.write(f"{status}  {finding.check:<{width}}  {finding.detail}\n")
+        if finding.fix:
+            sys.stdout.write(f"      {'':<{width}}  -> {finding.fix}\n")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
