@@ -21,7 +21,7 @@ YAML_WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
 # Folders, compose keys and topic levels of the repository, and the name of a class.
 REPOSITORY_WORDS = {"base", "base-service", "coordinator", "errors", "influxdb", "mqtt", "shared"}
 RESERVED = WINDOWS_DEVICES | YAML_WORDS | REPOSITORY_WORDS
-MAX_NAME, MAX_TEXT = 40, 200
+MAX_NAME, MAX_TITLE, MAX_DESCRIPTION = 40, 60, 100
 
 
 def name_problem(value: str) -> str | None:
@@ -35,12 +35,12 @@ def name_problem(value: str) -> str | None:
     return None
 
 
-def text_problem(value: str) -> str | None:
+def text_problem(value: str, longest: int) -> str | None:
     """What stands against a free text, or None."""
     if not value.strip():
         return "must not be blank"
-    if len(value) > MAX_TEXT:
-        return f"must have at most {MAX_TEXT} characters"
+    if len(value) > longest:
+        return f"must have at most {longest} characters"
     for character in value:
         # They have no portable form in TOML and YAML.
         unprintable = unicodedata.category(character) in {"Cc", "Cn", "Cs", "Zl", "Zp"}
@@ -52,9 +52,13 @@ def text_problem(value: str) -> str | None:
 def find_problems(answers: dict[str, str]) -> list[tuple[str, str, str]]:
     """Every problem as (answer, rule, example)."""
     checks = [
-        ("service_name", text_problem(answers["service_name"]), "Soil Moisture"),
+        ("service_name", text_problem(answers["service_name"], MAX_TITLE), "Soil Moisture"),
         ("service_slug", name_problem(answers["service_slug"]), "soil-moisture"),
-        ("description", text_problem(answers["description"]), "Reads the moisture of the soil"),
+        (
+            "description",
+            text_problem(answers["description"], MAX_DESCRIPTION),
+            "Reads the moisture of the soil",
+        ),
     ]
     return [(name, problem, example) for name, problem, example in checks if problem]
 

@@ -37,6 +37,7 @@ export_to() {
 }
 
 export_to base/requirements.txt --no-default-groups --group debug
+export_to templates/service/templates/http-api/requirements.txt --only-group http-api
 for file in services/*/requirements.txt; do
   if group=$(sed -n 's/^# group: \([A-Za-z0-9_-]*\)$/\1/p' "$file") && [ -n "$group" ]; then
     export_to "$file" --only-group "$group"

@@ -66,7 +66,8 @@ fi
 
 if [[ $name =~ ^[a-z][a-z0-9-]*$ ]] && [ ! -e "$target/services/$name" ]; then is_new=true; fi
 arguments=("service_name=$name" "service_slug=$name" "service_type=$type")
-[ -z "$description" ] || arguments+=("description=$description")
+# cookiecutter takes a value on its command line for a Jinja template; this one is plain text.
+[ -z "$description" ] || arguments+=("description={% raw %}$description{% endraw %}")
 (cd "$target" && NEW_SERVICE_VIA=script "${cookiecutter[@]}" "$root/templates/service" --no-input --output-dir services \
   --config-file "$scratch/config.yaml" "${arguments[@]}") >"$scratch/log" 2>&1 || {
   # What our own hooks say; cookiecutter's traceback tells nothing more.

@@ -1,0 +1,26 @@
+"""Settings of {{ cookiecutter.service_slug }}, on top of the shared ones."""
+
+from pydantic import Field
+
+from shared.config import Settings
+
+
+class ServiceSettings(Settings):
+    http_host: str = Field(
+        default="127.0.0.1",
+        validation_alias="{{ cookiecutter.__env }}_HTTP_HOST",
+        description="Address to listen on; 0.0.0.0 inside a container",
+    )
+    http_port: int = Field(
+        default=8000,
+        ge=0,
+        le=65535,
+        validation_alias="{{ cookiecutter.__env }}_HTTP_PORT",
+        description="Port to listen on",
+    )
+    command_timeout_seconds: float = Field(
+        default=5.0,
+        gt=0,
+        validation_alias="{{ cookiecutter.__env }}_COMMAND_TIMEOUT_SECONDS",
+        description="Longest wait for another service's answer, in seconds",
+    )

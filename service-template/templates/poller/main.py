@@ -1,0 +1,51 @@
+"""Takes a reading on an interval and publishes it."""
+
+import os
+
+from config import ServiceSettings
+from schemas import Reading
+
+from shared.schemas import Command
+from shared.service import BaseService, run_service
+from shared.state import StateFile
+
+
+class {{ cookiecutter.__class }}(BaseService[ServiceSettings]):
+    name = "{{ cookiecutter.service_slug }}"
+
+    def __init__(self, settings: ServiceSettings) -> None:
+        super().__init__(settings)
+        self._state = StateFile(settings.data_dir / "state.json", self.logger)
+        self._round = 0
+
+    async def run(self) -> None:
+        self._round = int(self._state.load().get("round", 0))
+        self.on_command("refresh", self._on_refresh)
+        self.mqtt.connect_background()
+        while True:
+            try:
+                await self.measure()
+            except Exception:
+                # The next round may do better, and the age of the last success tells on us.
+                self.logger.exception("round_failed")
+            else:
+                self.touch_healthcheck()
+            if await self.wait_for_shutdown(self.settings.poll_interval_seconds):
+                return
+
+    async def measure(self) -> Reading:
+        """Take one reading and publish it."""
+        self._round += 1
+        reading = Reading(value=os.getloadavg()[0], round=self._round)
+        await self.publish("reading", reading)
+        self._state.save({"round": self._round})
+        self.logger.info("reading_published", value=reading.value, round=reading.round)
+        return reading
+
+    async def _on_refresh(self, _command: Command) -> dict[str, float]:
+        reading = await self.measure()
+        return {"value": reading.value}
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_service({{ cookiecutter.__class }}))

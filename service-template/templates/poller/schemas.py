@@ -1,0 +1,19 @@
+"""Messages of {{ cookiecutter.service_slug }}."""
+
+from pydantic import Field
+
+from shared.schemas import Message, Topic
+
+
+class Reading(Message):
+    value: float = Field(description="Load of the machine, averaged over one minute")
+    round: int = Field(description="Number of the round, counted over restarts")
+
+
+TOPICS = [
+    Topic(
+        pattern="{prefix}/{service}/reading",
+        payload=Reading,
+        description="What the last round has measured",
+    ),
+]

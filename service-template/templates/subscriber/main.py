@@ -1,0 +1,54 @@
+"""Watches the readings of other services: keeps statistics and raises alarms."""
+
+from typing import Any
+
+from config import ServiceSettings
+from schemas import Alarm, Reading, Statistics
+
+from shared.schemas import Command
+from shared.service import BaseService, run_service
+from shared.state import StateFile
+
+
+class {{ cookiecutter.__class }}(BaseService[ServiceSettings]):
+    name = "{{ cookiecutter.service_slug }}"
+
+    def __init__(self, settings: ServiceSettings) -> None:
+        super().__init__(settings)
+        self._state = StateFile(settings.data_dir / "state.json", self.logger)
+        self._statistics = Statistics(readings=0)
+
+    async def run(self) -> None:
+        saved = self._state.load()
+        self._statistics = Statistics(
+            readings=saved.get("readings", 0), highest=saved.get("highest")
+        )
+        self.on_command("statistics", self._on_statistics)
+        self.mqtt.subscribe(
+            f"{self.settings.topic_prefix}/{self.settings.source}",
+            self._on_reading,
+            model=Reading,
+            deduplicate=True,
+        )
+        self.mqtt.connect_background()
+        await self.wait_for_shutdown()
+
+    async def _on_reading(self, topic: str, reading: Reading) -> None:
+        highest = self._statistics.highest
+        self._statistics = Statistics(
+            readings=self._statistics.readings + 1,
+            highest=reading.value if highest is None else max(highest, reading.value),
+        )
+        self._state.save(self._statistics.model_dump(include={"readings", "highest"}))
+        limit = self.settings.alarm_above
+        if reading.value > limit:
+            self.logger.warning("alarm_raised", source=topic, value=reading.value, limit=limit)
+            await self.publish("alarm", Alarm(source=topic, value=reading.value, limit=limit))
+        await self.publish("statistics", self._statistics, retain=True)
+
+    def _on_statistics(self, _command: Command) -> dict[str, Any]:
+        return self._statistics.model_dump(include={"readings", "highest"})
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_service({{ cookiecutter.__class }}))

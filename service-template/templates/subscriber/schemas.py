@@ -1,0 +1,37 @@
+"""Messages of {{ cookiecutter.service_slug }}."""
+
+from pydantic import Field
+
+from shared.schemas import Message, Topic
+
+
+class Reading(Message):
+    """What is expected of a reading; a message without it becomes a dead letter."""
+
+    value: float
+
+
+class Alarm(Message):
+    source: str = Field(description="Topic of the reading")
+    value: float
+    limit: float
+
+
+class Statistics(Message):
+    readings: int = Field(description="Readings so far, counted over restarts")
+    highest: float | None = Field(default=None, description="Highest value so far")
+
+
+TOPICS = [
+    Topic(
+        pattern="{prefix}/{service}/alarm",
+        payload=Alarm,
+        description="A reading above the limit",
+    ),
+    Topic(
+        pattern="{prefix}/{service}/statistics",
+        payload=Statistics,
+        retain=True,
+        description="Number of readings and the highest value",
+    ),
+]
