@@ -301,7 +301,7 @@ class Inbox:
                 trace_id = _id(value.get("trace_id"))
                 if subscription.recent is not None:
                     message_id = _id(value.get("request_id")) or trace_id
-                    if message_id and subscription.recent.seen(message_id):
+                    if message_id and subscription.recent.seen((message.topic, message_id)):
                         self._logger.debug(
                             "message_repeated", topic=message.topic, message_id=message_id
                         )
