@@ -130,7 +130,7 @@ def _check_decryption(key: Path) -> Finding:
         ".env.enc",
         "FAIL",
         "your key does not open it",
-        "ask a team mate for: scripts/secrets-recipients.sh add YOUR-PUBLIC-KEY (.sops/age-key.pub)",
+        "let a team mate run: scripts/secrets-recipients.sh add KEY, with .sops/age-key.pub",
     )
 
 

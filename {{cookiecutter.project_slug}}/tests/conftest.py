@@ -20,6 +20,9 @@ from tests.fakes import FakeMQTT
 ROOT = Path(__file__).resolve().parent.parent
 
 
+type LoadService = Callable[[str], SimpleNamespace]
+
+
 class MakeSettings(Protocol):
     def __call__[S: Settings](self, settings_class: type[S] = ..., **overrides: Any) -> S: ...
 
@@ -115,7 +118,7 @@ def fake_mqtt(topic_prefix: str) -> FakeMQTT:
 
 
 @pytest.fixture
-def load_service() -> Iterator[Callable[[str], SimpleNamespace]]:
+def load_service() -> Iterator[LoadService]:
     """Imports the modules of one service, whose names repeat between services.
 
     `load_service("my-service").main` is its `main.py`.

@@ -1,8 +1,9 @@
 """An MQTT client without a network, for the tests of services."""
 
+import asyncio
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -18,15 +19,15 @@ class FakeMQTT:
     Put it in the place of a service's client: `service.mqtt = FakeMQTT(...)`.
     """
 
-    connected = True
-    thread_alive = True
     dropped_messages = 0
 
     def __init__(self, service: str, topic_prefix: str) -> None:
+        self.connected = self.thread_alive = self.disconnected = False
         self.published: list[tuple[str, Any]] = []
         self.retained: dict[str, Any] = {}
         self.replies: dict[str, dict[str, Any]] = {}
         self._service, self._prefix = service, topic_prefix
+        self._changed = asyncio.Event()
         self._handlers: list[tuple[str, Handler, type[BaseModel] | None]] = []
 
     def payloads(self, topic: str) -> list[Any]:
@@ -42,14 +43,24 @@ class FakeMQTT:
                 if inspect.isawaitable(result):
                     await result
 
+    async def wait_for(self, condition: Callable[[], bool], timeout_seconds: float = 10.0) -> None:
+        """Return as soon as `condition` holds after a message or a change of the connection."""
+        async with asyncio.timeout(timeout_seconds):
+            while not condition():
+                self._changed.clear()
+                await self._changed.wait()
+
     def connect_background(self) -> None:
-        pass
+        self.connected = self.thread_alive = True
+        self._changed.set()
 
     async def wait_connected(self, timeout_seconds: float | None = None) -> None:
-        pass
+        await self.wait_for(lambda: self.connected, timeout_seconds or 10.0)
 
     async def disconnect(self, timeout_seconds: float = 5.0) -> None:
-        pass
+        self.connected = self.thread_alive = False
+        self.disconnected = True
+        self._changed.set()
 
     def subscribe(
         self, topic: str, handler: Handler, *, model: type[BaseModel] | None = None, **_: Any
@@ -68,6 +79,7 @@ class FakeMQTT:
         elif not isinstance(payload, bytes | str):
             payload = json.loads(json.dumps(payload))
         self.published.append((topic, payload))
+        self._changed.set()
         if retain:
             self.retained[topic] = payload
 
