@@ -659,7 +659,7 @@ def test_check_tells_what_is_newer(repository: Repository) -> None:
 
 
 def test_check_finds_missing_names_open_modes_and_odd_lines(repository: Repository) -> None:
-    repository.write(".env", f"A='{SECRET}\\\\'\nB=\"$HOME\"\nC='${{HOME}}'\nD='fine $5'\nE=x#y\n")
+    repository.write(".env", f"A='{SECRET}\\\\'\nB=\"$HOME\"\nC=$HOME\nD='fine ${{x}} $5'\nE=x#y\n")
     repository.file(".env").chmod(0o644)
     repository.file(".sops/age-key.txt").chmod(0o640)
     done = repository.script("secrets-check.sh", check=False)

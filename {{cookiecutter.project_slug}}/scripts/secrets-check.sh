@@ -56,7 +56,7 @@ check_env() {
   esac
   problems=$(check_dotenv .env) || fail "sops cannot keep these lines of .env:"$'\n'"$problems"
   problems=$(check_reading .env) ||
-    fail "Compose and Python read these lines of .env differently; write the value in single quotes, without ', \\ and \${:"$'\n'"$problems"
+    fail "Compose and Python read these lines of .env differently; write the value in single quotes, without ' and \\:"$'\n'"$problems"
   if [ -f .env.example ]; then
     while IFS= read -r name; do
       grep -qE "^(export[[:space:]]+)?$name=" .env || names="$names $name"

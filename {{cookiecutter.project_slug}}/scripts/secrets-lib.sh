@@ -100,8 +100,7 @@ check_reading() {
     /^[ \t]*$/ || /^#/ || !/=/ { next }
     {
       value = substr($0, index($0, "=") + 1)
-      if (value ~ /^\047[^\047\\]*\047$/ && value !~ /\$\{/) next
-      if (value ~ /^"[^"\\$]*"$/ || value ~ /^[^\047"\\$#`]*$/) next
+      if (value ~ /^\047[^\047\\]*\047$/ || value ~ /^"[^"\\$]*"$/ || value ~ /^[^\047"\\$#`]*$/) next
       printf "  line %d\n", NR
       found = 1
     }
