@@ -44,7 +44,7 @@ def available(tool: str) -> bool:
 def find_python(version: str) -> Path | None:
     """Path of an interpreter of that version (`3.12`), None when the machine has none."""
     pyenv = Path(os.environ.get("PYENV_ROOT", Path("~/.pyenv").expanduser()))
-    # The interpreters themselves first: with pyenv's shim, uv makes its environment anew on each run.
+    # The interpreters first: for pyenv's shim, uv makes its environment anew on each run.
     candidates = [*pyenv.glob(f"versions/{version}.*/bin/python"), shutil.which(f"python{version}")]
     for candidate in candidates:
         if candidate and _answers(candidate, "-c", _EXPECT_VERSION, version):

@@ -1,0 +1,262 @@
+"""The git hook of a generated repository: what it refuses, and what it leaves alone."""
+
+from __future__ import annotations
+
+import base64
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.baked import BakedProject, run
+from tests.conftest import Bake
+from tests.tools import needs
+
+pytestmark = [pytest.mark.real, needs("git", "sops", "age-keygen")]
+
+
+@pytest.fixture
+def project(bake_copy: Bake) -> BakedProject:
+    """A repository as generated, with its key, its hook and one commit."""
+    project = bake_copy()
+    assert git(project, "status", "--porcelain").stdout == ""
+    return project
+
+
+def git(
+    project: BakedProject, *arguments: str, check: bool = True
+) -> subprocess.CompletedProcess[str]:
+    return project.run("git", *arguments, check=check)
+
+
+def commit(project: BakedProject, **files: str) -> subprocess.CompletedProcess[str]:
+    """Write these files, stage them even if they are ignored, and commit."""
+    for name, text in files.items():
+        project.file(name).parent.mkdir(parents=True, exist_ok=True)
+        project.file(name).write_text(text)
+    git(project, "add", "--force", "--", *files)
+    return git(project, "commit", "--message", "Try it", check=False)
+
+
+def head(project: BakedProject) -> str:
+    return git(project, "rev-parse", "HEAD").stdout
+
+
+def refused(project: BakedProject, **files: str) -> str:
+    """Commit files that must not pass; what the hook says."""
+    before = head(project)
+    done = commit(project, **files)
+    assert done.returncode != 0, done
+    assert head(project) == before
+    return done.stdout + done.stderr
+
+
+# Made here, so that this file passes such checks itself.
+AGE_KEY = "AGE-SECRET-KEY-" + "1" + "QPZRY9X8GF2TVDW0S3JN54KHCE6MUA7L" * 2
+TOKEN = base64.urlsafe_b64encode(bytes(range(64))).decode()
+PRIVATE_KEY = "-----BEGIN OPENSSH PRIVATE " + "KEY-----\nb3BlbnNzaC1rZXktdjEAAAAA\n"
+WEB_TOKEN = ".".join(
+    base64.urlsafe_b64encode(part).decode().rstrip("=")
+    for part in (b'{"alg":"HS256","typ":"JWT"}', b'{"iss":"0123456789","iat":1}', bytes(range(32)))
+)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("name", [".env", "services/x/.env", ".env.production", ".env.previous"])
+def test_an_env_is_refused_in_any_folder(project: BakedProject, name: str) -> None:
+    said = refused(project, **{name: "MQTT_PASSWORD='correct-horse'\n"})
+    assert name in said
+    assert "git rm --cached" in said
+    assert "make secrets-encrypt" in said
+    assert "correct-horse" not in said
+
+
+def test_the_key_file_is_refused(project: BakedProject) -> None:
+    key = project.read(".sops/age-key.txt")
+    said = refused(project, **{".sops/age-key.txt": key})
+    assert ".sops/age-key.txt" in said
+    assert key.splitlines()[-1] not in said
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("age secret key", AGE_KEY),
+        ("API token", TOKEN),
+        ("Private Key", PRIVATE_KEY),
+        ("JSON Web Token", WEB_TOKEN),
+        ("Basic Auth", "mqtt://someone:correct-horse@broker"),
+    ],
+)
+def test_keys_and_tokens_are_refused_and_not_shown(
+    project: BakedProject, kind: str, text: str
+) -> None:
+    said = refused(project, **{"docs/note.md": f"It is {text}\n"})
+    assert kind in said
+    assert "docs/note.md:1" in said
+    assert text not in said
+    assert "pragma: allowlist secret" in said
+
+
+def test_a_false_alarm_can_be_let_through(project: BakedProject) -> None:
+    done = commit(project, **{"docs/note.md": f"{TOKEN} <!-- pragma: allowlist secret -->\n"})
+    assert done.returncode == 0, done
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "MQTT_PASSWORD='correct-horse'\n",
+        "# a comment\nA=ENC[AES256_GCM,data:x,iv:y,tag:z,type:str]\n",
+        "A=ENC[AES256_GCM,data:x,iv:y,tag:z,type:str]\n",
+        "sops_mac=ENC[AES256_GCM,data:x]\nsops_password=correct-horse\n",
+    ],
+    ids=["plain", "plain comment", "no seal", "disguised"],
+)
+@pytest.mark.parametrize("name", [".env.enc", "services/x/.env.enc"])
+def test_an_env_enc_in_the_clear_is_refused(project: BakedProject, name: str, text: str) -> None:
+    said = refused(project, **{name: text})
+    assert f"{name} is in the clear" in said
+    assert "scripts/secrets-encrypt.sh" in said
+    assert "correct-horse" not in said
+
+
+def test_a_line_added_to_env_enc_by_hand_is_refused(project: BakedProject) -> None:
+    project.run("scripts/secrets-encrypt.sh")
+    said = refused(project, **{".env.enc": "NEW=correct-horse\n" + project.read(".env.enc")})
+    assert "line 1: is not encrypted" in said
+
+
+def test_a_file_that_does_not_pass_the_linters_is_refused(
+    project: BakedProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SKIP", "mypy")  # it takes its time, and runs in the matrix
+    assert "F821" in refused(project, **{"shared/broken.py": '"""Broken."""\n\nprint(nothing)\n'})
+
+
+# What passes
+
+
+def test_an_encrypted_env_enc_is_committed_and_a_stale_one_warned_about(
+    project: BakedProject,
+) -> None:
+    project.run("scripts/secrets-encrypt.sh")
+    git(project, "add", ".env.enc")
+    done = git(project, "commit", "--message", "Share the secrets", check=False)
+    assert done.returncode == 0, done
+    assert "warn  " not in done.stdout + done.stderr
+    with project.file(".env").open("a") as env:
+        env.write("ADDED='later'\n")
+    done = commit(project, **{"docs/note.md": "A note.\n"})
+    assert done.returncode == 0, done
+    assert ".env is newer than .env.enc: scripts/secrets-encrypt.sh" in done.stdout + done.stderr
+
+
+def test_history_holds_no_secret(project: BakedProject) -> None:
+    project.run("scripts/secrets-encrypt.sh")
+    git(project, "add", "--all")
+    git(project, "commit", "--message", "Share the secrets")
+    history = git(project, "log", "--patch", "--all").stdout
+    password = next(
+        line.partition("=")[2].strip("'")
+        for line in project.read(".env").splitlines()
+        if line.startswith("MQTT_PASSWORD=")
+    )
+    assert len(password) == 32
+    assert password not in history
+    assert "AGE-SECRET-KEY-1" not in history
+    assert project.read(".sops/age-key.pub").strip() in history
+
+
+def test_all_checks_pass_on_all_files_and_change_none(project: BakedProject) -> None:
+    project.run("scripts/secrets-encrypt.sh")
+    git(project, "add", ".env.enc")
+    project.run("make", "lint")
+    assert git(project, "status", "--porcelain").stdout == "A  .env.enc\n"
+
+
+def test_lint_finds_what_no_verify_let_through(project: BakedProject) -> None:
+    project.file("docs/note.md").write_text(f"{AGE_KEY}\n")
+    git(project, "add", "--force", "docs/note.md", ".env")
+    git(project, "commit", "--no-verify", "--message", "Slip it in")
+    done = project.run("make", "lint", check=False, env={"SKIP": "mypy"})
+    assert done.returncode != 0
+    assert "age secret key" in done.stdout
+    assert "make secrets-encrypt" in done.stdout
+
+
+# The installation of the hook
+
+
+def test_the_steps_of_the_setup_change_nothing_when_repeated(project: BakedProject) -> None:
+    def state() -> dict[str, bytes]:
+        own = [path for path in project.path.rglob("*") if path.is_file()]
+        return {
+            str(path): path.read_bytes()
+            for path in own
+            if ".git" not in path.parts or "hooks" in path.parts
+        }
+
+    before, at = state(), head(project)
+    project.run("make", "setup")
+    assert state() == before
+    assert head(project) == at
+
+
+def test_a_hook_of_the_user_is_kept_and_runs(project: BakedProject) -> None:
+    hook = project.file(".git/hooks/pre-commit")
+    hook.write_text("#!/bin/sh\ntouch .git/mine-ran\n")
+    hook.chmod(0o755)
+    project.run("scripts/install-hooks.sh")
+    assert "already there" in project.run("scripts/install-hooks.sh").stdout
+    refused(project, **{".env": "A=1\n"})
+    assert project.file(".git/mine-ran").exists()
+
+
+def test_a_second_hook_of_the_user_is_never_lost(project: BakedProject) -> None:
+    hooks = project.file(".git/hooks")
+    (hooks / "pre-commit").write_text("#!/bin/sh\necho one\n")
+    (hooks / "pre-commit.legacy").write_text("#!/bin/sh\necho two\n")
+    done = project.run("scripts/install-hooks.sh", check=False)
+    assert done.returncode == 1
+    assert "move one away" in done.stderr
+    assert (hooks / "pre-commit").read_text() == "#!/bin/sh\necho one\n"
+    assert (hooks / "pre-commit.legacy").read_text() == "#!/bin/sh\necho two\n"
+    assert not list(hooks.glob("new.*"))
+
+
+def test_hooks_elsewhere_are_left_alone(project: BakedProject, tmp_path: Path) -> None:
+    git(project, "config", "core.hooksPath", str(tmp_path / "hooks"))
+    project.file(".git/hooks/pre-commit").unlink()
+    done = project.run("scripts/install-hooks.sh", check=False)
+    assert done.returncode == 3
+    assert "core.hooksPath" in done.stderr
+    assert not (tmp_path / "hooks").exists()
+    assert not project.file(".git/hooks/pre-commit").exists()
+
+
+def test_the_hook_works_in_a_worktree(project: BakedProject, tmp_path: Path) -> None:
+    tree = tmp_path / "another tree"
+    git(project, "worktree", "add", "--quiet", "-b", "other", str(tree))
+    other = BakedProject(tree, project.answers, project.environments)
+    assert "already there" in other.run("scripts/install-hooks.sh").stdout
+    refused(other, **{".env": "A=1\n"})
+
+
+@pytest.mark.parametrize("outer", [False, True], ids=["no repository", "outer repository"])
+def test_without_a_repository_of_its_own_no_hook_is_installed(
+    project: BakedProject,
+    tmp_path: Path,
+    outer: bool,
+) -> None:
+    folder = tmp_path / "outer" / "inner"
+    shutil.copytree(project.file("scripts"), folder / "scripts")
+    if outer:
+        run("git", "init", "--quiet", cwd=folder.parent)
+    done = run(folder / "scripts/install-hooks.sh", cwd=folder, check=False)
+    assert done.returncode == 3
+    assert "git repository" in done.stderr
+    assert not (folder.parent / ".git/hooks/pre-commit").exists()
