@@ -26,7 +26,10 @@ TEMPLATE = ROOT / "{{cookiecutter.project_slug}}"
 SERVICE_TEMPLATE = ROOT / "service-template"
 
 # Not part of what the template wrote: made by git, by uv, by the interpreter.
-NOT_RENDERED = {".git", ".venv", "__pycache__", ".tools", ".pytest_cache", ".mypy_cache"}
+NOT_RENDERED = {
+    *(".git", ".venv", ".tools", "__pycache__"),
+    *(".mypy_cache", ".pytest_cache", ".ruff_cache"),
+}
 
 
 def user_environment(env: Mapping[str, str | None] | None = None) -> dict[str, str]:

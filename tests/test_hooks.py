@@ -349,7 +349,10 @@ def test_a_missing_tool_costs_its_step_only(
     cookiecutter: Cookiecutter, tmp_path: Path, path_of: Callable[..., str], missing: str
 ) -> None:
     present = [tool for tool in STEP_OF if missing not in {tool, "both"}]
-    done = cookiecutter(output=tmp_path / "out", env={"PATH": path_of(*BASICS, *present)})
+    # pyrage would take the place of age-keygen.
+    (tmp_path / "pyrage.py").write_text("raise ImportError")
+    env = {"PATH": path_of(*BASICS, *present), "PYTHONPATH": str(tmp_path)}
+    done = cookiecutter(output=tmp_path / "out", env=env)
     assert done.returncode == 0, done.stderr
     project = BakedProject(tmp_path / "out" / DEFAULT)
     assert_whole(project)

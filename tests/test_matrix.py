@@ -42,8 +42,9 @@ def test_workflows_are_clean_under_zizmor(bake: Bake, answers: dict[str, Any]) -
 @needs("actionlint")
 @pytest.mark.parametrize("answers", OPTIONS)
 def test_workflows_are_clean_under_actionlint(bake: Bake, answers: dict[str, Any]) -> None:
-    workflows = bake(**answers).path.glob(".github/workflows/*.yml")
-    run("actionlint", *sorted(workflows), own_tools=True)
+    workflows = sorted(bake(**answers).path.glob(".github/workflows/*.yml"))
+    assert workflows
+    run("actionlint", *workflows, own_tools=True)
 
 
 @pytest.mark.parametrize("answers", OPTIONS)

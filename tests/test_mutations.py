@@ -1,0 +1,167 @@
+"""Faults planted on purpose: for each, the test that is there to find it has to fail.
+
+A fault in FAULTS is planted in a copy of this repository, and a template test has to notice.
+A fault in GENERATED_FAULTS is planted in a generated repository, and a test of that has to.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.baked import ROOT, TEMPLATE, run
+from tests.conftest import Bake
+
+pytestmark = pytest.mark.real
+
+GENERATED = TEMPLATE.name
+
+
+class Fault(NamedTuple):
+    """`old` stands in `file` (all of it is replaced); `test` is a pytest node or a `-k` of one."""
+
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+FAULTS = {
+    "a hook that calls a failed step done": Fault(
+        "hooks/post_gen_project.py",
+        "if result.returncode == 0:",
+        "if True:",
+        "tests/test_hooks.py::test_what_becomes_of_a_step",
+    ),
+    "a hook that fails with its steps": Fault(
+        "hooks/post_gen_project.py",
+        "    except OSError as error:\n        return Outcome(step.title",
+        "    except ZeroDivisionError as error:\n        return Outcome(step.title",
+        "tests/test_hooks.py::test_what_becomes_of_a_step",
+    ),
+    "a hook that sets up keys under cruft": Fault(
+        "hooks/post_gen_project.py",
+        'if "_output_dir" not in ANSWERS:',
+        "if False:",
+        "tests/test_hooks.py::test_under_cruft_only_the_first_service_is_made",
+    ),
+    "a hook that cannot print is fatal": Fault(
+        "hooks/post_gen_project.py",
+        ', "backslashreplace")',
+        ")",
+        "tests/test_hooks.py::test_a_terminal_that_cannot_print_the_path_loses_nothing",
+    ),
+    "a topic prefix with wildcards": Fault(
+        "hooks/pre_gen_project.py",
+        'TOPIC = re.compile(r"[A-Za-z0-9_-]+',
+        'TOPIC = re.compile(r"[A-Za-z0-9_#-]+',
+        "tests/test_hooks.py::test_bad_answer_is_refused_by_name_rule_and_example",
+    ),
+    "a backslash that is not escaped": Fault(
+        "cookiecutter.json",
+        r"\"{{ cookiecutter.description | replace('\\\\', '\\\\\\\\') |",
+        r"\"{{ cookiecutter.description |",
+        "tests/test_hostile.py::test_every_trap_in_every_answer_at_once",
+    ),
+    "a description that changes the document": Fault(
+        f"{GENERATED}/README.md",
+        '**{{ cookiecutter.description.split() | join(" ") | replace("*", "\\\\*") }}**',
+        "{{ cookiecutter.description }}",
+        "tests/test_hostile.py::test_free_text_is_refused_or_comes_back_equal",
+    ),
+    "an option that leaves a trace": Fault(
+        f"{GENERATED}/shared/config.py",
+        "{% if cookiecutter.include_influxdb %}",
+        "{% if true %}",
+        "tests/test_structure.py::test_an_option_that_is_off_leaves_no_trace",
+    ),
+    "a variable that nobody uses": Fault(
+        "cookiecutter.json",
+        '"first_service":',
+        '"__unused": "",\n  "first_service":',
+        "tests/test_structure.py::test_every_variable_is_defined_and_used",
+    ),
+    "a secret that git does not ignore": Fault(
+        f"{GENERATED}/.gitignore",
+        "\n.env\n",
+        "\n",
+        "tests/test_structure.py::test_ignored_files_are_the_private_ones",
+    ),
+    "a clock in a rendered file": Fault(
+        f"{GENERATED}/README.md",
+        "\n## Start\n",
+        "\n{{ random_ascii_string(8) }}\n\n## Start\n",
+        "tests/test_structure.py::test_same_answers_give_the_same_bytes",
+    ),
+}
+
+GENERATED_FAULTS = {
+    "settings that refuse the variables of other services": Fault(
+        "shared/config.py",
+        'extra="ignore"',
+        'extra="forbid"',
+        "tests/test_shared/test_config.py",
+    ),
+    "a list that is not split": Fault(
+        "shared/config.py",
+        'value.split(",")',
+        'value.split(";")',
+        "tests/test_shared/test_config.py",
+    ),
+    "a memory for ids without an end": Fault(
+        "shared/dedup.py",
+        "if len(self._first_seen) > self._max_count:",
+        "if False:",
+        "tests/test_shared/test_dedup.py",
+    ),
+    "a token in the log": Fault(
+        "shared/redaction.py",
+        "return REDACTED",
+        "return item",
+        "tests/test_shared/test_redaction.py",
+    ),
+}
+
+
+def plant(fault: Fault, root: Path) -> None:
+    path = root / fault.file
+    text = path.read_text(encoding="utf-8")
+    assert fault.old in text, f"{fault.file} has changed: this fault needs new words"
+    path.write_text(text.replace(fault.old, fault.new), encoding="utf-8")
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+def test_a_template_test_notices(fault: Fault, tmp_path: Path) -> None:
+    copy = tmp_path / "repository"
+    skipped = shutil.ignore_patterns(".git", "__pycache__", ".*_cache", ".venv", ".tools", "bench")
+    shutil.copytree(ROOT, copy, symlinks=True, ignore=skipped)
+    plant(fault, copy)
+    done = run(
+        *(sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider"),
+        *(f"--basetemp={tmp_path / 'inner'}", fault.test),
+        cwd=copy,
+        check=False,
+    )
+    assert_failed(done)
+
+
+@pytest.mark.parametrize("fault", GENERATED_FAULTS.values(), ids=GENERATED_FAULTS)
+def test_a_generated_test_notices(fault: Fault, bake_copy: Bake) -> None:
+    project = bake_copy()
+    plant(fault, project.path)
+    done = project.uv_run(
+        "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider", fault.test, check=False
+    )
+    assert_failed(done)
+
+
+def assert_failed(done: subprocess.CompletedProcess[str]) -> None:
+    """One test failed: nothing else that can go wrong with a run of pytest counts."""
+    shown = done.stdout + done.stderr
+    assert done.returncode == 1, shown
+    assert "1 failed" in done.stdout, shown
