@@ -1,9 +1,12 @@
 """Received messages on their way from the network thread to the handlers.
 
 Each subscription has a queue and a worker of its own: its messages are handled in the order of
-arrival, one at a time, and a slow handler holds up no other. What waits is bounded: at QoS 1 by
-the broker's window of unacknowledged messages, since a message is acknowledged only after it was
-handled; at QoS 0 by number and by bytes, and what exceeds that is dropped and counted.
+arrival, one at a time, and a slow handler holds up no other.
+
+What waits is bounded, by number and by bytes. At QoS 0 the excess is dropped and counted. At QoS 1
+a message is acknowledged only after it was handled, so that the broker's window of unacknowledged
+messages is the bound; of a broker that knows no such window the excess is left unacknowledged, and
+asked for again, by a new connection, as soon as the rest is handled.
 """
 
 import asyncio
@@ -46,6 +49,35 @@ class Received(NamedTuple):
     mid: int
     # Which connection it came by: a message id means nothing on another one.
     connection: int
+
+
+class _Backlog:
+    """What waits at one QoS; `add` is for the network thread, `remove` for the loop."""
+
+    def __init__(self, max_messages: int) -> None:
+        self._max_messages = max_messages
+        # Written by one thread each, read by both: no lock is needed.
+        self._messages_in, self._bytes_in = 0, 0
+        self._messages_out, self._bytes_out = 0, 0
+
+    @property
+    def messages(self) -> int:
+        return self._messages_in - self._messages_out
+
+    def has_room(self, size: int) -> bool:
+        waiting = self.messages
+        return waiting == 0 or (
+            waiting < self._max_messages
+            and self._bytes_in - self._bytes_out + size <= MAX_QUEUED_BYTES
+        )
+
+    def add(self, size: int) -> None:
+        self._messages_in += 1
+        self._bytes_in += size
+
+    def remove(self, size: int) -> None:
+        self._messages_out += 1
+        self._bytes_out += size
 
 
 @dataclass(slots=True)
@@ -101,16 +133,19 @@ class Inbox:
         max_queued_messages: int,
         schedule: Callable[[Callable[[], None]], None],
         acknowledge: Callable[[Received], None],
+        ask_again: Callable[[int], None],
         bury: Callable[[Received, BaseException, str], Awaitable[bool]],
         logger: BoundLogger,
     ) -> None:
         """`schedule` runs a function on the loop, from any thread.
 
+        `ask_again` ends a connection; on the next one the broker repeats what is unacknowledged.
         `bury` publishes a dead letter and tells whether the broker has it; it never raises.
         """
-        self._max_queued_messages = max_queued_messages
+        self._backlogs = (_Backlog(max_queued_messages), _Backlog(max_queued_messages))
         self._schedule = schedule
         self._acknowledge = acknowledge
+        self._ask_again = ask_again
         self._bury = bury
         self._logger = logger
         self._subscriptions: dict[str, Subscription] = {}
@@ -122,9 +157,7 @@ class Inbox:
         self._idle = asyncio.Event()
         self._unfinished = 0
         self._unacknowledged: dict[int, _Delivery] = {}
-        # Written by one thread each, read by both: their differences are what waits at QoS 0.
-        self._counted_in, self._bytes_in = 0, 0
-        self._counted_out, self._bytes_out = 0, 0
+        self._overrun_connection = 0
         self._dropped = 0
         self._dropped_reported = 0
         self._drop_report: asyncio.TimerHandle | None = None
@@ -171,19 +204,20 @@ class Inbox:
     # Network thread
 
     def put(self, message: Received) -> None:
-        """Take a message in, or drop it."""
-        if message.qos == 0:
-            size = len(message.payload)
-            if (
-                self._counted_in - self._counted_out >= self._max_queued_messages
-                or self._bytes_in - self._bytes_out + size > MAX_QUEUED_BYTES
-            ):
+        """Take a message in, or leave it."""
+        backlog, size = self._backlogs[message.qos], len(message.payload)
+        # After one that was left, the rest of the connection: they are to come in order.
+        if message.qos and message.connection == self._overrun_connection:
+            return
+        if not backlog.has_room(size):
+            if message.qos:
+                self._overrun_connection = message.connection
+            else:
                 self._dropped += 1
                 if self._drop_report is None:
                     self._schedule(self._plan_drop_report)
-                return
-            self._counted_in += 1
-            self._bytes_in += size
+            return
+        backlog.add(size)
         self._arrived.append(message)
         if not self._wake_up_due:
             self._wake_up_due = True
@@ -210,6 +244,7 @@ class Inbox:
         while self._arrived and not self._closed:
             message = self._arrived.popleft()
             if message.duplicate and self._waits_already(message):
+                self._backlogs[message.qos].remove(len(message.payload))
                 continue
             found = self._match(message.topic)
             delivery = _Delivery(message, len(found))
@@ -279,14 +314,16 @@ class Inbox:
 
     def _finish(self, delivery: _Delivery) -> None:
         message = delivery.message
-        if message.qos == 0:
-            self._counted_out += 1
-            self._bytes_out += len(message.payload)
-        else:
+        backlog = self._backlogs[message.qos]
+        backlog.remove(len(message.payload))
+        if message.qos:
             if self._unacknowledged.get(message.mid) is delivery:
                 del self._unacknowledged[message.mid]
             if delivery.succeeded:
                 self._acknowledge(message)
+            if message.connection == self._overrun_connection and not backlog.messages:
+                self._logger.warning("messages_too_many", hint="the broker sends them again")
+                self._ask_again(message.connection)
         self._unfinished -= 1
         if not self._unfinished:
             self._idle.set()

@@ -56,8 +56,8 @@ class MQTTClient:
     Messages at QoS 1 are acknowledged after they were handled, and the session lives as long as
     the client, so that a broken connection loses none of them. A message whose handler fails goes
     to `{prefix}/errors/{service}`. Messages of one subscription are handled one at a time, in
-    order. While as many messages as the broker leaves unacknowledged (Mosquitto: 20) are not
-    handled, it sends no others at QoS 1.
+    order. While as many messages are not handled as the broker leaves unacknowledged (Mosquitto:
+    20), it sends no others at QoS 1.
     """
 
     def __init__(
@@ -108,6 +108,7 @@ class MQTTClient:
             max_queued_messages=max_queued_messages,
             schedule=self._link.schedule,
             acknowledge=self._link.acknowledge,
+            ask_again=self._link.renew,
             bury=self._bury,
             logger=logger,
         )

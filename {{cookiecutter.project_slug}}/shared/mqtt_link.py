@@ -5,6 +5,7 @@ state lives: nothing is locked, and nothing waits in that thread.
 """
 
 import asyncio
+import contextlib
 import functools
 import random
 import socket
@@ -150,6 +151,15 @@ class Link:
         # Message ids start again with every connection: an old one would acknowledge another.
         if self.up and message.connection == self._connection:
             self._client.ack(message.mid, message.qos)
+
+    def renew(self, connection: int) -> None:
+        """Break this connection, if it still stands; paho makes a new one, in the same session."""
+        self._short_connections = 0
+        sock = self._client.socket() if self.up and connection == self._connection else None
+        if isinstance(sock, socket.socket):
+            # Not `sock.shutdown`: with TLS the network thread would go on reading, in the clear.
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
     # Publishing
 

@@ -1,10 +1,11 @@
 """Fixtures of all tests."""
 
+import asyncio
 import importlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, Protocol
@@ -14,13 +15,24 @@ import structlog
 
 from shared.config import Settings
 from shared.log import get_logger
+from shared.mqtt import MQTTClient
 from tests.brokers import Broker, EmbeddedBroker, Mosquitto, find_mosquitto
 from tests.fakes import FakeMQTT
+from tests.probes import LogProbe
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 type LoadService = Callable[[str], SimpleNamespace]
+
+
+class Address(Protocol):
+    host: str
+    port: int
+
+
+class MakeClient(Protocol):
+    def __call__(self, broker: Address, service: str = ..., **options: Any) -> MQTTClient: ...
 
 
 class MakeSettings(Protocol):
@@ -110,6 +122,34 @@ def make_settings(
 @pytest.fixture
 def logger() -> structlog.stdlib.BoundLogger:
     return get_logger("test", level="DEBUG")
+
+
+@pytest.fixture
+async def log(logger: structlog.stdlib.BoundLogger) -> AsyncIterator[LogProbe]:
+    """What is logged during the test."""
+    probe = LogProbe(asyncio.get_running_loop())
+    logging.getLogger().addHandler(probe)
+    yield probe
+    logging.getLogger().removeHandler(probe)
+
+
+@pytest.fixture
+async def make_client(
+    topic_prefix: str, logger: structlog.stdlib.BoundLogger, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[MakeClient]:
+    """Makes clients of a broker, which come back quickly and are disconnected in the end."""
+    monkeypatch.setattr("shared.mqtt_link.random.uniform", lambda *_: 0.05)
+    made: list[MQTTClient] = []
+
+    def make(broker: Address, service: str = "tested", **options: Any) -> MQTTClient:
+        defaults: dict[str, Any] = {"topic_prefix": topic_prefix, "logger": logger}
+        options = {**defaults, **options}
+        made.append(MQTTClient(broker.host, broker.port, service=service, **options))
+        return made[-1]
+
+    yield make
+    for client in reversed(made):
+        await client.disconnect()
 
 
 @pytest.fixture

@@ -1,0 +1,547 @@
+"""What goes wrong with a real broker: away, killed, frozen, flooded, unfriendly."""
+
+import asyncio
+import base64
+import gc
+import hashlib
+import json
+import os
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+import trustme
+from paho.mqtt.client import Client
+from paho.mqtt.enums import CallbackAPIVersion
+
+from shared.mqtt import (
+    MQTTClient,
+    NotConnectedError,
+    PublishTimeoutError,
+    QueueFullError,
+)
+from tests.brokers import HOST, Mosquitto
+from tests.conftest import MakeClient
+from tests.observer import Observer
+from tests.probes import LogProbe, Recorder, soon, until
+
+type MakeMosquitto = Callable[..., Mosquitto]
+
+FLOOD = 20_000
+
+
+@pytest.fixture
+async def client(mosquitto: Mosquitto, make_client: MakeClient) -> MQTTClient:
+    return await connected(make_client(mosquitto, keepalive_seconds=1))
+
+
+async def connected(client: MQTTClient) -> MQTTClient:
+    client.connect_background()
+    await soon(client.wait_connected())
+    return client
+
+
+def break_connection(client: MQTTClient) -> None:
+    """Without a DISCONNECT, as when a cable is pulled."""
+    connection: Any = client._link._client.socket()
+    connection.shutdown(socket.SHUT_RDWR)
+
+
+# A broker that is away
+
+
+async def test_a_broker_that_is_absent_at_first(
+    make_mosquitto: MakeMosquitto, make_client: MakeClient, log: LogProbe
+) -> None:
+    broker = make_mosquitto()
+    client = make_client(broker)
+    client.connect_background()
+    publishing = asyncio.create_task(client.publish("early", 1, timeout_seconds=30))
+    for _ in range(4):
+        await log.next("mqtt_unreachable")
+    assert not client.connected
+    assert client.thread_alive
+    broker.start()
+    await soon(client.wait_connected())
+    await soon(publishing)
+
+
+async def test_the_queue_is_bounded_and_does_not_hold_up_birth_and_farewell(
+    make_mosquitto: MakeMosquitto, make_client: MakeClient, topic_prefix: str
+) -> None:
+    broker = make_mosquitto()
+    client = make_client(broker, max_queued_messages=3)
+    client.connect_background()
+    waiting = [asyncio.create_task(client.publish("early", n)) for n in range(3)]
+    await asyncio.sleep(0)
+    with pytest.raises(QueueFullError):
+        await client.publish("one too many", 1)
+    broker.start()
+    async with Observer(broker.host, broker.port, topic_prefix) as observer:
+        await observer.next("tested/availability", status="online")
+        await soon(asyncio.gather(*waiting))
+        await client.publish("room again", 1)
+
+
+async def test_messages_that_timed_out_count_until_the_broker_has_them(
+    make_mosquitto: MakeMosquitto, make_client: MakeClient
+) -> None:
+    client = make_client(make_mosquitto(), max_queued_messages=2)
+    client.connect_background()
+    for n in range(2):
+        with pytest.raises(PublishTimeoutError):
+            await client.publish("lonely", n, timeout_seconds=0.01)
+    with pytest.raises(QueueFullError):
+        await client.publish("lonely", 2)
+
+
+async def test_disconnect_while_connecting(
+    make_mosquitto: MakeMosquitto, make_client: MakeClient, log: LogProbe
+) -> None:
+    client = make_client(make_mosquitto())
+    client.connect_background()
+    publishing = asyncio.create_task(client.publish("never", 1, timeout_seconds=60))
+    await log.next("mqtt_unreachable")
+    await soon(client.disconnect())
+    with pytest.raises(NotConnectedError):
+        await publishing
+    assert not client.thread_alive
+
+
+# A broker that is killed or restarted while messages flow
+
+
+@pytest.mark.parametrize("end", ["stop", "kill"])
+async def test_nothing_acknowledged_is_lost_when_a_persistent_broker_restarts(
+    make_mosquitto: MakeMosquitto,
+    make_client: MakeClient,
+    topic_prefix: str,
+    tmp_path: Path,
+    end: str,
+) -> None:
+    broker = make_mosquitto(persistent=True)
+    broker.start()
+    subscriber, publisher = make_client(broker, "subscriber"), make_client(broker, "publisher")
+    recorder, slow = Recorder(), asyncio.Event()
+
+    async def handle(topic: str, payload: Any) -> None:
+        if payload >= 50:
+            await slow.wait()
+        recorder(topic, payload)
+
+    subscriber.subscribe(f"{topic_prefix}/flow", handle)
+    await connected(subscriber)
+    await connected(publisher)
+    # So that a broker that is killed has the session on its disk.
+    database = tmp_path / "mosquitto-0" / "mosquitto.db"
+    await publisher.publish("saved", 1, retain=True)
+    await until(
+        lambda: database.exists() and f"{topic_prefix}/flow".encode() in database.read_bytes()
+    )
+    acknowledged = []
+
+    async def publish(numbers: range) -> None:
+        for n in numbers:
+            await publisher.publish(f"{topic_prefix}/flow", n, timeout_seconds=30)
+            acknowledged.append(n)
+
+    # The last 15 are not handled, and fit into the broker's window: more would be in its memory
+    # alone, and lost with it when it is killed.
+    await publish(range(65))
+    getattr(broker, end)()
+    publishing = asyncio.create_task(publish(range(65, 200)))
+    await until(lambda: not subscriber.connected and not publisher.connected)
+    broker.start()
+    slow.set()
+    await soon(publishing)
+    await until(lambda: set(acknowledged) <= set(recorder.payloads))
+    assert list(dict.fromkeys(recorder.payloads)) == list(range(200))
+
+
+@pytest.mark.parametrize("end", ["stop", "kill"])
+async def test_a_broker_that_forgets_everything(
+    mosquitto: Mosquitto, client: MQTTClient, topic_prefix: str, log: LogProbe, end: str
+) -> None:
+    recorder = Recorder()
+    client.subscribe(f"{topic_prefix}/flow", recorder)
+    await client.publish(f"{topic_prefix}/flow", 1)
+    await recorder.until_payload(1)
+    getattr(mosquitto, end)()
+    await log.next("mqtt_disconnected")
+    pending = asyncio.create_task(client.publish("pending", 2))
+    mosquitto.start()
+    await soon(client.wait_connected())
+    await soon(pending)
+    await client.publish(f"{topic_prefix}/flow", 3)
+    await recorder.until_payload(3)
+    async with Observer(mosquitto.host, mosquitto.port, topic_prefix) as observer:
+        await observer.next("tested/availability", status="online")
+
+
+async def test_a_message_in_hand_when_the_connection_breaks_is_handled_once(
+    client: MQTTClient, topic_prefix: str, log: LogProbe
+) -> None:
+    recorder, release, started = Recorder(), asyncio.Event(), asyncio.Event()
+
+    async def handle(topic: str, payload: Any) -> None:
+        started.set()
+        await release.wait()
+        recorder(topic, payload)
+
+    client.subscribe(f"{topic_prefix}/flow", handle)
+    for n in range(10):
+        await client.publish(f"{topic_prefix}/flow", n)
+    await soon(started.wait())
+    break_connection(client)
+    await log.next("mqtt_disconnected")
+    await soon(client.wait_connected())
+    await client.publish(f"{topic_prefix}/flow", 10)
+    release.set()
+    await recorder.until_payload(10)
+    assert recorder.payloads == list(range(11))
+    # Acknowledged on the new connection, else the broker's window would be full for ever.
+    for n in range(11, 50):
+        await client.publish(f"{topic_prefix}/flow", n)
+    await recorder.until_payload(49)
+
+
+async def test_a_broken_connection_lets_the_broker_publish_the_last_will(
+    mosquitto: Mosquitto, client: MQTTClient, topic_prefix: str
+) -> None:
+    async with Observer(mosquitto.host, mosquitto.port, topic_prefix) as observer:
+        await observer.next("tested/availability", status="online")
+        break_connection(client)
+        await observer.next("tested/availability", reason="connection_lost")
+        await observer.next("tested/availability", status="online")
+
+
+# A broker that does not answer
+
+
+async def test_a_frozen_broker_is_noticed_and_its_return_too(
+    mosquitto: Mosquitto, client: MQTTClient, topic_prefix: str, log: LogProbe
+) -> None:
+    recorder = Recorder()
+    client.subscribe(f"{topic_prefix}/flow", recorder)
+    await client.publish(f"{topic_prefix}/flow", 1)
+    await recorder.until_payload(1)
+    mosquitto.freeze()
+    with pytest.raises(PublishTimeoutError):
+        await client.publish(f"{topic_prefix}/flow", 2, timeout_seconds=0.1)
+    await log.next("mqtt_disconnected")
+    assert not client.connected
+    mosquitto.resume()
+    await soon(client.wait_connected())
+    await client.publish(f"{topic_prefix}/flow", 3)
+    await recorder.until_payload(3)
+    assert 2 in recorder.payloads
+
+
+async def test_a_short_freeze_only_delays(
+    mosquitto: Mosquitto, make_client: MakeClient, log: LogProbe
+) -> None:
+    client = await connected(make_client(mosquitto, keepalive_seconds=60))
+    mosquitto.freeze()
+    publishing = asyncio.create_task(client.publish("late", 1))
+    await asyncio.sleep(0)
+    mosquitto.resume()
+    await soon(publishing)
+    assert "mqtt_disconnected" not in log.names()
+
+
+async def test_disconnect_from_a_frozen_broker(
+    mosquitto: Mosquitto, make_client: MakeClient, log: LogProbe
+) -> None:
+    client = await connected(make_client(mosquitto, keepalive_seconds=60))
+    mosquitto.freeze()
+    publishing = asyncio.create_task(client.publish("unanswered", 1, timeout_seconds=60))
+    await asyncio.sleep(0)
+    await soon(client.disconnect(0.5))
+    with pytest.raises(NotConnectedError):
+        await publishing
+    assert "offline_not_announced" in log.names()
+    mosquitto.resume()
+
+
+async def test_qos_0_waits_for_the_network_thread_instead_of_filling_the_memory(
+    mosquitto: Mosquitto, make_client: MakeClient, log: LogProbe
+) -> None:
+    client = await connected(make_client(mosquitto, max_queued_messages=10, keepalive_seconds=1))
+    mosquitto.freeze()
+
+    async def publish_for_ever() -> None:
+        while True:
+            await client.publish("away", b"x" * 1_000_000, qos=0, timeout_seconds=60)
+
+    with pytest.raises(NotConnectedError):
+        await soon(publish_for_ever())
+    assert len(client._link._client._out_packet) <= 11
+    mosquitto.resume()
+
+
+# Handlers that block
+
+
+async def test_a_handler_that_blocks_the_loop_does_not_break_the_connection(
+    client: MQTTClient, topic_prefix: str, log: LogProbe
+) -> None:
+    recorder = Recorder()
+
+    def block(topic: str, payload: Any) -> None:
+        # Twice as long as the broker waits for a sign of life (section 3.1.2.10).
+        time.sleep(3)
+        recorder(topic, payload)
+
+    client.subscribe(f"{topic_prefix}/blocking", block)
+    await client.publish(f"{topic_prefix}/blocking", 1)
+    await recorder.next()
+    await client.publish(f"{topic_prefix}/other", 1)
+    assert "mqtt_disconnected" not in log.names()
+
+
+# Floods
+
+
+async def flood(broker: Mosquitto, topic: str, qos: int, count: int = FLOOD) -> None:
+    """As fast as a thread can, and then one more on `{topic}/end`."""
+
+    def publish() -> None:
+        client = Client(CallbackAPIVersion.VERSION2)
+        client.connect(broker.host, broker.port)
+        client.loop_start()
+        for n in range(count):
+            client.publish(topic, str(n), qos=qos)
+        client.publish(f"{topic}/end", "0", qos=1).wait_for_publish(60)
+        client.disconnect()
+        client.loop_stop()
+
+    await asyncio.to_thread(publish)
+
+
+@pytest.mark.parametrize("max_queued_messages", [1000, 15])
+async def test_a_flood_at_qos_1_is_handled_whole_and_in_order(
+    mosquitto: Mosquitto, make_client: MakeClient, topic_prefix: str, max_queued_messages: int
+) -> None:
+    """The lower limit is below the broker's window: what exceeds it is asked for again."""
+    count = FLOOD if max_queued_messages > 20 else 200
+    client = await connected(make_client(mosquitto, max_queued_messages=max_queued_messages))
+    handled: dict[int, None] = {}
+    most_waiting = 0
+    done = asyncio.Event()
+
+    async def handle(_topic: str, payload: Any) -> None:
+        nonlocal most_waiting
+        most_waiting = max(most_waiting, client._inbox._backlogs[1].messages)
+        handled[payload] = None
+        if len(handled) == count:
+            done.set()
+        elif payload % 1000 == 0:
+            await asyncio.sleep(0.01)
+
+    client.subscribe(f"{topic_prefix}/flood", handle)
+    await client.publish("flush", None)
+    await flood(mosquitto, f"{topic_prefix}/flood", 1, count)
+    await soon(done.wait())
+    assert list(handled) == list(range(count))
+    assert client.dropped_messages == 0
+    assert most_waiting <= max_queued_messages
+
+
+async def test_a_flood_at_qos_0_is_bounded_and_counted(
+    mosquitto: Mosquitto, make_client: MakeClient, topic_prefix: str, log: LogProbe
+) -> None:
+    client = await connected(make_client(mosquitto, max_queued_messages=100))
+    release, end, handled = asyncio.Event(), Recorder(), Recorder()
+
+    async def handle(topic: str, payload: Any) -> None:
+        await release.wait()
+        handled(topic, payload)
+
+    client.subscribe(f"{topic_prefix}/flood", handle, qos=0)
+    client.subscribe(f"{topic_prefix}/flood/end", end)
+    await client.publish("flush", None)
+    await flood(mosquitto, f"{topic_prefix}/flood", 0)
+    await end.next()
+    assert client.dropped_messages == FLOOD - 100
+    release.set()
+    await handled.until_payload(99)
+    assert handled.payloads == list(range(100))
+    # There is room again.
+    await client.publish(f"{topic_prefix}/flood", "-1", qos=0)
+    await handled.until_payload(-1)
+    await client.disconnect()
+    assert (await log.next("messages_dropped"))["dropped_in_total"] == FLOOD - 100
+
+
+async def test_a_message_of_5_mb(client: MQTTClient, topic_prefix: str) -> None:
+    recorder, letters = Recorder(), Recorder()
+    client.subscribe(f"{topic_prefix}/big", recorder)
+    client.subscribe(f"{topic_prefix}/errors/#", letters)
+    text = "x" * 5_000_000
+    await client.publish(f"{topic_prefix}/big", {"text": text})
+    assert (await recorder.next())[1] == {"text": text}
+    await client.publish(f"{topic_prefix}/big", b"\xff" * 5_000_000)
+    letter = (await letters.next())[1]
+    assert base64.b64decode(letter["payload"]) == b"\xff" * 5_000_000
+
+
+# Two clients of one name
+
+
+async def test_a_second_client_with_the_same_id_is_reported(
+    mosquitto: Mosquitto, make_client: MakeClient, log: LogProbe
+) -> None:
+    clients = [make_client(mosquitto, client_id="same") for _ in range(2)]
+    for client in clients:
+        client.connect_background()
+    warning = await log.next("mqtt_connection_flapping")
+    assert warning["client_id"] == "same"
+
+
+# The traps of paho
+
+
+async def test_an_exception_in_a_callback_does_not_end_the_network_thread(
+    client: MQTTClient, topic_prefix: str, log: LogProbe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = Recorder()
+    client.subscribe(f"{topic_prefix}/flow", recorder)
+    await client.publish("flush", None)
+
+    def fail(_message: object) -> None:
+        raise LookupError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(client._link, "_on_received", fail)
+        await client.publish(f"{topic_prefix}/flow", 1)
+        assert (await log.next("mqtt_callback_failed"))["callback"] == "_on_message"
+    await client.publish(f"{topic_prefix}/flow", 2)
+    await recorder.until_payload(2)
+    assert client.thread_alive
+
+
+def test_the_network_thread_survives_the_end_of_the_loop(
+    mosquitto: Mosquitto, topic_prefix: str, logger: structlog.stdlib.BoundLogger
+) -> None:
+    clients: list[MQTTClient] = []
+
+    async def connect_and_leave() -> None:
+        client = MQTTClient(
+            mosquitto.host,
+            mosquitto.port,
+            service="tested",
+            topic_prefix=topic_prefix,
+            logger=logger,
+        )
+        client.subscribe("after", print)
+        clients.append(await connected(client))
+
+    async def publish_from_another() -> None:
+        client = await connected(
+            MQTTClient(
+                mosquitto.host,
+                mosquitto.port,
+                service="other",
+                topic_prefix=topic_prefix,
+                logger=logger,
+            )
+        )
+        await client.publish("after", 1)
+        await client.disconnect()
+
+    asyncio.run(connect_and_leave())
+    asyncio.run(publish_from_another())
+    assert clients[0].thread_alive
+    paho = clients[0]._link._client
+    paho.disconnect()
+    paho.loop_stop()
+
+
+async def test_small_packets_are_not_held_back(client: MQTTClient) -> None:
+    connection: Any = client._link._client.socket()
+    assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+# Passwords and TLS
+
+
+def password_line(name: str, password: str) -> str:
+    """A line of Mosquitto's password file, as `mosquitto_passwd` makes it."""
+    salt = os.urandom(12)
+    digest = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, 101)
+    return f"{name}:$7$101${base64.b64encode(salt).decode()}${base64.b64encode(digest).decode()}\n"
+
+
+@pytest.fixture
+def guarded(make_mosquitto: MakeMosquitto, tmp_path: Path) -> Mosquitto:
+    """A broker that asks for a password, over TLS."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    certificate = authority.issue_cert(HOST)
+    certificate.private_key_pem.write_to_path(tmp_path / "key.pem")
+    certificate.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    (tmp_path / "passwords").write_text(password_line("user", "s3cret ü"))
+    broker = make_mosquitto(
+        options=(
+            f"allow_anonymous false\npassword_file {tmp_path}/passwords\n"
+            f"certfile {tmp_path}/cert.pem\nkeyfile {tmp_path}/key.pem\n"
+        )
+    )
+    broker.start()
+    return broker
+
+
+async def test_password_and_tls(
+    guarded: Mosquitto,
+    make_settings: Any,
+    logger: structlog.stdlib.BoundLogger,
+    tmp_path: Path,
+) -> None:
+    settings = make_settings(
+        mqtt_host=guarded.host,
+        mqtt_port=guarded.port,
+        mqtt_username="user",
+        mqtt_password="s3cret ü",
+        mqtt_tls=True,
+        mqtt_tls_ca_file=tmp_path / "ca.pem",
+    )
+    client = await connected(MQTTClient.from_settings(settings, "tested", logger))
+    await client.publish("secret", 1)
+    await client.disconnect()
+
+
+async def test_a_wrong_password_is_reported_and_not_hammered(
+    guarded: Mosquitto, make_client: MakeClient, log: LogProbe, tmp_path: Path
+) -> None:
+    tls = ssl.create_default_context(cafile=tmp_path / "ca.pem")
+    client = make_client(guarded, username="user", password="wrong", tls=tls)
+    client.connect_background()
+    refusals, times = 4, []
+    for _ in range(refusals):
+        event = await log.next("mqtt_connection_refused")
+        times.append(time.monotonic())
+        assert event["level"] == "error"
+    assert not client.connected
+    assert "wrong" not in json.dumps(log.events, default=str)
+    waits = [later - earlier for earlier, later in pairwise(times)]
+    assert waits[2] > waits[1] > waits[0]
+
+
+# paho leaves the socket of a failed handshake to the garbage collector.
+@pytest.mark.filterwarnings("ignore:unclosed <ssl.SSLSocket:ResourceWarning")
+async def test_a_certificate_of_somebody_else(
+    guarded: Mosquitto, make_client: MakeClient, log: LogProbe
+) -> None:
+    client = make_client(guarded, tls=ssl.create_default_context())
+    client.connect_background()
+    await log.next("mqtt_unreachable")
+    await log.next("mqtt_unreachable")
+    assert client.thread_alive
+    await client.disconnect()
+    gc.collect()

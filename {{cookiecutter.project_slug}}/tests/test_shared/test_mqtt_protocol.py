@@ -1,0 +1,241 @@
+"""What the client says to the broker, and what it makes of answers no honest broker gives."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+
+import pytest
+
+from shared.mqtt import MQTTClient, NotConnectedError, PublishTimeoutError
+from tests.conftest import MakeClient
+from tests.probes import LogProbe, Recorder, soon
+from tests.scripted_broker import Kind, ScriptedBroker
+
+
+@pytest.fixture
+async def scripted() -> AsyncIterator[ScriptedBroker]:
+    async with ScriptedBroker() as broker:
+        yield broker
+
+
+@pytest.fixture
+def client(scripted: ScriptedBroker, make_client: MakeClient) -> MQTTClient:
+    return make_client(scripted)
+
+
+async def test_birth_comes_after_the_subscriptions_are_confirmed(
+    scripted: ScriptedBroker, client: MQTTClient, topic_prefix: str
+) -> None:
+    client.subscribe("wanted/#", print)
+    scripted.silent_on = {Kind.SUBSCRIBE}
+    client.connect_background()
+    for _ in range(2):
+        # All filters in one packet, the second time after a broken connection.
+        subscribe = await scripted.next(Kind.SUBSCRIBE)
+        assert b"wanted/#" in subscribe.body
+        assert b"/availability" in subscribe.body
+        assert not client.connected
+        scripted.acknowledge_subscription(subscribe)
+        birth = await scripted.next_publish(f"{topic_prefix}/tested/availability")
+        assert birth.body.endswith(b'{"status":"online"}')
+        # Retained, at QoS 1.
+        assert birth.flags & 0b0111 == 0b0011
+        await soon(client.wait_connected())
+        scripted.drop_connection()
+
+
+async def test_a_refused_subscription_is_reported_and_the_others_work(
+    scripted: ScriptedBroker, client: MQTTClient, log: LogProbe
+) -> None:
+    recorder = Recorder()
+    client.subscribe("forbidden", print)
+    client.subscribe("allowed", recorder)
+    scripted.refused_topic = "forbidden"
+    client.connect_background()
+    assert (await log.next("subscription_refused"))["topic"] == "forbidden"
+    await soon(client.wait_connected())
+    scripted.deliver(b"allowed", b"1")
+    assert (await recorder.next())[1] == 1
+
+
+async def test_a_topic_that_is_no_utf8_is_reported_acknowledged_and_skipped(
+    scripted: ScriptedBroker, client: MQTTClient, log: LogProbe
+) -> None:
+    recorder = Recorder()
+    client.subscribe("#", recorder)
+    client.connect_background()
+    await soon(client.wait_connected())
+    scripted.deliver(b"\xff\xfe", b"1", mid=7)
+    scripted.deliver(b"good", b"2", mid=8)
+    assert "ff" in (await log.next("topic_not_utf8"))["topic"]
+    assert await recorder.next() == ("good", 2)
+    assert (await scripted.next(Kind.PUBACK)).mid == b"\0\7"
+    assert (await scripted.next(Kind.PUBACK)).mid == b"\0\x08"
+    assert client.thread_alive
+
+
+async def test_a_message_is_acknowledged_after_it_was_handled(
+    scripted: ScriptedBroker, client: MQTTClient, log: LogProbe
+) -> None:
+    release, recorder = asyncio.Event(), Recorder()
+
+    async def wait(topic: str, payload: object) -> None:
+        await release.wait()
+        recorder(topic, payload)
+
+    client.subscribe("slow", wait)
+    client.subscribe("quick", recorder)
+    client.connect_background()
+    await soon(client.wait_connected())
+    scripted.deliver(b"slow", b"1", mid=1)
+    scripted.deliver(b"quick", b"2", mid=2)
+    scripted.deliver(b"nobody", b"3", mid=3)
+    mids = {(await scripted.next(Kind.PUBACK)).mid for _ in range(2)}
+    assert mids == {b"\0\2", b"\0\3"}
+    release.set()
+    assert (await scripted.next(Kind.PUBACK)).mid == b"\0\1"
+    assert recorder.payloads == [2, 1]
+
+
+async def test_a_message_whose_dead_letter_is_not_sent_stays_unacknowledged(
+    scripted: ScriptedBroker, make_client: MakeClient, log: LogProbe
+) -> None:
+    def fail(_topic: str, _payload: object) -> None:
+        raise LookupError
+
+    client = make_client(scripted, publish_timeout_seconds=0.1)
+    client.subscribe("failing", fail)
+    client.subscribe("good", lambda *_: None)
+    client.connect_background()
+    await soon(client.wait_connected())
+    scripted.silent_on = {Kind.PUBLISH}
+    scripted.deliver(b"failing", b"1", mid=1)
+    await log.next("dead_letter_not_sent")
+    scripted.deliver(b"good", b"2", mid=2)
+    assert (await scripted.next(Kind.PUBACK)).mid == b"\0\2"
+    scripted.silent_on = set()
+
+
+async def test_an_old_acknowledgement_is_not_sent_on_a_new_connection(
+    scripted: ScriptedBroker, client: MQTTClient, log: LogProbe
+) -> None:
+    """Message ids start again: it would acknowledge a message that nobody has handled."""
+    release, recorder = asyncio.Event(), Recorder()
+
+    async def wait(topic: str, payload: object) -> None:
+        await release.wait()
+        recorder(topic, payload)
+
+    client.subscribe("slow", wait)
+    client.subscribe("quick", recorder)
+    client.connect_background()
+    await soon(client.wait_connected())
+    scripted.deliver(b"slow", b"1", mid=1)
+    scripted.deliver(b"quick", b"0", mid=9)
+    await scripted.next(Kind.PUBACK)
+    scripted.drop_connection()
+    await log.next("mqtt_disconnected")
+    await soon(client.wait_connected())
+    release.set()
+    await recorder.until_payload(1)
+    scripted.deliver(b"quick", b"2", mid=2)
+    assert (await scripted.next(Kind.PUBACK)).mid == b"\0\2"
+
+
+async def test_a_message_sent_again_while_it_waits_is_handled_once(
+    scripted: ScriptedBroker, client: MQTTClient, log: LogProbe
+) -> None:
+    release, recorder = asyncio.Event(), Recorder()
+
+    async def wait(topic: str, payload: object) -> None:
+        await release.wait()
+        recorder(topic, payload)
+
+    client.subscribe("slow", wait)
+    client.subscribe("quick", recorder)
+    client.connect_background()
+    await soon(client.wait_connected())
+    scripted.deliver(b"slow", b"1", mid=1)
+    scripted.deliver(b"slow", b"2", mid=2)
+    scripted.drop_connection()
+    await log.next("mqtt_disconnected")
+    await soon(client.wait_connected())
+    scripted.deliver(b"slow", b"1", mid=1, duplicate=True)
+    # The same message id, but another message: the broker has lost its memory.
+    scripted.deliver(b"slow", b"3", mid=2, duplicate=True)
+    scripted.deliver(b"quick", b"4", mid=4)
+    await recorder.until_payload(4)
+    release.set()
+    await recorder.until_payload(3)
+    assert recorder.payloads == [4, 1, 2, 3]
+    mids = [(await scripted.next(Kind.PUBACK)).mid for _ in range(3)]
+    assert mids == [b"\0\4", b"\0\1", b"\0\2"]
+
+
+async def test_a_refused_connection_is_reported(
+    scripted: ScriptedBroker, client: MQTTClient, log: LogProbe
+) -> None:
+    scripted.connack = b"\0\5"
+    client.connect_background()
+    refused = await log.next("mqtt_connection_refused")
+    assert refused["reason"] == "Not authorized"
+    assert not client.connected
+    scripted.connack = b"\0\0"
+    await soon(client.wait_connected())
+
+
+async def test_no_acknowledgement_for_a_message(
+    scripted: ScriptedBroker, client: MQTTClient
+) -> None:
+    client.connect_background()
+    await soon(client.wait_connected())
+    scripted.silent_on = {Kind.PUBLISH}
+    with pytest.raises(PublishTimeoutError, match=r"asked in 0\.05 s"):
+        await client.publish("asked", 1, timeout_seconds=0.05)
+    scripted.silent_on = set()
+
+
+async def test_a_message_without_acknowledgement_is_sent_again(
+    scripted: ScriptedBroker, client: MQTTClient
+) -> None:
+    client.connect_background()
+    await soon(client.wait_connected())
+    scripted.silent_on = {Kind.PUBLISH}
+    publishing = asyncio.create_task(client.publish("again", {"n": 1}))
+    first = await scripted.next_publish("again")
+    scripted.silent_on = set()
+    scripted.drop_connection()
+    second = await scripted.next_publish("again")
+    await soon(publishing)
+    # The same message, marked as a repetition (section 3.3.1.1).
+    assert (first.body, first.flags | 0b1000) == (second.body, second.flags)
+    assert json.loads(second.body[-7:]) == {"n": 1}
+
+
+async def test_qos_0_fails_at_once_when_the_connection_is_lost(
+    scripted: ScriptedBroker, client: MQTTClient, log: LogProbe
+) -> None:
+    client.connect_background()
+    await soon(client.wait_connected())
+    scripted.connack = b"\0\5"
+    scripted.drop_connection()
+    await log.next("mqtt_disconnected")
+    with pytest.raises(NotConnectedError):
+        await client.publish("now", 1, qos=0)
+
+
+async def test_disconnect_says_goodbye_in_order(
+    scripted: ScriptedBroker, client: MQTTClient, topic_prefix: str
+) -> None:
+    client.subscribe("wanted", print)
+    client.connect_background()
+    await soon(client.wait_connected())
+    await soon(client.disconnect())
+    assert b"wanted" in (await scripted.next(Kind.UNSUBSCRIBE)).body
+    farewell = await scripted.next_publish(f"{topic_prefix}/tested/availability")
+    assert json.loads(farewell.body[-40:][farewell.body[-40:].index(b"{") :]) == {
+        "status": "offline",
+        "reason": "stopped",
+    }
+    await scripted.next(Kind.DISCONNECT)
+    assert scripted.connections == 1
