@@ -51,7 +51,9 @@ EDITABLE = {
         "volumes:\n  v:\n"
     ),
     "folded scalar at the end": "services:\n  a:\n    command: >-\n      echo\n      more\n",
-    "quoted over lines": "services:\n  a:\n    labels:\n      l: 'one\n        two'\nvolumes:\n  v:\n",
+    "quoted over lines": (
+        "services:\n  a:\n    labels:\n      l: 'one\n        two'\nvolumes:\n  v:\n"
+    ),
     "quoted keys": '"services":\n  "a":\n    image: "x"\n\'volumes\':\n  v:\n',
     "anchors and profiles": (
         "services: &all\n  a: &a\n    image: x\n    profiles: [dev]\n  b:\n    <<: *a\n  c: *a\n\n"
@@ -63,7 +65,9 @@ EDITABLE = {
         "volumes:\n  v: {driver: local, driver_opts: {type: nfs}}\n"
         "configs:\n  c:\n    content: |\n      text\n"
     ),
-    "tags of Compose": "services:\n  a:\n    ports: !reset []\n    environment: !override\n      A: b\n",
+    "tags of Compose": (
+        "services:\n  a:\n    ports: !reset []\n    environment: !override\n      A: b\n"
+    ),
     "markers of a document": "---\nservices:\n  a:\n    image: x\n\nvolumes:\n  v:\n...\n",
     "volumes empty": "services:\n  a:\n    image: x\nvolumes: {}\n",
     "volumes in flow style": "services:\n  a:\n    image: x\nvolumes: {v: {}, w: {}}  # two\n",

@@ -26,6 +26,7 @@ while [ $# -gt 0 ]; do
   esac
 done
 [ -n "$name" ] || bad "The name is missing"
+case $name in */* | .*) bad "The name is no path: $name" ;; esac
 case $type in poller | subscriber | http-api) ;; *) bad "Unknown type $type" ;; esac
 
 # The locked one; without uv any that is installed.

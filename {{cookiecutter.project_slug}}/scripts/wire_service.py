@@ -35,6 +35,7 @@ OVERRIDES = ["docker-compose.override.example.yml", "docker-compose.override.yml
 ENV_EXAMPLE = ".env.example"
 TOPICS = "docs/topics.md"
 LAUNCH = ".vscode/launch.json"
+NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 # What stands for a port of this machine in the wiring, and the port inside the container.
 PORTS = {"@DEBUG_PORT@": 5678, "@HTTP_PORT@": 8000}
 
@@ -460,6 +461,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--keep-code", action="store_true", help="leave the code where it is")
     parser.add_argument("--dry-run", action="store_true", help="show the changes, make none")
     options = parser.parse_args(arguments)
+    if not NAME.fullmatch(options.name):
+        parser.error(f"{options.name!r} is no name of a service")
     try:
         if options.action == "add":
             plan = plan_addition(ROOT, options.name)

@@ -1,0 +1,595 @@
+"""A new service joins a repository, and leaves it again, without a trace of either."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+from tests.baked import SERVICE_TEMPLATE, BakedProject, user_environment
+from tests.conftest import Bake, Cookiecutter
+from tests.tools import needs
+
+TYPES = ["poller", "subscriber", "http-api"]
+NOT_WATCHED = {".git", "__pycache__", ".venv", ".ruff_cache", ".mypy_cache", ".pytest_cache"}
+
+
+@pytest.fixture
+def repository(bake_copy: Bake, environments: Path) -> BakedProject:
+    project = bake_copy()
+    # One after the other: uv does not expect two to make the same environment at once.
+    with FileLock(environments / "services.lock"):
+        project.uv_run("python", "-c", "")
+    return project
+
+
+def tree(project: BakedProject) -> dict[str, bytes | None]:
+    """Every folder (None) and every file with its bytes, but for what git and tools keep."""
+    return {
+        path.relative_to(project.path).as_posix(): path.read_bytes() if path.is_file() else None
+        for path in project.path.rglob("*")
+        if not NOT_WATCHED & set(path.relative_to(project.path).parts)
+    }
+
+
+def add(project: BakedProject, name: str, kind: str = "poller", *options: str) -> None:
+    project.run("scripts/new-service.sh", name, "--type", kind, *options)
+
+
+def add_directly(
+    cookiecutter: Cookiecutter, project: BakedProject, **answers: Any
+) -> subprocess.CompletedProcess[str]:
+    return cookiecutter(
+        output=project.path / "services", template=project.file("templates/service"), **answers
+    )
+
+
+def edit(project: BakedProject, name: str, change: Callable[[str], str]) -> None:
+    text = change(project.read(name))
+    project.file(name).write_text(text, encoding="utf-8", newline="")
+
+
+# --- what is made -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_it_is_wired_in_everywhere(repository: BakedProject, kind: str) -> None:
+    add(repository, "soil-moisture", kind, "--description", "Watches the soil")
+    compose = repository.yaml("docker-compose.yml")
+    service = compose["services"]["soil-moisture"]
+    assert service["build"]["dockerfile"] == "services/soil-moisture/Dockerfile"
+    assert "soil_moisture_data:/app/data" in service["volumes"]
+    assert "soil_moisture_data" in compose["volumes"]
+    assert "ports" not in service
+    assert "    # Watches the soil\n" in repository.read("docker-compose.yml")
+    override = repository.yaml("docker-compose.override.example.yml")["services"]
+    debuggers = {
+        name: port.split(":")[1]
+        for name, overridden in override.items()
+        for port in overridden.get("ports", [])
+        if port.endswith(":5678")
+    }
+    assert len(set(debuggers.values())) == len(debuggers) == 2
+    launch = {
+        entry["name"]: entry for entry in repository.json(".vscode/launch.json")["configurations"]
+    }
+    attached = launch["Attach to soil-moisture"]["connect"]["port"]
+    assert str(attached) == debuggers["soil-moisture"]
+    assert "SOIL_MOISTURE_" in repository.read(".env.example")
+    assert ("## soil-moisture" in repository.read("docs/topics.md")) == (kind != "http-api")
+    assert repository.file("tests/test_soil_moisture.py").is_file()
+    assert not repository.file("services/soil-moisture/wiring").exists()
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_a_developers_own_override_gets_it_as_well(repository: BakedProject, kind: str) -> None:
+    own = repository.file("docker-compose.override.yml")
+    shutil.copy(repository.file("docker-compose.override.example.yml"), own)
+    add(repository, "soil-moisture", kind)
+    example = repository.file("docker-compose.override.example.yml")
+    assert own.read_bytes() == example.read_bytes()
+
+
+def test_the_template_adds_services_by_itself(
+    repository: BakedProject, cookiecutter: Cookiecutter
+) -> None:
+    """From wherever the template is, without the script and without an answer but the name."""
+    by_script = tree(repository)
+    options = ("--directory", "service-template")
+    done = cookiecutter(*options, output=repository.path / "services", service_name="Soil Moisture")
+    assert done.returncode == 0, done.stderr
+    directly = tree(repository)
+    assert "services/soil-moisture/main.py" in directly
+    repository.run("scripts/remove-service.sh", "soil-moisture", "--yes")
+    assert tree(repository) == by_script
+
+
+def test_it_needs_cookiecutter_or_uv_only(repository: BakedProject, tmp_path: Path) -> None:
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "cookiecutter").symlink_to(Path(sys.executable).with_name("cookiecutter"))
+    repository.run(
+        *("scripts/new-service.sh", "soil-moisture"), env={"PATH": f"{folder}:/usr/bin:/bin"}
+    )
+    assert repository.file("services/soil-moisture/main.py").is_file()
+    assert not repository.file(".tools").exists()
+
+
+def test_hostile_descriptions_are_plain_text(repository: BakedProject) -> None:
+    before = repository.yaml("docker-compose.yml")
+    hostile = "A \"q\" 'r' \\ # : {{ x }} {% y %} $(touch z) `z` %s\t漢 🎈\nnext: line"
+    add(repository, "soil-moisture", "poller", "--description", hostile)
+    compose = repository.read("docker-compose.yml")
+    assert f"    # {' '.join(hostile.split())}\n" in compose
+    after = repository.yaml("docker-compose.yml")
+    assert set(after["services"]) - set(before["services"]) == {"soil-moisture"}
+
+
+def test_dry_run_shows_all_and_changes_nothing(repository: BakedProject) -> None:
+    before = tree(repository)
+    shown = repository.run("scripts/new-service.sh", "soil-moisture", "--dry-run").stdout
+    assert tree(repository) == before
+    add(repository, "soil-moisture")
+    changed = {name for name, content in tree(repository).items() if before.get(name) != content}
+    for name in changed:
+        content = repository.file(name)
+        if content.is_file() and content.stat().st_size:
+            assert f"+++ {name}" in shown, name
+
+
+def test_help_and_wrong_usage(repository: BakedProject) -> None:
+    for script in ("new-service.sh", "remove-service.sh"):
+        assert "Usage" in repository.run(f"scripts/{script}", "--help").stdout
+        for wrong in ([], ["--unknown"], ["a", "b"]):
+            done = repository.run(f"scripts/{script}", *wrong, check=False)
+            assert done.returncode == 2
+            assert "Usage" in done.stderr
+    assert repository.run("scripts/new-service.sh", "a", "--type", "x", check=False).returncode == 2
+
+
+# --- and taken away -----------------------------------------------------------------------------
+
+
+REAL_LIFE = {
+    "as generated": lambda text: text,
+    "Windows": lambda text: text.replace("\n", "\r\n"),
+    "no final newline": lambda text: text.removesuffix("\n"),
+}
+
+
+@pytest.mark.parametrize("variant", REAL_LIFE)
+@pytest.mark.parametrize("kind", TYPES)
+def test_removed_it_leaves_no_trace(repository: BakedProject, kind: str, variant: str) -> None:
+    for name in (
+        "docker-compose.yml",
+        "docker-compose.override.example.yml",
+        ".env.example",
+        "docs/topics.md",
+        ".vscode/launch.json",
+    ):
+        edit(repository, name, REAL_LIFE[variant])
+    before = tree(repository)
+    add(repository, "soil-moisture", kind)
+    first = tree(repository)
+    add(repository, "a-second", "subscriber")
+    repository.run("scripts/remove-service.sh", "a-second", "--yes")
+    assert tree(repository) == first
+    repository.run("scripts/remove-service.sh", "soil-moisture", "--yes")
+    assert tree(repository) == before
+
+
+def test_the_last_service_leaves_no_trace_either(repository: BakedProject) -> None:
+    repository.run("scripts/remove-service.sh", "example-service", "--yes")
+    for file in ("docker-compose.yml", ".env.example", "docs/topics.md", ".vscode/launch.json"):
+        assert "example-service" not in repository.read(file), file
+    before = tree(repository)
+    add(repository, "example-service")
+    repository.run("scripts/remove-service.sh", "example-service", "--yes")
+    assert tree(repository) == before
+
+
+def test_a_launch_file_with_comments_and_trailing_commas(repository: BakedProject) -> None:
+    text = """\
+// Mine, "configurations": [
+{
+  "configurations": [ // one of mine
+    { "name": "a, [b]", "type": "x", },
+    /* { "name": "off" }, */
+  ],
+  "compounds": [],
+}
+"""
+    repository.file(".vscode/launch.json").write_text(text, encoding="utf-8")
+    add(repository, "soil-moisture")
+    added = repository.read(".vscode/launch.json")
+    rest = iter(added)
+    assert all(character in rest for character in text)
+    assert added.count('"Attach to soil-moisture"') == 1
+    repository.run("scripts/remove-service.sh", "soil-moisture", "--yes")
+    assert repository.read(".vscode/launch.json") == text
+
+
+def test_settings_that_others_have_added_stay(repository: BakedProject) -> None:
+    add(repository, "soil-moisture")
+    edit(
+        repository,
+        ".env.example",
+        lambda text: text + "# Mine\nMY_OWN='1'\n# Of the service\nSOIL_MOISTURE_MORE='2'\n",
+    )
+    repository.run("scripts/remove-service.sh", "soil-moisture", "--yes")
+    text = repository.read(".env.example")
+    assert text.endswith("# Mine\nMY_OWN='1'\n")
+    assert "SOIL_MOISTURE" not in text
+
+
+def test_keep_code_takes_it_out_of_the_stack_only(repository: BakedProject) -> None:
+    add(repository, "soil-moisture")
+    repository.run("scripts/remove-service.sh", "soil-moisture", "--keep-code", "--yes")
+    assert "soil-moisture" not in repository.read("docker-compose.yml")
+    assert "soil-moisture" not in repository.read("docker-compose.override.example.yml")
+    assert repository.file("services/soil-moisture/main.py").is_file()
+    assert repository.file("tests/test_soil_moisture.py").is_file()
+    assert "## soil-moisture" in repository.read("docs/topics.md")
+
+
+def test_removal_asks_first(repository: BakedProject) -> None:
+    add(repository, "soil-moisture")
+    before = tree(repository)
+    done = repository.run("scripts/remove-service.sh", "soil-moisture", stdin="y\n", check=False)
+    assert done.returncode == 2
+    assert "--yes" in done.stderr
+    shown = repository.run("scripts/remove-service.sh", "soil-moisture", "--dry-run").stdout
+    assert "-  soil-moisture:" in shown
+    assert tree(repository) == before
+
+
+@pytest.mark.parametrize("name", ["mqtt", "nothing", "../shared", ".", "example-service/.."])
+def test_only_services_are_removed(repository: BakedProject, name: str) -> None:
+    before = tree(repository)
+    for command in (
+        ["scripts/remove-service.sh", name, "--yes"],
+        ["scripts/uv", "run", "--frozen", "python", "scripts/wire_service.py", "remove", name],
+    ):
+        repository.run(*command, check=False)
+        assert tree(repository) == before
+
+
+def test_a_service_that_another_one_needs_stays(repository: BakedProject) -> None:
+    add(repository, "soil-moisture")
+    edit(
+        repository,
+        "docker-compose.yml",
+        lambda text: text.replace(
+            "\nvolumes:\n",
+            "\n  shop:\n    image: x\n    depends_on: [soil-moisture]\n\nvolumes:\n",
+        ),
+    )
+    before = tree(repository)
+    done = repository.run("scripts/remove-service.sh", "soil-moisture", "--yes", check=False)
+    assert done.returncode == 1
+    assert "shop needs soil-moisture" in done.stderr
+    assert tree(repository) == before
+
+
+# --- refusals -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "slug",
+    ["Soil", "soil_moisture", "-soil", "soil-", "so--il", "1soil", "soil moisture", "soil#",
+     "soil+", "bödén", "a" * 41, "mqtt", "influxdb",
+     "coordinator", "errors", "shared", "base", "on", "null",
+     "con", "com1", "base-service"],
+)  # fmt: skip
+def test_names_that_cannot_be(
+    repository: BakedProject, cookiecutter: Cookiecutter, slug: str
+) -> None:
+    before = tree(repository)
+    done = add_directly(cookiecutter, repository, service_slug=slug)
+    assert done.returncode == 1
+    assert "  - service_slug: " in done.stderr
+    assert "for example 'soil-moisture'" in done.stderr
+    assert tree(repository) == before
+
+
+def test_all_problems_at_once_and_the_command_that_works(
+    repository: BakedProject, cookiecutter: Cookiecutter
+) -> None:
+    answers = {"service_slug": "NO", "description": "x" * 101, "service_type": "subscriber"}
+    done = add_directly(cookiecutter, repository, service_name="It's", **answers)
+    assert [line.split(":")[0] for line in done.stderr.splitlines() if line.startswith("  - ")] == [
+        "  - service_slug",
+        "  - description",
+    ]
+    command = next(line for line in done.stderr.splitlines() if line.startswith("  cookiecutter "))
+    words = shlex.split(command)
+    assert "service_type=subscriber" in words
+    assert "service_name=It's" in words
+    repository.run(sys.executable, "-m", *words)
+    assert repository.file("services/soil-moisture/main.py").is_file()
+
+
+def test_the_script_shows_its_own_command(repository: BakedProject) -> None:
+    done = repository.run(
+        *("scripts/new-service.sh", "Soil", "--type", "http-api", "--description", "It's mine"),
+        check=False,
+    )
+    assert done.returncode == 1
+    command = next(line for line in done.stderr.splitlines() if "new-service.sh" in line)
+    repository.run(*shlex.split(command))
+    assert repository.file("services/soil-moisture/api.py").is_file()
+    assert "Traceback" not in done.stderr
+
+
+def test_a_name_with_slashes_makes_no_folders(repository: BakedProject) -> None:
+    before = tree(repository)
+    for name in ("a/b", "../b", "/tmp/b", "."):
+        done = repository.run("scripts/new-service.sh", name, check=False)
+        assert done.returncode == 2
+        assert tree(repository) == before
+
+
+def take_service(project: BakedProject) -> None:
+    project.file("services/soil-moisture").mkdir()
+    project.file("services/soil-moisture/main.py").touch()
+
+
+def take_compose_key(project: BakedProject) -> None:
+    edit(
+        project,
+        "docker-compose.yml",
+        lambda text: text.replace("\nvolumes:\n", "\n  soil-moisture:\n    image: x\n\nvolumes:\n"),
+    )
+
+
+def take_volume(project: BakedProject) -> None:
+    edit(
+        project,
+        "docker-compose.yml",
+        lambda text: text.replace("\nvolumes:\n", "\nvolumes:\n  soil_moisture_data:\n"),
+    )
+
+
+def take_test(project: BakedProject) -> None:
+    project.file("tests/test_soil_moisture.py").touch()
+
+
+def break_compose(project: BakedProject) -> None:
+    edit(project, "docker-compose.yml", lambda text: text + "services: [\n")
+
+
+@pytest.mark.parametrize("take", [take_service, take_compose_key, take_volume, take_test])
+@pytest.mark.parametrize("options", [[], ["--overwrite-if-exists"]])
+def test_names_that_are_taken(
+    repository: BakedProject,
+    cookiecutter: Cookiecutter,
+    take: Callable[[BakedProject], None],
+    options: list[str],
+) -> None:
+    take(repository)
+    before = tree(repository)
+    done = cookiecutter(
+        *options,
+        output=repository.path / "services",
+        template=repository.file("templates/service"),
+        service_name="Soil Moisture",
+    )
+    assert done.returncode != 0
+    assert "soil" in done.stderr + done.stdout
+    assert tree(repository) == before
+
+
+def test_a_compose_file_that_does_not_parse(repository: BakedProject) -> None:
+    break_compose(repository)
+    before = tree(repository)
+    done = repository.run("scripts/new-service.sh", "soil-moisture", check=False)
+    assert done.returncode == 1
+    assert "docker-compose.yml cannot be read" in done.stderr
+    assert tree(repository) == before
+
+
+def test_outside_a_generated_repository(tmp_path: Path, cookiecutter: Cookiecutter) -> None:
+    for output in (tmp_path / "elsewhere", tmp_path / "elsewhere/services"):
+        done = cookiecutter(output=output, template=SERVICE_TEMPLATE)
+        assert done.returncode == 1
+        assert "run this in its root, with --output-dir services" in done.stderr
+        assert list(output.iterdir()) == []
+
+
+def test_a_restructured_compose_file_gets_the_block_by_hand(repository: BakedProject) -> None:
+    """It is printed with its place; once it is there, the script does the rest."""
+    edit(
+        repository,
+        "docker-compose.yml",
+        lambda text: text.replace("&service\n", "&ours\n").replace("*service\n", "*ours\n"),
+    )
+    before = tree(repository)
+    done = repository.run("scripts/new-service.sh", "soil-moisture", check=False)
+    assert done.returncode == 1
+    assert "Nothing was changed" in done.stderr
+    assert "below `services:`" in done.stderr
+    assert tree(repository) == before
+    start = done.stderr.index("  soil-moisture:\n")
+    block = done.stderr[start : done.stderr.index("\nand below", start)]
+    edit(
+        repository,
+        "docker-compose.yml",
+        lambda text: text.replace(
+            "\nvolumes:\n",
+            f"\n{block.replace('*service', '*ours')}\nvolumes:\n  soil_moisture_data:\n",
+        ),
+    )
+    by_hand = repository.read("docker-compose.yml")
+    add(repository, "soil-moisture")
+    assert repository.read("docker-compose.yml") == by_hand
+    assert "SOIL_MOISTURE" in repository.read(".env.example")
+
+
+# --- interrupts ---------------------------------------------------------------------------------
+
+# Loaded by every Python that the test starts: does something before or after the Nth time that a
+# file is replaced or a folder renamed by the wiring.
+TRAP = """
+import builtins, os, signal, sys
+
+def trap(function):
+    def trapped(*arguments, **options):
+        if "compose_services" not in sys.modules:
+            return function(*arguments, **options)
+        trap.count += 1
+        at, when, what = os.environ["TRAP"].split(",")
+        if trap.count == int(at) and when == "before":
+            spring(what)
+        result = function(*arguments, **options)
+        if trap.count == int(at) and when == "after":
+            spring(what)
+        return result
+    return trapped
+
+def spring(what):
+    if what == "fail":
+        raise OSError(28, "No space left on device")
+    if what == "wait":
+        print("waiting", file=sys.stderr, flush=True)
+        open(os.environ["TRAP_FILE"], "w").close()
+        signal.pause()
+    else:
+        os.kill(os.getpid(), getattr(signal, what))
+
+trap.count = 0
+os.replace = trap(os.replace)
+os.rename = trap(os.rename)
+"""
+# Six files are replaced, then the wiring folder is renamed.
+STEPS = range(1, 8)
+
+
+@pytest.fixture
+def trapped(tmp_path: Path) -> Callable[[int, str, str], dict[str, str]]:
+    folder = tmp_path / "trap"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(TRAP, encoding="utf-8")
+
+    def environment(step: int, when: str, what: str) -> dict[str, str]:
+        return {
+            "PYTHONPATH": str(folder),
+            "TRAP": f"{step},{when},{what}",
+            "TRAP_FILE": str(tmp_path / "sprung"),
+        }
+
+    return environment
+
+
+@pytest.mark.parametrize("what", ["fail", "SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("step", STEPS)
+def test_interrupted_while_adding_all_is_as_before(
+    repository: BakedProject,
+    cookiecutter: Cookiecutter,
+    trapped: Callable[[int, str, str], dict[str, str]],
+    step: int,
+    when: str,
+    what: str,
+) -> None:
+    before = tree(repository)
+    done = cookiecutter(
+        output=repository.path / "services",
+        template=repository.file("templates/service"),
+        env=trapped(step, when, what),
+        service_name="Soil Moisture",
+    )
+    assert done.returncode != 0
+    assert tree(repository) == before
+
+
+@pytest.mark.parametrize("what", ["fail", "SIGINT", "SIGTERM"])
+# The test is deleted and not replaced, and the folder is that of the code.
+@pytest.mark.parametrize("step", STEPS[:-1])
+def test_interrupted_while_removing_all_is_as_before(
+    repository: BakedProject,
+    trapped: Callable[[int, str, str], dict[str, str]],
+    step: int,
+    what: str,
+) -> None:
+    add(repository, "soil-moisture")
+    before = tree(repository)
+    done = repository.run(
+        *("scripts/remove-service.sh", "soil-moisture", "--yes"),
+        env=trapped(step, "after", what),
+        check=False,
+    )
+    assert done.returncode != 0
+    assert tree(repository) == before
+
+
+def test_ctrl_c_ends_all_processes_and_leaves_all_as_before(
+    repository: BakedProject, trapped: Callable[[int, str, str], dict[str, str]]
+) -> None:
+    """A terminal sends the signal to the script, to cookiecutter and to the hook alike."""
+    before = tree(repository)
+    environment = {**repository.environment(), **trapped(4, "after", "wait")}
+    process = subprocess.Popen(
+        ["scripts/new-service.sh", "soil-moisture"],
+        cwd=repository.path,
+        env=user_environment(environment),
+        start_new_session=True,
+    )
+    sprung = Path(environment["TRAP_FILE"] or "")
+    while not sprung.exists():
+        assert process.poll() is None
+        signal.sigtimedwait([], 0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(timeout=30) != 0
+    assert tree(repository) == before
+
+
+# --- many ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.real
+@pytest.mark.docker
+def test_a_hundred_services(repository: BakedProject, cookiecutter: Cookiecutter) -> None:
+    names = [f"service-{number}" for number in range(100)]
+    for number, name in enumerate(names):
+        answers = {"service_slug": name, "service_type": TYPES[number % 3]}
+        done = add_directly(cookiecutter, repository, **answers)
+        assert done.returncode == 0, done.stderr
+    listed = repository.run("docker", "compose", "config", "--services").stdout.split()
+    assert set(names) <= set(listed)
+    shutil.copy(
+        repository.file("docker-compose.override.example.yml"),
+        repository.file("docker-compose.override.yml"),
+    )
+    config = json.loads(repository.run("docker", "compose", "config", "--format", "json").stdout)
+    ports = [
+        port["published"]
+        for service in config["services"].values()
+        for port in service.get("ports", [])
+    ]
+    assert len(set(ports)) == len(ports) > 100
+
+
+@pytest.mark.real
+@needs("git")
+def test_three_types_pass_all_checks_together(repository: BakedProject) -> None:
+    """With names of every length, since names decide where lines break."""
+    longest = "a" * 40
+    add(repository, "b", "poller")
+    add(repository, "soil-moisture", "subscriber")
+    add(repository, longest, "http-api")
+    add(repository, longest[:-2] + "-s", "subscriber")
+    add(repository, longest[:-2] + "-p", "poller")
+    repository.run("git", "add", "--all")
+    repository.run("make", "lint")
+    assert repository.run("git", "diff", "--name-only").stdout == ""
+    assert " passed" in repository.run("make", "test", python="3.13", timeout=550).stdout
