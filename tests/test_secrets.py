@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 import shutil
 import signal
@@ -14,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.baked import TEMPLATE, run
+from tests.conftest import Bake
 from tests.tools import needs
 
 pytestmark = needs("git", "sops", "age-keygen")
@@ -514,9 +517,9 @@ def test_a_second_recipient_comes_and_goes(
     repository: Repository, other_key: tuple[Path, str]
 ) -> None:
     key, public = other_key
-    repository.script("secrets-recipients.sh", "add", public, "Ada")
+    repository.script("secrets-recipients.sh", "add", public, "Ada Müller", "(Zürich)")
     listed = repository.script("secrets-recipients.sh", "list").stdout
-    assert f"{public}  Ada" in listed
+    assert f"{public}  Ada Müller (Zürich)" in listed
     assert f"{repository.recipient()}  Test Author (you)" in listed
     values = repository.read(".env")
     repository.file(".env").unlink()
@@ -678,6 +681,46 @@ def test_check_tells_that_the_key_does_not_open(
     done = repository.script("secrets-check.sh", check=False, SOPS_AGE_KEY_FILE=str(other_key[0]))
     assert done.returncode == 1
     assert "fail  Your key does not open .env.enc" in done.stdout
+
+
+def test_check_tells_what_a_killed_run_left(repository: Repository) -> None:
+    repository.file(".env.tmp.abc").mkdir()
+    said = repository.script("secrets-check.sh", check=False).stdout
+    repository.file(".env.tmp.abc").rmdir()
+    assert "warn  .env.tmp.abc was left" in said
+
+
+@needs("docker")
+@pytest.mark.real
+def test_compose_and_python_read_alike_what_check_lets_pass(bake: Bake, tmp_path: Path) -> None:
+    project = bake()
+    alphabet = "a'\"\\$#{ ="
+    values = [
+        "".join(each) for size in (1, 2, 3, 4) for each in itertools.product(alphabet, repeat=size)
+    ]
+    values += [f"'{value}'" for value in values] + [f'"{value}"' for value in values]
+    (tmp_path / "all").write_text("".join(f"V={value}\n" for value in values))
+    check = 'source "$0/scripts/secrets-lib.sh"; check_reading "$1"'
+    done = run("bash", "-c", check, project.path, tmp_path / "all", check=False)
+    odd = {int(line.split()[1]) for line in done.stdout.splitlines()}
+    passed = [value for number, value in enumerate(values, 1) if number not in odd]
+    assert 1000 < len(passed) < len(values)
+
+    (tmp_path / ".env").write_text("".join(f"V{i}={value}\n" for i, value in enumerate(passed)))
+    (tmp_path / "compose.yaml").write_text("services: {one: {image: none, env_file: .env}}\n")
+    shown = run("docker", "compose", "config", "--format", "json", cwd=tmp_path).stdout
+    compose = json.loads(shown)["services"]["one"]["environment"]
+    read = """
+import json
+from pydantic import create_model
+from shared.config import Settings
+Probe = create_model("Probe", __base__=Settings, **{f"v{i}": (str, "") for i in range(COUNT)})
+probe = Probe(_env_file="ENV")
+print(json.dumps([getattr(probe, f"v{i}") for i in range(COUNT)]))
+""".replace("COUNT", str(len(passed))).replace("ENV", str(tmp_path / ".env"))
+    python = json.loads(project.uv_run("python", "-c", read, env={"PYTHONPATH": "."}).stdout)
+    for number, value in enumerate(passed):
+        assert compose[f"V{number}"].replace("$$", "$") == python[number], value
 
 
 def test_check_works_without_sops(repository: Repository, tmp_path: Path) -> None:

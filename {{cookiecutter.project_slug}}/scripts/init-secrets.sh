@@ -42,7 +42,7 @@ if [ ! -e "$public_key" ]; then
 fi
 
 if [ ! -e .sops.yaml ]; then
-  name=$(git config user.name 2>/dev/null | tr -cd '[:alnum:] ._@-' || true)
+  name=$(git config user.name 2>/dev/null | tr -d '[:cntrl:]' || true)
   cat >"$work/.sops.yaml" <<END
 # Who can open .env.enc: public age keys. scripts/secrets-recipients.sh adds and removes them.
 creation_rules:

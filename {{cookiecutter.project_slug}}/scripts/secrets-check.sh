@@ -110,6 +110,9 @@ case ${1:-} in
   *) sed -n '4,6s/^# //p' scripts/secrets-check.sh >&2; exit 2 ;;
 esac
 
+for left in .env.tmp.*; do
+  if [ -e "$left" ]; then warn "$left was left by a run that was killed, and may hold values: rm -r $left"; fi
+done
 make_work
 check_key
 if [ -f .sops.yaml ]; then

@@ -79,7 +79,7 @@ case $command in
       say "A recipient already: $recipient"
       exit 0
     fi
-    name=$(tr -cd '[:alnum:] ._@-' <<<"$*")
+    name=$(tr -d '[:cntrl:]' <<<"$*")
     ENTRY="- $recipient${name:+ # $name}" awk '
       { text[NR] = $0 }
       /^[ ]*- age1[0-9a-z]/ { last = NR; indent = $0; sub(/-.*/, "", indent) }
@@ -105,7 +105,7 @@ case $command in
     [ "$before" != "$recipient" ] || die "The only recipient: without it nobody could open .env.enc"
     [ "$mine" != "$recipient" ] || die "That is your own key: another recipient has to remove it"
     grep -vE "^[ ]*- $recipient([^0-9a-z]|$)" .sops.yaml >"$work/.sops.yaml"
-    expect "${before/"$recipient"/}"
+    expect "${before/$recipient/}"
     reencrypt
     replace
     say "Removed $recipient. Commit .sops.yaml and .env.enc."
@@ -119,7 +119,7 @@ case $command in
     make_key "$work/age-key.txt" || die "$how_to_get_age"
     new=$(own_recipients "$work/age-key.txt")
     sed "s/$mine/$new/" .sops.yaml >"$work/.sops.yaml"
-    expect "${before/"$mine"/}"$'\n'"$new"
+    expect "${before/$mine/}"$'\n'"$new"
     reencrypt
     say "$new" >"$work/age-key.pub"
     # Both keys are on the disk at every moment; the old one opens the versions in git's history.
