@@ -1,0 +1,78 @@
+"""Time of adding a service: the first one and the hundredth, and cookiecutter on one file.
+
+Run with `uv run --frozen python bench/services/add.py`; prints a Markdown table.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+ROUNDS = 9
+MANY = 100
+TYPES = ("poller", "subscriber", "http-api")
+
+
+def one_file_template(folder: Path) -> Path:
+    """A template of one file without hooks: the least that cookiecutter can do."""
+    template = folder / "one-file"
+    (template / "{{cookiecutter.project_slug}}").mkdir(parents=True)
+    (template / "cookiecutter.json").write_text(json.dumps({"project_slug": "one-file"}))
+    (template / "{{cookiecutter.project_slug}}" / "README.md").write_text(
+        "{{ cookiecutter.project_slug }}\n"
+    )
+    return template
+
+
+def cookiecutter(template: Path, output: Path, *answers: str) -> float:
+    """Wall time of one generation in a fresh process."""
+    command = [sys.executable, "-m", "cookiecutter", "--no-input", "-o", str(output)]
+    start = time.perf_counter()
+    subprocess.run([*command, str(template), *answers], check=True, capture_output=True)
+    return time.perf_counter() - start
+
+
+def add(repository: Path, name: str, kind: str = "poller") -> float:
+    """Wall time of adding a service to a repository, all wiring included."""
+    template = repository / "templates/service"
+    answers = (f"service_slug={name}", f"service_type={kind}")
+    return cookiecutter(template, repository / "services", *answers)
+
+
+def main() -> None:
+    """Measure all in turn, so that a busy machine slows all."""
+    times: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        one_file = one_file_template(folder)
+        cookiecutter(ROOT, folder, "project_slug=few")
+        few, many = folder / "few", folder / "many"
+        shutil.copytree(few, many)
+        for number in range(MANY - 1):
+            add(many, f"service-{number}", TYPES[number % len(TYPES)])
+        for round_ in range(ROUNDS):
+            output = folder / f"one-file-{round_}"
+            times.setdefault("one-file template", []).append(cookiecutter(one_file, output))
+            for title, original in (("at 1 service", few), (f"at {MANY} services", many)):
+                repository = folder / f"{original.name}-{round_}"
+                shutil.copytree(original, repository)
+                times.setdefault(f"addition {title}", []).append(add(repository, "new"))
+                shutil.rmtree(repository)
+    medians = {title: statistics.median(values) for title, values in times.items()}
+    one, first, last = medians.values()
+    print("| | median s | to one file | to the first |\n|---|---:|---:|---:|")
+    titles = list(medians)
+    print(f"| {titles[0]} | {one:.2f} | 1.00 | |")
+    print(f"| {titles[1]} | {first:.2f} | {first / one:.2f} | 1.00 |")
+    print(f"| {titles[2]} | {last:.2f} | {last / one:.2f} | {last / first:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
