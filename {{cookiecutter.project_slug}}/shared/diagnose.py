@@ -11,12 +11,13 @@ import os
 import secrets
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
 import structlog
+from structlog.testing import capture_logs
 
 from shared.config import ConfigurationError, Settings, load_settings
 from shared.mqtt import MQTTClient, MQTTError
@@ -74,7 +75,9 @@ def main(
     all_steps = [*_library_steps(), *steps]
     options = _parse([step.name for step in all_steps], arguments)
     wanted = options.step or [step.name for step in all_steps]
-    results = asyncio.run(_run(settings_class, [s for s in all_steps if s.name in wanted]))
+    # What the clients log would get in between the results.
+    with capture_logs():
+        results = asyncio.run(_run(settings_class, [s for s in all_steps if s.name in wanted]))
     _print(results, as_json=options.json)
     return int(any(result.status is Status.FAIL for result in results))
 
@@ -152,25 +155,22 @@ async def check_data_folder(settings: Settings) -> Result:
 async def check_mqtt(settings: Settings) -> Result:
     """Connect and see a message of our own come back."""
     address = f"{settings.mqtt_host}:{settings.mqtt_port}"
-    log = _Recorder()
-    logger: structlog.stdlib.BoundLogger = structlog.wrap_logger(
-        None, processors=[log], wrapper_class=structlog.stdlib.BoundLogger
-    )
     # As a name of its own: a service that runs keeps its availability.
     name = f"diagnose-{secrets.token_hex(4)}"
     try:
-        client = MQTTClient.from_settings(settings, name, logger)
+        client = MQTTClient.from_settings(settings, name, structlog.stdlib.get_logger())
     except OSError as error:
         return failed(f"MQTT_TLS_CA_FILE: {error}", "name a readable PEM file, or leave it empty")
     came_back = asyncio.Event()
     topic = f"{settings.topic_prefix}/{name}/echo"
     client.subscribe(topic, lambda _topic, _payload: came_back.set())
     try:
-        client.connect_background()
-        try:
-            await client.wait_connected(_MQTT_TIMEOUT_SECONDS)
-        except MQTTError as error:
-            return failed(log.refusal or str(error), _mqtt_fix(log, address))
+        with capture_logs() as log:
+            client.connect_background()
+            try:
+                await client.wait_connected(_MQTT_TIMEOUT_SECONDS)
+            except MQTTError as error:
+                return _not_connected(error, log, address)
         try:
             async with asyncio.timeout(_MQTT_TIMEOUT_SECONDS):
                 await client.publish(topic, {"from": name})
@@ -186,23 +186,17 @@ async def check_mqtt(settings: Settings) -> Result:
     return passed(f"{address}: connected, and a message came back")
 
 
-def _mqtt_fix(log: "_Recorder", address: str) -> str:
-    if log.refusal:
-        return "check MQTT_USERNAME and MQTT_PASSWORD against the broker's"
-    return f"see that the broker runs and that {address} is right (MQTT_HOST, MQTT_PORT, MQTT_TLS)"
-
-
-class _Recorder:
-    """A structlog processor that keeps why the broker refused, and lets nothing be printed."""
-
-    refusal = ""
-
-    def __call__(
-        self, _logger: object, _method: str, event: structlog.typing.EventDict
-    ) -> structlog.typing.EventDict:
-        if event["event"] == "mqtt_connection_refused":
-            self.refusal = f"the broker refuses: {event['reason']}"
-        raise structlog.DropEvent
+def _not_connected(error: MQTTError, log: Sequence[Mapping[str, Any]], address: str) -> Result:
+    refusals = [entry["reason"] for entry in log if entry["event"] == "mqtt_connection_refused"]
+    if refusals:
+        return failed(
+            f"{address} refuses: {refusals[-1]}",
+            "check MQTT_USERNAME and MQTT_PASSWORD against the broker's",
+        )
+    return failed(
+        str(error),
+        f"see that the broker runs and that {address} is right (MQTT_HOST, MQTT_PORT, MQTT_TLS)",
+    )
 {% if cookiecutter.include_home_assistant %}
 
 
@@ -212,7 +206,7 @@ async def check_home_assistant(settings: Settings) -> Result:
 
     if not settings.ha_token.get_secret_value():
         return warned("HA_TOKEN is empty", "make a long-lived access token in your profile page")
-    async with HomeAssistantClient.from_settings(settings, structlog.get_logger()) as client:
+    async with HomeAssistantClient.from_settings(settings, structlog.stdlib.get_logger()) as client:
         try:
             await client.ping()
         except AuthenticationError as error:
@@ -229,7 +223,7 @@ async def check_influxdb(settings: Settings) -> Result:
 
     if not settings.influx_token.get_secret_value():
         return warned("INFLUX_TOKEN is empty", "make an API token in InfluxDB's user interface")
-    async with InfluxClient.from_settings(settings, structlog.get_logger()) as client:
+    async with InfluxClient.from_settings(settings, structlog.stdlib.get_logger()) as client:
         try:
             await client.ping()
         except InfluxError as error:

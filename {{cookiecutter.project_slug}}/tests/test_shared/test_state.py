@@ -1,0 +1,91 @@
+"""What a service remembers, on disks that do not always work."""
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from structlog.stdlib import BoundLogger
+from structlog.testing import capture_logs
+
+from shared.state import StateFile
+
+
+@pytest.fixture
+def state(tmp_path: Path, logger: BoundLogger) -> StateFile:
+    return StateFile(tmp_path / "data" / "state.json", logger)
+
+
+def test_starts_empty_and_comes_back_with_the_time(state: StateFile) -> None:
+    assert state.load() == {}
+    before = datetime.now(UTC)
+    assert state.save({"counter": 3, "name": "Küche"})
+    loaded = state.load()
+    assert before <= datetime.fromisoformat(loaded.pop("saved_at")) <= datetime.now(UTC)
+    assert loaded == {"counter": 3, "name": "Küche"}
+
+
+@pytest.mark.parametrize("content", [b'{"counter": 3', b"", b"\xff\xfe", b"[1]", b"[" * 100_000])
+def test_a_corrupt_file_is_set_aside_with_a_warning(state: StateFile, content: bytes) -> None:
+    state.path.parent.mkdir()
+    state.path.write_bytes(content)
+    with capture_logs() as logs:
+        assert state.load() == {}
+        assert state.load() == {}
+    assert [(log["event"], log["log_level"]) for log in logs] == [("state_corrupt", "warning")]
+    assert state.path.with_name("state.json.corrupt").read_bytes() == content
+    assert state.save({"counter": 4})
+
+
+def test_a_corrupt_file_in_a_folder_that_cannot_change_is_told(
+    state: StateFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state.path.parent.mkdir()
+    state.path.write_text("{")
+
+    def fail(*_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with capture_logs() as logs:
+        assert state.load() == {}
+    assert [log["event"] for log in logs] == ["state_corrupt"]
+    assert "Read-only" in str(logs[0]["error"])
+
+
+def test_a_file_that_cannot_be_read_is_no_crash(state: StateFile) -> None:
+    state.path.mkdir(parents=True)
+    with capture_logs() as logs:
+        assert state.load() == {}
+    assert [(log["event"], log["log_level"]) for log in logs] == [("state_not_read", "warning")]
+
+
+def test_a_full_disk_is_told_once_and_again_after_it_worked(
+    state: StateFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert state.save({"counter": 1})
+
+    def full(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    for _ in range(2):
+        with monkeypatch.context() as patch, capture_logs() as logs:
+            patch.setattr(os, "fsync", full)
+            assert not state.save({"counter": 2})
+            assert not state.save({"counter": 2})
+        assert [(log["event"], log["log_level"]) for log in logs] == [
+            ("state_not_saved", "warning")
+        ]
+        assert state.load()["counter"] == 1
+        assert state.save({"counter": 1})
+
+
+def test_a_file_in_place_of_the_folder_is_no_crash(tmp_path: Path, logger: BoundLogger) -> None:
+    (tmp_path / "data").write_text("in the way")
+    assert not StateFile(tmp_path / "data" / "state.json", logger).save({})
+
+
+def test_what_is_no_json_is_told(state: StateFile) -> None:
+    with capture_logs() as logs:
+        assert not state.save({"value": object()})
+    assert [log["event"] for log in logs] == ["state_not_saved"]
