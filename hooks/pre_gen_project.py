@@ -16,15 +16,11 @@ TOPIC = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*")
 WINDOWS_DEVICES = {"con", "prn", "aux", "nul"} | {
     f"{p}{n}" for p in ("com", "lpt") for n in range(1, 10)
 }
-# Folders, compose keys and topic levels of the generated repository.
-RESERVED_SERVICES = WINDOWS_DEVICES | {
-    "base",
-    "coordinator",
-    "errors",
-    "influxdb",
-    "mqtt",
-    "shared",
-}
+# What YAML takes for a truth value or for nothing.
+YAML_WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
+# Folders, compose keys and topic levels of the generated repository, and the name of a class.
+REPOSITORY_WORDS = {"base", "base-service", "coordinator", "errors", "influxdb", "mqtt", "shared"}
+RESERVED_SERVICES = WINDOWS_DEVICES | YAML_WORDS | REPOSITORY_WORDS
 # Packages in the generated uv.lock: a project of that name would depend on itself.
 LOCKED_PACKAGES = set(
     """

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 ServiceName = Annotated[str, Path(pattern=r"^[a-z][a-z0-9]*(-[a-z0-9]+)*$", max_length=40)]
 _ENVELOPE = {"timestamp", "service", "trace_id", "request_id", "reply_to", "status", "command"}
+_RESERVED = _ENVELOPE | {"self", "target", "timeout_seconds"}
 
 
 def create_app(service: "{{ cookiecutter.__class }}") -> FastAPI:
@@ -34,7 +35,7 @@ def create_app(service: "{{ cookiecutter.__class }}") -> FastAPI:
     @router.post("/services/{name}/commands")
     async def send_command(name: ServiceName, request: CommandRequest) -> CommandAnswer:
         """Send a command to another service over MQTT and return its answer."""
-        if reserved := request.arguments.keys() & (_ENVELOPE | {"target", "timeout_seconds"}):
+        if reserved := request.arguments.keys() & _RESERVED:
             raise HTTPException(422, f"not allowed as arguments: {', '.join(sorted(reserved))}")
         try:
             reply = await service.send_command(

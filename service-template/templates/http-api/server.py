@@ -33,7 +33,12 @@ class EmbeddedServer(uvicorn.Server):
 
     @override
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        try:
+            await super().startup(sockets)
+        except SystemExit as error:
+            # uvicorn would end the process without a word to the broker.
+            message = f"cannot listen on {self.config.host}:{self.config.port}"
+            raise OSError(message) from error
         self.listening.set()
 
     @property

@@ -1,6 +1,7 @@
 """Tests of {{ cookiecutter.service_slug }}."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
@@ -72,6 +73,7 @@ async def test_tells_when_there_is_no_answer(
         ("/api/v1/services/Not%23A%2BName/commands", {"command": "refresh"}),
         ("/api/v1/services/other/commands", {"command": ""}),
         ("/api/v1/services/other/commands", {"command": "x", "arguments": {"reply_to": "y"}}),
+        ("/api/v1/services/other/commands", {"command": "x", "arguments": {"self": "y"}}),
     ],
 )
 async def test_refuses_what_is_no_command(
@@ -97,3 +99,17 @@ async def test_serves_until_the_service_stops(service: SimpleNamespace) -> None:
     assert response.status_code == 200
     service.instance.stop()
     await asyncio.wait_for(running, 10)
+
+
+async def test_stops_in_order_when_its_port_is_taken(
+    service: SimpleNamespace, make_settings: MakeSettings
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        settings = make_settings(
+            service.modules.config.ServiceSettings, http_port=taken.getsockname()[1]
+        )
+        instance = service.modules.main.{{ cookiecutter.__class }}(settings)
+        instance.mqtt = service.mqtt
+        with pytest.raises(OSError, match="cannot listen"):
+            await instance.start()
+    assert service.mqtt.disconnected

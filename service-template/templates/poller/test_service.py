@@ -73,3 +73,14 @@ async def test_counts_on_after_a_restart(service: SimpleNamespace) -> None:
     await service.mqtt.wait_for(lambda: service.mqtt.disconnected)
     saved = json.loads((service.settings.data_dir / "state.json").read_text())
     assert saved["round"] == service.mqtt.payloads(topic)[-1]["round"]
+
+
+async def test_the_health_check_passes_while_it_works(
+    service: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    healthcheck = service.modules.healthcheck
+    await service.mqtt.wait_for(lambda: healthcheck.main() == 0)
+    monkeypatch.setattr(healthcheck, "MAX_AGE_SECONDS", -1)
+    assert healthcheck.main() == 1
+    monkeypatch.setattr(healthcheck, "HEALTHCHECK_FILE", service.settings.data_dir / "missing")
+    assert healthcheck.main() == 1
