@@ -44,6 +44,7 @@ __all__ = [
     "QoS",
     "QueueFullError",
     "RequestTimeoutError",
+    "encode",
 ]
 
 type Payload = Mapping[str, Any] | BaseModel | list[Any] | str | bytes | bool | float | None
@@ -97,7 +98,7 @@ class MQTTClient:
             tls=tls,
             keepalive_seconds=keepalive_seconds,
             max_queued_messages=max_queued_messages,
-            will=(self._availability_topic, _encode(lost)),
+            will=(self._availability_topic, encode(lost)),
             on_up=self._subscribe_all,
             on_down=self._ready.clear,
             on_subscribed=self._subscribed,
@@ -197,7 +198,7 @@ class MQTTClient:
         try:
             await self._link.publish(
                 self._availability_topic,
-                _encode(offline),
+                encode(offline),
                 qos=1,
                 retain=True,
                 timeout_seconds=timeout_seconds,
@@ -209,7 +210,7 @@ class MQTTClient:
     # Availability
 
     def _announce(self) -> None:
-        online = _encode(Availability(status="online"))
+        online = encode(Availability(status="online"))
         self._link.post(self._availability_topic, online, retain=True)
 
     def _on_availability(self, _topic: str, payload: Any) -> None:  # noqa: ANN401 - any JSON
@@ -296,7 +297,7 @@ class MQTTClient:
         validate_topic(topic)
         await self._link.publish(
             topic,
-            _encode(payload),
+            encode(payload),
             qos=qos,
             retain=retain,
             timeout_seconds=(
@@ -394,7 +395,7 @@ class MQTTClient:
         )
 
 
-def _encode(payload: Payload) -> bytes:
+def encode(payload: Payload) -> bytes:
     """What goes over the wire; raises PayloadError."""
     try:
         match payload:

@@ -1,5 +1,6 @@
 """Brokers for the tests: a real Mosquitto where there is one, else an embedded one.
 
+`TEST_BROKER=embedded` takes the embedded one in any case; tests that need the real one then skip.
 `python -m tests.brokers PORT` runs the embedded broker until it is interrupted.
 """
 
@@ -10,16 +11,13 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Protocol
 
-from amqtt.broker import Broker as AmqttBroker
-from amqtt.contexts import BrokerConfig, ListenerConfig, ListenerType
-
 START_TIMEOUT_SECONDS = 20.0
 HOST = "127.0.0.1"
+ROOT = Path(__file__).resolve().parent.parent
 
 
 class Broker(Protocol):
@@ -59,39 +57,22 @@ def wait_until_listening(port: int) -> None:
     raise TimeoutError(message)
 
 
-class Mosquitto:
-    """A Mosquitto process with a configuration of its own.
+class _Process:
+    """A broker in a process of its own."""
 
-    `persistent` keeps sessions and retained messages over a restart.
-    """
-
-    kind = "mosquitto"
     host = HOST
 
-    def __init__(
-        self, program: str, folder: Path, *, persistent: bool = False, options: str = ""
-    ) -> None:
+    def __init__(self, log: Path) -> None:
         self.port = free_port()
-        self._program = program
-        self._folder = folder
+        self._log = log
         self._process: subprocess.Popen[bytes] | None = None
-        persistence = "persistence true\nautosave_interval 1\nautosave_on_changes true\n"
-        (folder / "mosquitto.conf").write_text(
-            f"listener {self.port} {HOST}\n"
-            f"{'' if 'allow_anonymous' in options else 'allow_anonymous true'}\n"
-            "set_tcp_nodelay true\n"
-            "max_queued_messages 0\n"
-            # Else it would, started as root, become a user that cannot write to the test's folder.
-            "user root\n"
-            f"persistence_location {folder}/\n"
-            f"{persistence if persistent else ''}{options}\n"
-        )
+
+    def _command(self) -> list[str]:
+        raise NotImplementedError
 
     def start(self) -> None:
-        log = (self._folder / "mosquitto.log").open("ab")
-        command = [self._program, "-c", str(self._folder / "mosquitto.conf")]
-        with log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self._folder)  # noqa: S603
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(self._command(), stdout=log, stderr=log, cwd=ROOT)  # noqa: S603
         wait_until_listening(self.port)
 
     def stop(self) -> None:
@@ -107,9 +88,6 @@ class Mosquitto:
     def resume(self) -> None:
         self._signal(signal.SIGCONT)
 
-    def log(self) -> str:
-        return (self._folder / "mosquitto.log").read_text(errors="replace")
-
     def _signal(self, number: signal.Signals) -> None:
         if self._process is not None:
             self._process.send_signal(number)
@@ -123,41 +101,62 @@ class Mosquitto:
         self._process = None
 
 
-class EmbeddedBroker:
-    """amqtt in a thread with a loop of its own."""
+class Mosquitto(_Process):
+    """A Mosquitto with a configuration of its own.
+
+    `persistent` keeps sessions and retained messages over a restart.
+    """
+
+    kind = "mosquitto"
+
+    def __init__(
+        self, program: str, folder: Path, *, persistent: bool = False, options: str = ""
+    ) -> None:
+        super().__init__(folder / "mosquitto.log")
+        self._program = program
+        self._configuration = folder / "mosquitto.conf"
+        persistence = "persistence true\nautosave_interval 1\nautosave_on_changes true\n"
+        self._configuration.write_text(
+            f"listener {self.port} {HOST}\n"
+            f"{'' if 'allow_anonymous' in options else 'allow_anonymous true'}\n"
+            "set_tcp_nodelay true\n"
+            "max_queued_messages 0\n"
+            # Else it would, started as root, become a user that cannot write to the test's folder.
+            "user root\n"
+            f"persistence_location {folder}/\n"
+            f"{persistence if persistent else ''}{options}\n"
+        )
+
+    def _command(self) -> list[str]:
+        return [self._program, "-c", str(self._configuration)]
+
+
+class EmbeddedBroker(_Process):
+    """amqtt, which keeps nothing over a restart."""
 
     kind = "embedded"
-    host = HOST
 
-    def __init__(self, port: int | None = None) -> None:
-        self.port = port or free_port()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._stop: asyncio.Event | None = None
-        self._thread: threading.Thread | None = None
+    def _command(self) -> list[str]:
+        return [sys.executable, "-m", "tests.brokers", str(self.port)]
 
-    def start(self) -> None:
-        self._thread = threading.Thread(target=asyncio.run, args=[self.serve()], daemon=True)
-        self._thread.start()
-        wait_until_listening(self.port)
 
-    def stop(self) -> None:
-        if self._loop is not None and self._stop is not None:
-            self._loop.call_soon_threadsafe(self._stop.set)
-        if self._thread is not None:
-            self._thread.join(timeout=10)
-            self._thread = None
+async def serve_embedded(port: int) -> None:
+    from amqtt.broker import Broker as AmqttBroker  # noqa: PLC0415
+    from amqtt.contexts import BrokerConfig, ListenerConfig, ListenerType  # noqa: PLC0415
 
-    async def serve(self) -> None:
-        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        listener = ListenerConfig(type=ListenerType.TCP, bind=f"{HOST}:{self.port}")
-        plugins = {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}}
-        broker = AmqttBroker(BrokerConfig(listeners={"default": listener}, plugins=plugins))
-        await broker.start()
-        try:
-            await self._stop.wait()
-        finally:
-            await broker.shutdown()
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    listener = ListenerConfig(type=ListenerType.TCP, bind=f"{HOST}:{port}")
+    plugins = {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}}
+    broker = AmqttBroker(BrokerConfig(listeners={"default": listener}, plugins=plugins))
+    await broker.start()
+    try:
+        await stop.wait()
+    finally:
+        await broker.shutdown()
 
 
 if __name__ == "__main__":
-    asyncio.run(EmbeddedBroker(int(sys.argv[1])).serve())
+    asyncio.run(serve_embedded(int(sys.argv[1])))

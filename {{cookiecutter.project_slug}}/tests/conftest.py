@@ -51,10 +51,8 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="session")
 def _session_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    program = find_mosquitto()
-    broker: Broker = (
-        Mosquitto(program, tmp_path_factory.mktemp("broker")) if program else EmbeddedBroker()
-    )
+    program, folder = find_mosquitto(), tmp_path_factory.mktemp("broker")
+    broker = Mosquitto(program, folder) if program else EmbeddedBroker(folder / "log")
     broker.start()
     yield broker
     broker.stop()
@@ -64,6 +62,14 @@ def _session_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker
 def broker(_session_broker: Broker) -> Broker:
     """A running broker that all tests share: use topics of your own."""
     return _session_broker
+
+
+@pytest.fixture
+def real_broker(broker: Broker) -> Broker:
+    """The shared broker; skips with amqtt, which loses what comes right before a DISCONNECT."""
+    if broker.kind == "embedded":
+        pytest.skip("mosquitto is missing")
+    return broker
 
 
 @pytest.fixture
@@ -184,10 +190,3 @@ def load_service() -> Iterator[LoadService]:
         sys.modules.pop(stem, None)
     for entry in folders:
         sys.path.remove(entry)
-
-
-@pytest.fixture(autouse=True)
-def _quiet_network_logs() -> None:
-    """amqtt tells of every packet."""
-    for name in ("amqtt", "transitions"):
-        logging.getLogger(name).setLevel(logging.WARNING)

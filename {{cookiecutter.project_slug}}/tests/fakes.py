@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from shared.inbox import Handler
-from shared.mqtt import Payload
+from shared.mqtt import Payload, encode
 from shared.topics import matches, validate_filter, validate_topic
 
 
@@ -65,7 +65,8 @@ class FakeMQTT:
     def subscribe(
         self, topic: str, handler: Handler, *, model: type[BaseModel] | None = None, **_: Any
     ) -> None:
-        self._handlers.append((validate_filter(topic), handler, model))
+        self.unsubscribe(validate_filter(topic))
+        self._handlers.append((topic, handler, model))
 
     def unsubscribe(self, topic: str) -> None:
         self._handlers = [entry for entry in self._handlers if entry[0] != topic]
@@ -74,10 +75,9 @@ class FakeMQTT:
         self, topic: str, payload: Payload, *, retain: bool = False, **_: Any
     ) -> None:
         validate_topic(topic)
-        if isinstance(payload, BaseModel):
-            payload = payload.model_dump(mode="json", exclude_none=True)
-        elif not isinstance(payload, bytes | str):
-            payload = json.loads(json.dumps(payload))
+        content = encode(payload)
+        if not isinstance(payload, bytes | str | None):
+            payload = json.loads(content)
         self.published.append((topic, payload))
         self._changed.set()
         if retain:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator
 
 import pytest
@@ -239,3 +240,36 @@ async def test_disconnect_says_goodbye_in_order(
     }
     await scripted.next(Kind.DISCONNECT)
     assert scripted.connections == 1
+
+
+async def test_a_network_thread_that_does_not_end_is_reported_and_left(
+    scripted: ScriptedBroker, client: MQTTClient, log: LogProbe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.connect_background()
+    await soon(client.wait_connected())
+    paho, stop = client._link._client, threading.Event()
+    loop_stop = paho.loop_stop
+    monkeypatch.setattr(paho, "loop_stop", stop.wait)
+    await soon(client.disconnect(0.2))
+    assert "network_thread_still_running" in log.names()
+    stop.set()
+    await asyncio.to_thread(loop_stop)
+
+
+async def test_a_network_thread_that_ends_while_it_is_stopped(
+    scripted: ScriptedBroker, client: MQTTClient, log: LogProbe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """paho's `loop_stop` then trips over its own reference to the thread."""
+    client.connect_background()
+    await soon(client.wait_connected())
+    paho = client._link._client
+    loop_stop = paho.loop_stop
+
+    def trip() -> None:
+        loop_stop()
+        raise AttributeError
+
+    monkeypatch.setattr(paho, "loop_stop", trip)
+    await soon(client.disconnect())
+    assert not client.thread_alive
+    assert "network_thread_ended_first" in log.names()

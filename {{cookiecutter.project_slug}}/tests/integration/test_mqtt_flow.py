@@ -1,0 +1,85 @@
+"""Two services and a person who watches, over a broker."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from shared.config import Settings
+from shared.schemas import Command, DeadLetter
+from shared.service import BaseService
+from tests.brokers import Broker
+from tests.observer import Observer
+from tests.probes import soon
+
+pytestmark = pytest.mark.integration
+
+
+class Thermometer(BaseService[Settings]):
+    """Measures on command, tells everybody, and answers who asked."""
+
+    name = "thermometer"
+
+    async def run(self) -> None:
+        self.on_command("measure", self._measure)
+        self.mqtt.connect_background()
+        await self.wait_for_shutdown()
+
+    async def _measure(self, command: Command) -> dict[str, Any]:
+        celsius = {"kitchen": 21.5}[getattr(command, "room", "")]
+        await self.publish("measured", {"celsius": celsius})
+        return {"celsius": celsius}
+
+
+class Display(BaseService[Settings]):
+    """Asks the thermometer and shows what it publishes."""
+
+    name = "display"
+
+    async def run(self) -> None:
+        self.shown: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        topic = f"{self.settings.topic_prefix}/thermometer/measured"
+        self.mqtt.subscribe(topic, lambda _topic, payload: self.shown.put_nowait(payload))
+        self.mqtt.connect_background()
+        await self.wait_for_shutdown()
+
+
+@asynccontextmanager
+async def running[T: BaseService[Any]](service: T) -> AsyncIterator[T]:
+    task = asyncio.create_task(service.start())
+    await soon(service.mqtt.wait_connected())
+    yield service
+    service.stop("the test is over")
+    await soon(task)
+
+
+@pytest.fixture
+async def observer(broker: Broker, topic_prefix: str) -> AsyncIterator[Observer]:
+    async with Observer(broker.host, broker.port, topic_prefix) as observer:
+        yield observer
+
+
+async def test_a_command_its_answer_and_the_event_belong_to_one_trace(
+    make_settings: Callable[..., Settings], observer: Observer
+) -> None:
+    async with running(Thermometer(make_settings())), running(Display(make_settings())) as display:
+        reply = await display.send_command("thermometer", "measure", room="kitchen")
+        event = await soon(display.shown.get())
+        command = await observer.next("coordinator/command/thermometer")
+        assert (reply["status"], reply["celsius"]) == ("ok", 21.5)
+        assert (event["service"], event["celsius"]) == ("thermometer", 21.5)
+        assert reply["trace_id"] == event["trace_id"] == command["trace_id"]
+
+
+async def test_a_command_that_fails_is_answered_and_leaves_a_dead_letter(
+    make_settings: Callable[..., Settings], observer: Observer
+) -> None:
+    async with running(Thermometer(make_settings())), running(Display(make_settings())) as display:
+        reply = await display.send_command("thermometer", "measure", room="cellar")
+        assert (reply["status"], reply["error"]) == ("error", "KeyError: 'cellar'")
+        letter = DeadLetter.model_validate(await observer.next("errors/thermometer"))
+        assert letter.original_topic.endswith("/coordinator/command/thermometer")
+        assert letter.error_type == "KeyError"
+        assert letter.trace_id == reply["trace_id"]
