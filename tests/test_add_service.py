@@ -437,14 +437,14 @@ def test_a_restructured_compose_file_gets_the_block_by_hand(repository: BakedPro
 
 # --- interrupts ---------------------------------------------------------------------------------
 
-# Loaded by every Python that the test starts: does something before or after the Nth time that a
-# file is replaced or a folder renamed by the wiring.
+# Loaded by every Python that the test starts: does something before or after the Nth call of these
+# functions, in the process that has imported this module.
 TRAP = """
-import builtins, os, signal, sys
+import os, signal, sys
 
 def trap(function):
     def trapped(*arguments, **options):
-        if "compose_services" not in sys.modules:
+        if os.environ["TRAP_IN"] not in sys.modules:
             return function(*arguments, **options)
         trap.count += 1
         at, when, what = os.environ["TRAP"].split(",")
@@ -467,8 +467,8 @@ def spring(what):
         os.kill(os.getpid(), getattr(signal, what))
 
 trap.count = 0
-os.replace = trap(os.replace)
-os.rename = trap(os.rename)
+for name in os.environ["TRAP_CALLS"].split(","):
+    setattr(os, name, trap(getattr(os, name)))
 """
 # Six files are replaced, then the wiring folder is renamed.
 STEPS = range(1, 8)
@@ -484,6 +484,8 @@ def trapped(tmp_path: Path) -> Callable[[int, str, str], dict[str, str]]:
         return {
             "PYTHONPATH": str(folder),
             "TRAP": f"{step},{when},{what}",
+            "TRAP_IN": "compose_services",
+            "TRAP_CALLS": "replace,rename",
             "TRAP_FILE": str(tmp_path / "sprung"),
         }
 
@@ -532,12 +534,21 @@ def test_interrupted_while_removing_all_is_as_before(
     assert tree(repository) == before
 
 
+@pytest.mark.parametrize(
+    "where",
+    [
+        pytest.param({}, id="wiring"),
+        pytest.param({"TRAP_IN": "cookiecutter.generate", "TRAP_CALLS": "chmod"}, id="rendering"),
+    ],
+)
 def test_ctrl_c_ends_all_processes_and_leaves_all_as_before(
-    repository: BakedProject, trapped: Callable[[int, str, str], dict[str, str]]
+    repository: BakedProject,
+    trapped: Callable[[int, str, str], dict[str, str]],
+    where: dict[str, str],
 ) -> None:
     """A terminal sends the signal to the script, to cookiecutter and to the hook alike."""
     before = tree(repository)
-    environment = {**repository.environment(), **trapped(4, "after", "wait")}
+    environment = {**repository.environment(), **trapped(4, "after", "wait"), **where}
     process = subprocess.Popen(
         ["scripts/new-service.sh", "soil-moisture"],
         cwd=repository.path,
@@ -548,6 +559,7 @@ def test_ctrl_c_ends_all_processes_and_leaves_all_as_before(
     while not sprung.exists():
         assert process.poll() is None
         signal.sigtimedwait([], 0.02)
+    assert repository.file("services/soil-moisture/main.py").exists() or where
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(timeout=30) != 0
     assert tree(repository) == before
