@@ -3,32 +3,49 @@
 import asyncio
 import os
 import signal
+import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+_NUMBERS = (signal.SIGTERM, signal.SIGINT)
 
 
 @contextmanager
 def stop_on_signal(stop: Callable[[str], None]) -> Iterator[None]:
     """Call `stop` with the signal's name on the running loop; main thread only.
 
-    The handlers are Python's and not the loop's, so that the second signal works even while
-    the loop is blocked.
+    A thread of its own watches, so that the second signal works even while the loop is blocked:
+    Python runs its handlers on the main thread only, and the system may give a signal to any.
     """
     loop = asyncio.get_running_loop()
-    asked = False
+    receiver, sender = socket.socketpair()
+    sender.setblocking(False)
 
-    def on_signal(number: int, _frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
-            os._exit(128 + number)
-        asked = True
-        loop.call_soon_threadsafe(stop, signal.Signals(number).name)
+    def watch() -> None:
+        asked = False
+        while number := receiver.recv(1):
+            if number[0] not in _NUMBERS:
+                continue
+            if asked:
+                os._exit(128 + number[0])
+            asked = True
+            loop.call_soon_threadsafe(stop, signal.Signals(number[0]).name)
 
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    previous = {number: signal.signal(number, on_signal) for number in numbers}
+    def ignore(_number: int, _frame: FrameType | None) -> None:
+        """A handler there must be, or the default would end the process at once."""
+
+    watcher = threading.Thread(target=watch, name="signals", daemon=True)
+    watcher.start()
+    previous_descriptor = signal.set_wakeup_fd(sender.fileno())
+    previous = {number: signal.signal(number, ignore) for number in _NUMBERS}
     try:
         yield
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(previous_descriptor)
+        sender.close()
+        watcher.join()
+        receiver.close()
