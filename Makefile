@@ -16,7 +16,7 @@ new: export UV_PROJECT_ENVIRONMENT := .tools/new
 new: ## Make a repository: make new [OUT=folder] [ARGS="project_name=Greenhouse"] [NO_INPUT=1]
 	@if [ -n "$(NO_INPUT)" ] || [ ! -t 0 ]; then no_input=--no-input; fi; \
 	$(UV) run --quiet --frozen --no-default-groups --python python3 \
-		cookiecutter $$no_input --output-dir "$(OUT)" . $(ARGS)
+		cookiecutter $$no_input --output-dir "$(OUT)" "$(CURDIR)" $(ARGS)
 
 .PHONY: test test-quick
 test: ## Run all template tests: those that look at what is rendered and those that run it
