@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from tests.baked import SERVICE_TEMPLATE, BakedProject, user_environment
+from tests.baked import ROOT, SERVICE_TEMPLATE, BakedProject, user_environment
 from tests.conftest import Bake, Cookiecutter
 from tests.tools import needs
 
@@ -302,11 +302,19 @@ def test_names_that_cannot_be(
     assert tree(repository) == before
 
 
+@pytest.mark.parametrize("carried", [True, False], ids=["carried template", "directory option"])
 def test_all_problems_at_once_and_the_command_that_works(
-    repository: BakedProject, cookiecutter: Cookiecutter
+    repository: BakedProject, cookiecutter: Cookiecutter, carried: bool
 ) -> None:
-    answers = {"service_slug": "NO", "description": "x" * 101, "service_type": "subscriber"}
-    done = add_directly(cookiecutter, repository, service_name="It's", **answers)
+    done = cookiecutter(
+        *([] if carried else ["--directory", "service-template"]),
+        output=repository.path / "services",
+        template=repository.file("templates/service") if carried else ROOT,
+        service_name="It's",
+        service_slug="NO",
+        description="x" * 101,
+        service_type="subscriber",
+    )
     assert [line.split(":")[0] for line in done.stderr.splitlines() if line.startswith("  - ")] == [
         "  - service_slug",
         "  - description",
@@ -317,6 +325,14 @@ def test_all_problems_at_once_and_the_command_that_works(
     assert "service_name=It's" in words
     repository.run(sys.executable, "-m", *words)
     assert repository.file("services/soil-moisture/main.py").is_file()
+
+
+def test_enter_at_every_prompt_makes_a_service(repository: BakedProject) -> None:
+    repository.run(
+        *(sys.executable, "-m", "cookiecutter", "templates/service", "--output-dir", "services"),
+        stdin="\n" * 4,
+    )
+    assert repository.file("services/my-service/main.py").is_file()
 
 
 def test_the_script_shows_its_own_command(repository: BakedProject) -> None:

@@ -81,8 +81,14 @@ def corrected_command(answers: dict[str, str], examples: dict[str, str]) -> str:
         words = [values["service_slug"], "--type", values["service_type"]]
         return shlex.join(["scripts/new-service.sh", *words, "--description", values["description"]])
     template = str(answers.get("_template") or "templates/service")
+    # Inside the repository of both templates, which `_template` names as a whole.
+    folder = "service-template"
+    is_inside = Path(answers.get("_repo_dir", "")).name == folder != Path(template).name
+    inside = ["--directory", folder] if is_inside else []
+    checkout = ["--checkout", answers["_checkout"]] if answers.get("_checkout") else []
     words = [f"{name}={value}" for name, value in values.items()]
-    return shlex.join(["cookiecutter", template, "-o", "services", "--no-input", *words])
+    options = [*inside, *checkout, "-o", "services", "--no-input"]
+    return shlex.join(["cookiecutter", template, *options, *words])
 
 
 def refuse(*lines: str) -> int:
