@@ -20,10 +20,10 @@ new: ## Make a repository: make new [OUT=folder] [ARGS="project_name=Greenhouse"
 
 .PHONY: test test-quick
 test: ## Run all template tests: those that look at what is rendered and those that run it
-	$(RUN) pytest -n auto $(ARGS)
+	$(RUN) pytest -n auto --dist loadgroup $(ARGS)
 
 test-quick: ## Run the tests that only render and look
-	$(RUN) pytest -n auto -m "not real and not docker" $(ARGS)
+	$(RUN) pytest -n auto --dist loadgroup -m "not real and not docker" $(ARGS)
 
 .PHONY: lint format
 lint: ## Check this repository's own code
