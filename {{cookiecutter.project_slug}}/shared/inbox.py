@@ -241,6 +241,7 @@ class Inbox:
     def _distribute(self) -> None:
         # First, so that a message that arrives from now on causes another call.
         self._wake_up_due = False
+        idle: dict[Subscription, None] = {}
         while self._arrived and not self._closed:
             message = self._arrived.popleft()
             if message.duplicate and self._waits_already(message):
@@ -252,9 +253,15 @@ class Inbox:
             if message.qos:
                 self._unacknowledged[message.mid] = delivery
             for subscription in found:
-                self._enqueue(subscription, delivery)
+                subscription.queue.append(delivery)
+                if subscription.worker is None:
+                    idle[subscription] = None
+                elif subscription.busy_since:
+                    self._report_slow(subscription)
             if not found:
                 self._finish(delivery)
+        for subscription in idle:
+            self._start_worker(subscription)
 
     def _waits_already(self, message: Received) -> bool:
         """Whether this is a message of a broken connection that we still have, sent again.
@@ -268,20 +275,26 @@ class Inbox:
         delivery.message = message
         return True
 
-    def _enqueue(self, subscription: Subscription, delivery: _Delivery) -> None:
-        subscription.queue.append(delivery)
-        if subscription.worker is None:
-            name = f"mqtt-handler {subscription.topic_filter}"
-            subscription.worker = asyncio.create_task(self._work(subscription), name=name)
-            self._workers.add(subscription.worker)
-            subscription.worker.add_done_callback(self._workers.discard)
-        elif not subscription.found_slow and subscription.busy_since:
-            busy_seconds = time.monotonic() - subscription.busy_since
-            if busy_seconds > SLOW_HANDLER_SECONDS:
-                subscription.found_slow = True
-                self._logger.warning(
-                    "handler_slow", topic=subscription.topic_filter, seconds=round(busy_seconds)
-                )
+    def _start_worker(self, subscription: Subscription) -> None:
+        # Eager: a handler that need not wait is done when this returns.
+        worker = asyncio.Task(
+            self._work(subscription),
+            loop=asyncio.get_running_loop(),
+            name=f"mqtt-handler {subscription.topic_filter}",
+            eager_start=True,
+        )
+        if not worker.done():
+            subscription.worker = worker
+            self._workers.add(worker)
+            worker.add_done_callback(self._workers.discard)
+
+    def _report_slow(self, subscription: Subscription) -> None:
+        busy_seconds = time.monotonic() - subscription.busy_since
+        if busy_seconds > SLOW_HANDLER_SECONDS and not subscription.found_slow:
+            subscription.found_slow = True
+            self._logger.warning(
+                "handler_slow", topic=subscription.topic_filter, seconds=round(busy_seconds)
+            )
 
     def _find(self, topic: str) -> tuple[Subscription, ...]:
         exact = self._subscriptions.get(topic)

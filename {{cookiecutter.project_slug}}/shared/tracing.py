@@ -1,6 +1,6 @@
 """The trace id: one id that follows a piece of work through handlers, log lines and messages."""
 
-import uuid
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -9,7 +9,7 @@ _trace_id: ContextVar[str | None] = ContextVar("trace_id", default=None)
 
 
 def new_trace_id() -> str:
-    return uuid.uuid4().hex
+    return secrets.token_hex(16)
 
 
 def current_trace_id() -> str | None:
