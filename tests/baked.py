@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock
 
 from tests.tools import find_python
 
@@ -135,7 +136,8 @@ class BakedProject:
     def environment(self, python: str | None = None) -> dict[str, str | None]:
         """Variables that give uv the shared environment of a Python version (`3.12`).
 
-        Without a version: the one that the repository names if it is here, else 3.13.
+        Without a version: the one that the repository names if it is here, else 3.13. The first
+        to ask installs it, all others wait: two processes at once would trip over each other.
         """
         if self.environments is None:
             return {}
@@ -144,10 +146,17 @@ class BakedProject:
         if interpreter is None and python is None:
             wanted, interpreter = "3.13", find_python("3.13")
         kind = "influxdb" if "influxdb-client" in self.read("pyproject.toml") else "core"
-        return {
+        place = self.environments / f"{kind}-{wanted}"
+        variables: dict[str, str | None] = {
             "UV_PYTHON": str(interpreter or wanted),
-            "UV_PROJECT_ENVIRONMENT": str(self.environments / f"{kind}-{wanted}"),
+            "UV_PROJECT_ENVIRONMENT": str(place),
         }
+        ready = Path(f"{place}.ready")
+        with FileLock(f"{place}.lock"):
+            if not ready.exists():
+                run("uv", "sync", "--frozen", "--quiet", cwd=self.path, env=variables)
+                ready.touch()
+        return variables
 
     def run(
         self,
