@@ -66,9 +66,11 @@ if $dry_run; then
 fi
 
 if [[ $name =~ ^[a-z][a-z0-9-]*$ ]] && [ ! -e "$target/services/$name" ]; then is_new=true; fi
-arguments=("service_name=$name" "service_slug=$name" "service_type=$type")
-# cookiecutter takes a value on its command line for a Jinja template; this one is plain text.
-[ -z "$description" ] || arguments+=("description={% raw %}$description{% endraw %}")
+# cookiecutter takes a value on its command line for a Jinja template; these are plain text.
+brace='{{"{"}}'
+plain_name=${name//\{/$brace}
+arguments=("service_name=$plain_name" "service_slug=$plain_name" "service_type=$type")
+[ -z "$description" ] || arguments+=("description=${description//\{/$brace}")
 (cd "$target" && NEW_SERVICE_VIA=script "${cookiecutter[@]}" "$root/templates/service" --no-input --output-dir services \
   --config-file "$scratch/config.yaml" "${arguments[@]}") >"$scratch/log" 2>&1 || {
   # What our own hooks say; cookiecutter's traceback tells nothing more.
