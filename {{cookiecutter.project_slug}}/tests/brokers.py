@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 START_TIMEOUT_SECONDS = 20.0
 HOST = "127.0.0.1"
@@ -144,13 +144,25 @@ async def serve_embedded(port: int) -> None:
     from amqtt.broker import Broker as AmqttBroker  # noqa: PLC0415
     from amqtt.contexts import BrokerConfig, ListenerConfig, ListenerType  # noqa: PLC0415
 
+    class PatientBroker(AmqttBroker):  # type: ignore[misc]
+        """Delivers what came before a DISCONNECT; amqtt forgets what is still in its queue."""
+
+        async def _handle_message_delivery(self, session: Any, handler: Any, message: Any) -> Any:
+            goes_on = await super()._handle_message_delivery(session, handler, message)
+            queue = session.delivered_message_queue
+            while goes_on and handler._disconnect_waiter is None and not queue.empty():
+                message = asyncio.get_running_loop().create_future()
+                message.set_result(queue.get_nowait())
+                goes_on = await super()._handle_message_delivery(session, handler, message)
+            return goes_on
+
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     listener = ListenerConfig(type=ListenerType.TCP, bind=f"{HOST}:{port}")
     plugins = {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}}
-    broker = AmqttBroker(BrokerConfig(listeners={"default": listener}, plugins=plugins))
+    broker = PatientBroker(BrokerConfig(listeners={"default": listener}, plugins=plugins))
     await broker.start()
     try:
         await stop.wait()

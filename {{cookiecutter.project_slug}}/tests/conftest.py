@@ -65,14 +65,6 @@ def broker(_session_broker: Broker) -> Broker:
 
 
 @pytest.fixture
-def real_broker(broker: Broker) -> Broker:
-    """The shared broker; skips with amqtt, which loses what comes right before a DISCONNECT."""
-    if broker.kind == "embedded":
-        pytest.skip("mosquitto is missing")
-    return broker
-
-
-@pytest.fixture
 def make_mosquitto(tmp_path: Path) -> Iterator[Callable[..., Mosquitto]]:
     """Makes real brokers that a test may stop, kill and freeze; skips without Mosquitto."""
     program = find_mosquitto()

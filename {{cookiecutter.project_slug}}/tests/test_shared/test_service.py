@@ -142,7 +142,6 @@ async def test_no_heartbeat_when_it_is_switched_off(
         await observer.next("probe/done")
 
 
-@pytest.mark.usefixtures("real_broker")
 async def test_the_end_of_run_ends_the_service(observer: Observer, settings: Settings) -> None:
     class Short(Probe):
         async def run(self) -> None:
@@ -153,7 +152,6 @@ async def test_the_end_of_run_ends_the_service(observer: Observer, settings: Set
     await observer.next("probe/availability", status="offline", reason="stopped")
 
 
-@pytest.mark.usefixtures("real_broker")
 async def test_a_crash_of_run_is_raised_after_the_orderly_stop(
     observer: Observer, settings: Settings
 ) -> None:
