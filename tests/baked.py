@@ -26,11 +26,9 @@ ROOT = Path(__file__).resolve().parent.parent
 TEMPLATE = ROOT / "{{cookiecutter.project_slug}}"
 SERVICE_TEMPLATE = ROOT / "service-template"
 
-# Not part of what the template wrote: made by git, by uv, by the interpreter.
-NOT_RENDERED = {
-    *(".git", ".venv", ".tools", "__pycache__"),
-    *(".mypy_cache", ".pytest_cache", ".ruff_cache"),
-}
+# Not part of what the template wrote: made by git, by uv, by the interpreter, by tools.
+CACHES = {"__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache"}
+NOT_RENDERED = {".git", ".venv", ".tools", *CACHES}
 
 
 def user_environment(env: Mapping[str, str | None] | None = None) -> dict[str, str]:
@@ -80,6 +78,15 @@ def run(
             f"{shown}: exit {done.returncode}\n--- stdout\n{done.stdout}\n--- stderr\n{done.stderr}"
         )
     return done
+
+
+def source_files(folder: Path) -> list[Path]:
+    """The files of a template or a part of one, sorted, without what tools left behind."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and not NOT_RENDERED & set(path.relative_to(folder).parts)
+    )
 
 
 @dataclass(frozen=True)

@@ -157,6 +157,7 @@ def test_the_refused_value_is_shown_without_its_control_characters() -> None:
     assert r"red \x1b[31m\nnew line" in said
 
 
+@pytest.mark.real
 @pytest.mark.parametrize("answers", [{"first_service": "Bad One", "description": "It's $HOME"}])
 def test_the_corrected_command_works(
     cookiecutter: Cookiecutter, tmp_path: Path, answers: dict[str, Any]
@@ -343,6 +344,7 @@ BASICS = (
 STEP_OF = {"git": "git repository", "age-keygen": "secrets"}
 
 
+@pytest.mark.real
 @needs("git", "age-keygen")
 @pytest.mark.parametrize("missing", ["git", "age-keygen", "both"])
 def test_a_missing_tool_costs_its_step_only(
@@ -369,6 +371,7 @@ def test_a_missing_tool_costs_its_step_only(
     assert project.file(".sops/age-key.txt").exists() == ("age-keygen" in present)
 
 
+@pytest.mark.real
 def test_without_any_tool_the_repository_is_whole(
     cookiecutter: Cookiecutter, tmp_path: Path
 ) -> None:
@@ -383,6 +386,7 @@ def test_without_any_tool_the_repository_is_whole(
     assert steps["secrets"] in {"skipped", "failed"}
 
 
+@pytest.mark.real
 @needs("git")
 def test_without_a_git_identity_nothing_is_committed(
     cookiecutter: Cookiecutter, tmp_path: Path
@@ -397,6 +401,7 @@ def test_without_a_git_identity_nothing_is_committed(
     assert "README.md" in project.run("git", "diff", "--cached", "--name-only").stdout
 
 
+@pytest.mark.real
 @needs("git")
 def test_in_a_work_tree_no_repository_is_nested(cookiecutter: Cookiecutter, tmp_path: Path) -> None:
     run("git", "init", "--quiet", tmp_path)
@@ -411,6 +416,7 @@ def test_in_a_work_tree_no_repository_is_nested(cookiecutter: Cookiecutter, tmp_
     assert table(done)["git repository"][0] == "skipped"
 
 
+@pytest.mark.real
 @needs("unshare")
 def test_no_network_is_needed(tmp_path: Path) -> None:
     if subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode != 0:
@@ -428,6 +434,7 @@ def test_no_network_is_needed(tmp_path: Path) -> None:
 FOLDERS = ["with space", "Ünïcödé 花園", "it's $HOME", "-dash"]
 
 
+@pytest.mark.real
 @needs("git", "age-keygen")
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_any_folder_will_do(cookiecutter: Cookiecutter, tmp_path: Path, folder: str) -> None:
@@ -440,6 +447,7 @@ def test_any_folder_will_do(cookiecutter: Cookiecutter, tmp_path: Path, folder: 
     assert project.run("make", "help").returncode == 0
 
 
+@pytest.mark.real
 def test_a_terminal_that_cannot_print_the_path_loses_nothing(
     cookiecutter: Cookiecutter, tmp_path: Path
 ) -> None:
@@ -449,6 +457,7 @@ def test_a_terminal_that_cannot_print_the_path_loses_nothing(
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.real
 @pytest.mark.parametrize("output", ["closed", "pipe without reader"])
 def test_nobody_reads_the_table(tmp_path: Path, output: str) -> None:
     redirection = ">&-" if output == "closed" else "| :"
@@ -461,6 +470,7 @@ def test_nobody_reads_the_table(tmp_path: Path, output: str) -> None:
     assert_whole(BakedProject(tmp_path / DEFAULT))
 
 
+@pytest.mark.real
 @needs("git", "age-keygen")
 @pytest.mark.parametrize("umask", ["077", "022", "000"])
 def test_any_umask_keeps_the_key_private(tmp_path: Path, umask: str) -> None:
@@ -477,6 +487,7 @@ def test_any_umask_keeps_the_key_private(tmp_path: Path, umask: str) -> None:
     assert project.run("git", "status", "--porcelain").stdout == ""
 
 
+@pytest.mark.real
 @needs("git")
 def test_without_home(cookiecutter: Cookiecutter, tmp_path: Path) -> None:
     done = cookiecutter(output=tmp_path, env={"HOME": None})
@@ -485,6 +496,7 @@ def test_without_home(cookiecutter: Cookiecutter, tmp_path: Path) -> None:
     assert_whole(BakedProject(tmp_path / DEFAULT))
 
 
+@pytest.mark.real
 @needs("unshare")
 def test_a_read_only_target_is_one_clear_error(tmp_path: Path) -> None:
     target = tmp_path / "target"
@@ -520,6 +532,7 @@ def test_an_existing_folder_is_not_touched(cookiecutter: Cookiecutter, bake_copy
     assert snapshot(project.path) == before
 
 
+@pytest.mark.real
 @needs("git", "age-keygen")
 def test_overwriting_keeps_what_is_the_users(cookiecutter: Cookiecutter, bake_copy: Bake) -> None:
     project = bake_copy()
@@ -544,6 +557,7 @@ def test_overwriting_keeps_what_is_the_users(cookiecutter: Cookiecutter, bake_co
     assert project.run("git", "rev-parse", "HEAD").stdout == head
 
 
+@pytest.mark.real
 @needs("git", "age-keygen")
 def test_an_interrupt_leaves_what_can_be_finished(tmp_path: Path) -> None:
     """Control-C while the key is made: the files stay, and the script makes the key later."""

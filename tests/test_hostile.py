@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from tests.baked import ROOT, TEMPLATE, BakedProject, run
-from tests.conftest import Cookiecutter
+from tests.baked import ROOT, TEMPLATE, BakedProject, run, source_files
+from tests.conftest import Bake, Cookiecutter
 from tests.rendering import load_hook, render, typed_context
 
 TRAPS = [
@@ -136,9 +136,9 @@ def answers_only(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("template")
     shutil.copy(ROOT / "cookiecutter.json", root)
     shutil.copytree(ROOT / "templates", root / "templates")
-    for source in TEMPLATE.rglob("*"):
+    for source in source_files(TEMPLATE):
         relative = source.relative_to(TEMPLATE)
-        if not source.is_file() or relative.parts[0] == "templates" or source.name == "uv.lock":
+        if relative.parts[0] == "templates" or source.name == "uv.lock":
             continue
         if re.search(
             r"cookiecutter\.|\{% include", f"{relative} {source.read_text(encoding='utf-8')}"
@@ -214,9 +214,8 @@ def files_with(variable: str) -> list[str]:
     """Files of the repository template that use a variable."""
     return [
         path.relative_to(TEMPLATE).as_posix()
-        for path in TEMPLATE.rglob("*")
-        if path.is_file()
-        and "templates" not in path.relative_to(TEMPLATE).parts
+        for path in source_files(TEMPLATE)
+        if "templates" not in path.relative_to(TEMPLATE).parts
         and variable in path.read_text(encoding="utf-8")
     ]
 
@@ -332,6 +331,7 @@ def test_no_refused_answer_is_executed(
 JINJA = "{{ cycler.__init__.__globals__.os.system('touch canary') }}{% raw %}"
 
 
+@pytest.mark.real
 def test_jinja_typed_at_a_prompt_is_text(tmp_path: Path) -> None:
     typed = [JINJA, "valid", JINJA, JINJA, "valid", *[""] * 6]
     done = run(
@@ -344,3 +344,37 @@ def test_jinja_typed_at_a_prompt_is_text(tmp_path: Path) -> None:
     assert project.toml("pyproject.toml")["project"]["description"] == JINJA
     assert "example-service" in project.yaml("docker-compose.yml")["services"]
     assert list(tmp_path.rglob("canary")) == []
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(
+    "description",
+    [
+        *(
+            "{% endraw %}{{ 7 * 7 }}{% raw %}",
+            "{{ x",
+            "{# x #}",
+            '{{"{"}}',
+            "$(id) `id` \\",
+            "\"'# : ",
+        ),
+        "{{ cycler.__init__.__globals__.os.system('touch canary') }}",
+    ],
+)
+def test_the_description_of_a_new_service_is_text(bake_copy: Bake, description: str) -> None:
+    project = bake_copy()
+    project.run("scripts/new-service.sh", "probe", "--description", description)
+    assert description in project.read("docker-compose.yml")
+    assert "probe" in project.yaml("docker-compose.yml")["services"]
+    for name in project.files("*probe*"):
+        project.load(name)
+    assert list(project.path.rglob("canary")) == []
+
+
+@pytest.mark.real
+def test_the_name_of_a_new_service_is_not_executed(bake_copy: Bake) -> None:
+    project = bake_copy()
+    name = "{{cycler.__init__.__globals__.os.system('touch canary')}}"
+    assert project.run("scripts/new-service.sh", name, check=False).returncode != 0
+    assert list(project.path.rglob("canary")) == []
+    assert project.run("git", "status", "--porcelain").stdout == ""

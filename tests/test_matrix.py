@@ -65,7 +65,7 @@ def test_dockerfiles_are_clean_under_hadolint(bake: Bake, answers: dict[str, Any
     project = bake(**answers)
     files = [name for name in project.files("Dockerfile*") if "templates" not in name]
     assert len(files) >= 2
-    project.uv_run("hadolint", "--config", ".hadolint.yaml", *files)
+    project.uv_run("hadolint", *files)
 
 
 @pytest.mark.docker
@@ -81,21 +81,40 @@ def test_compose_accepts_both_files(bake_copy: Bake, answers: dict[str, Any]) ->
     assert project.run("docker", "compose", "config", "--quiet").stderr == ""
 
 
-@needs("git", "python3.13")
-@pytest.mark.parametrize("answers", COMBINATIONS)
+@needs("git", "python3.13", "mosquitto")
+@pytest.mark.parametrize("answers", OPTIONS)
 def test_own_tests_pass(bake_copy: Bake, answers: dict[str, Any]) -> None:
     """`make test`, in a fresh copy, with nothing edited."""
     project = bake_copy(**answers)
     done = project.run("make", "test", python="3.13", timeout=550)
     assert " passed" in done.stdout
+    assert "skipped" not in done.stdout.splitlines()[-1]
     assert project.run("git", "status", "--porcelain").stdout == ""
 
 
+@needs("python3.13")
+@pytest.mark.parametrize("answers", COMBINATIONS)
+def test_own_tests_of_the_first_service_pass(bake_copy: Bake, answers: dict[str, Any]) -> None:
+    project = bake_copy(**answers)
+    tests = ["tests/test_example_service.py", "tests/test_topics_doc.py"]
+    done = project.uv_run("pytest", "-p", "no:cacheprovider", *tests, python="3.13")
+    assert " passed" in done.stdout
+
+
 @needs("python3.12")
-@pytest.mark.parametrize("answers", OPTIONS)
+@pytest.mark.parametrize("answers", OPTIONS[::3])
 def test_own_tests_pass_on_the_oldest_python(bake_copy: Bake, answers: dict[str, Any]) -> None:
     project = bake_copy(**answers, python_version="3.12")
     done = project.uv_run("pytest", "-p", "no:cacheprovider", python="3.12", timeout=550)
+    assert " passed" in done.stdout
+
+
+@needs("python3.13")
+def test_own_tests_pass_with_the_embedded_broker_alone(bake_copy: Bake) -> None:
+    """As on a machine without Mosquitto, with warnings as errors and asyncio's debug mode."""
+    project = bake_copy()
+    env = {"TEST_BROKER": "embedded", "PYTHONASYNCIODEBUG": "1", "PYTHONWARNINGS": "error"}
+    done = project.uv_run("pytest", "-p", "no:cacheprovider", env=env, python="3.13", timeout=550)
     assert " passed" in done.stdout
 
 
