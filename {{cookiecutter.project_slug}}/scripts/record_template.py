@@ -64,7 +64,7 @@ def make_record(context: dict[str, Any]) -> dict[str, Any]:
 
 def escape(value: Any) -> Any:  # noqa: ANN401 - any JSON
     """An update renders answers once more: braces in them must come out as they are."""
-    if not isinstance(value, str) or not any(mark in value for mark in ("{{", "{%", "{#")):
+    if not isinstance(value, str) or not any("{" + mark in value for mark in "{%#"):
         return value
     return "{{ " + json.dumps(value, ensure_ascii=False) + " }}"
 
