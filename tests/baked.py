@@ -54,17 +54,16 @@ def run(
     check: bool = True,
     stdin: str | bytes = "",
     timeout: float = 300,
-    own_tools: bool = False,
 ) -> subprocess.CompletedProcess[str]:
     """Run a command; a failure under `check` shows all that it printed.
 
-    `env` is laid over the environment, None removes a variable. The commands of the test
-    suite's own environment are found with `own_tools` only.
+    `env` is laid over the environment, None removes a variable. Commands of the test suite's own
+    environment are not found.
     """
     raw = subprocess.run(
         command,
         cwd=cwd,
-        env=dict(os.environ) if own_tools else user_environment(env),
+        env=user_environment(env),
         input=stdin.encode() if isinstance(stdin, str) else stdin,
         capture_output=True,
         timeout=timeout,
