@@ -40,7 +40,7 @@ fi
 
 code=0
 docker compose up --detach --wait --wait-timeout "$timeout" --remove-orphans || code=$?
-scripts/status.sh
+scripts/status.sh || code=1
 if [ "$code" != 0 ]; then
   docker compose ps --all --format '{{.Service}} {{.State}} {{.Health}}' |
     while read -r service state health; do

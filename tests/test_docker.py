@@ -1,0 +1,396 @@
+"""The containers of a generated repository, on a real Docker engine."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.baked import BakedProject, run
+from tests.conftest import Bake
+
+pytestmark = [pytest.mark.real, pytest.mark.docker, pytest.mark.xdist_group("docker")]
+
+SERVICE = "example-service"
+PATIENCE_SECONDS = 90
+HEALTH_MAX_AGE_SECONDS = 8
+# What is hard about values in .env: compose expands, python-dotenv unquotes.
+PASSWORD = 'p $HOME ${X} #no "q" = ü'
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    """Poll, since Docker announces none of this; fail with `what`."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {PATIENCE_SECONDS} s: {what}"
+        time.sleep(0.3)
+
+
+@dataclass
+class Stack:
+    """A generated repository whose containers run under a name of their own."""
+
+    project: BakedProject
+    name: str
+
+    @property
+    def env(self) -> dict[str, str | None]:
+        return {"COMPOSE_PROJECT_NAME": self.name, "BASE_IMAGE": f"{self.name}-base:latest"}
+
+    def compose(self, *arguments: str, check: bool = True, timeout: float = 300) -> str:
+        done = self.run("docker", "compose", *arguments, check=check, timeout=timeout)
+        return done.stdout
+
+    def run(self, *command: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        return self.project.run(*command, env=self.env, **options)
+
+    def exec(self, service: str, *command: str, check: bool = True) -> str:
+        return self.compose("exec", "-T", service, *command, check=check)
+
+    def state(self, service: str) -> dict[str, Any]:
+        rows = self.compose("ps", "--all", "--format", "json").splitlines()
+        found: dict[str, Any] = next(
+            row for row in map(json.loads, rows) if row["Service"] == service
+        )
+        return found
+
+    def is_healthy(self, service: str = SERVICE) -> bool:
+        return bool(self.state(service)["Health"] == "healthy")
+
+    def is_unhealthy(self, service: str = SERVICE) -> bool:
+        return bool(self.state(service)["Health"] == "unhealthy")
+
+    def messages(self, topic: str, count: int = 1, *, retained: bool = False) -> list[Any]:
+        """The next messages on a topic, taken inside the broker's container."""
+        options = f"-C {count} -W 60 {'--retained-only' if retained else ''}"
+        text = self.exec(
+            "mqtt",
+            "sh",
+            "-c",
+            f"HOME=/run/mosquitto XDG_CONFIG_HOME=/run/mosquitto/.config"
+            f" mosquitto_sub -h 127.0.0.1 {options} -t '{self.prefix}/{topic}'",
+        )
+        return [json.loads(line) for line in text.splitlines()]
+
+    @property
+    def prefix(self) -> str:
+        return self.project.path.name
+
+
+def write_env(project: BakedProject, **values: str) -> None:
+    lines = [f"{name}='{value}'\n" for name, value in values.items()]
+    path = project.file(".env")
+    path.write_text("".join(lines), encoding="utf-8")
+    path.chmod(0o600)
+
+
+def hurry(project: BakedProject) -> None:
+    """Health checks every second, where Docker's minute would make the tests slow."""
+    override = {
+        "services": {
+            SERVICE: {"healthcheck": {"interval": "1s", "retries": 1}},
+        }
+    }
+    project.file("docker-compose.override.yml").write_text(json.dumps(override), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def make_stack(
+    bake: Bake, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., Stack]]:
+    stacks: list[Stack] = []
+
+    def make(env: dict[str, str] | None = None, **answers: Any) -> Stack:
+        original = bake(**answers)
+        target = tmp_path_factory.mktemp("stack") / original.path.name
+        shutil.copytree(original.path, target, symlinks=True)
+        project = BakedProject(target, answers, original.environments)
+        stack = Stack(project, f"test-{uuid.uuid4().hex[:8]}")
+        stacks.append(stack)
+        write_env(project, **(env or {}))
+        hurry(project)
+        stack.run("scripts/build-base.sh", "--quiet", timeout=600)
+        return stack
+
+    yield make
+    for stack in stacks:
+        stack.compose("down", "--volumes", "--rmi", "local", "--timeout", "3", check=False)
+        run("docker", "image", "rm", "--force", f"{stack.name}-base:latest", check=False)
+
+
+@pytest.fixture(scope="module")
+def stack(make_stack: Callable[..., Stack]) -> Stack:
+    """The smallest options, with a password that is hard to quote."""
+    stack = make_stack(
+        env={
+            "MQTT_PASSWORD": PASSWORD,
+            "HEALTH_MAX_AGE_SECONDS": str(HEALTH_MAX_AGE_SECONDS),
+            "HEARTBEAT_INTERVAL_SECONDS": "1",
+            "EXAMPLE_SERVICE_POLL_INTERVAL_SECONDS": "1",
+        },
+        include_home_assistant=False,
+        include_influxdb=False,
+    )
+    stack.compose("up", "--detach", "--build", "--wait", timeout=600)
+    return stack
+
+
+def test_all_containers_are_healthy(stack: Stack) -> None:
+    assert stack.is_healthy("mqtt")
+    assert stack.is_healthy()
+
+
+def test_the_service_has_few_rights(stack: Stack) -> None:
+    assert stack.exec(SERVICE, "id", "-u").strip() == "10001"
+    for folder, is_writable in {
+        "/": False,
+        "/app": False,
+        "/app/shared": False,
+        "/opt/venv": False,
+        "/app/data": True,
+        "/tmp": True,
+    }.items():
+        script = f"touch {folder}/probe && rm {folder}/probe"
+        done = stack.run(
+            *("docker", "compose", "exec", "-T", SERVICE, "sh", "-c", script), check=False
+        )
+        assert (done.returncode == 0) == is_writable, folder
+    capabilities = stack.exec(SERVICE, "grep", "Cap", "/proc/1/status")
+    assert all(int(line.split()[1], 16) == 0 for line in capabilities.splitlines())
+    assert "NoNewPrivs:\t1" in stack.exec(SERVICE, "cat", "/proc/1/status")
+
+
+def test_the_service_is_process_one_and_no_port_is_published(stack: Stack) -> None:
+    assert stack.exec(SERVICE, "cat", "/proc/1/cmdline").split("\0")[:2] == ["python", "main.py"]
+    assert not any(
+        publisher.get("PublishedPort") for publisher in stack.state(SERVICE)["Publishers"] or []
+    )
+    assert not any(
+        publisher.get("PublishedPort") for publisher in stack.state("mqtt")["Publishers"] or []
+    )
+
+
+def test_images_hold_no_tool_and_no_secret(stack: Stack) -> None:
+    script = (
+        "! command -v gcc && ! ls -d /root/.cache/pip /app/.env* /app/.sops /app/.git 2>/dev/null"
+        " && ! find / -xdev -name 'age-key*' -o -xdev -name '.env*' 2>/dev/null | grep ."
+    )
+    stack.run("docker", "compose", "run", "--rm", "--no-deps", SERVICE, "sh", "-c", script)
+
+
+def test_nothing_but_services_goes_to_docker(stack: Stack, tmp_path: Path) -> None:
+    """A Dockerfile that takes all it can get shows what the build context holds."""
+    dockerfile = tmp_path / "Dockerfile"
+    dockerfile.write_text(f"FROM {stack.name}-base:latest\nUSER 0\nCOPY . /context/\n")
+    (stack.project.file(f"services/{SERVICE}") / ".env").write_text("SECRET='x'")
+    try:
+        image = f"{stack.name}-context"
+        stack.run("docker", "build", "--quiet", "-f", str(dockerfile), "-t", image, ".")
+        listed = run("docker", "run", "--rm", image, "find", "/context", "-type", "f").stdout
+    finally:
+        (stack.project.file(f"services/{SERVICE}") / ".env").unlink()
+        run("docker", "image", "rm", "--force", image, check=False)
+    files = [line.removeprefix("/context/") for line in listed.splitlines()]
+    assert f"services/{SERVICE}/main.py" in files
+    assert [name for name in files if not name.startswith(f"services/{SERVICE}/")] == []
+    assert not any(".env" in name or "age-key" in name for name in files)
+
+
+def test_heartbeats_pass_through_a_broker_that_wants_the_password(stack: Stack) -> None:
+    heartbeat = stack.messages(f"{SERVICE}/heartbeat")[0]
+    assert (heartbeat["status"], heartbeat["service"]) == ("online", SERVICE)
+    anonymous = ("mosquitto_sub", "-h", "127.0.0.1", "-t", "#", "-C", "1", "-W", "3")
+    done = stack.run("docker", "compose", "exec", "-T", "mqtt", *anonymous, check=False)
+    assert done.returncode != 0
+    assert "not authorised" in done.stderr
+
+
+def test_the_password_is_in_no_process_list(stack: Stack) -> None:
+    processes = stack.exec(
+        "mqtt", "sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '", check=False
+    )
+    assert "mosquitto" in processes
+    assert PASSWORD not in processes
+
+
+def test_settings_are_the_same_on_the_host_and_in_the_container(stack: Stack) -> None:
+    program = (
+        "from shared.config import Settings; s = Settings();"
+        " print(s.mqtt_password.get_secret_value(), s.health_max_age_seconds)"
+    )
+    inside = stack.exec(SERVICE, "python", "-c", program)
+    outside = stack.project.uv_run("python", "-c", program, env={"PYTHONPATH": "."}).stdout
+    assert inside == outside == f"{PASSWORD} {HEALTH_MAX_AGE_SECONDS}.0\n"
+
+
+def test_diagnosis_names_the_broker_alone_when_it_is_away(stack: Stack) -> None:
+    stack.exec(SERVICE, "python", "diagnose.py")
+    stack.compose("stop", "mqtt")
+    try:
+        command = ("docker", "compose", "exec", "-T", SERVICE, "python", "diagnose.py", "--json")
+        done = stack.run(*command, check=False)
+    finally:
+        stack.compose("start", "mqtt")
+    assert done.returncode == 1
+    failed = [step["step"] for step in json.loads(done.stdout) if step["status"] == "FAIL"]
+    assert failed == ["mqtt"]
+    until(stack.is_healthy, "healthy again")
+
+
+def test_a_broker_that_is_killed_is_noticed_and_its_return_heals(stack: Stack) -> None:
+    until(stack.is_healthy, "healthy before")
+    started = stack.state(SERVICE)["CreatedAt"]
+    stack.compose("kill", "mqtt")
+    until(stack.is_unhealthy, "unhealthy without the broker")
+    assert stack.state(SERVICE)["State"] == "running"
+    stack.compose("start", "mqtt")
+    until(stack.is_healthy, "healthy after the broker's return")
+    assert stack.state(SERVICE)["CreatedAt"] == started
+    # Published at QoS 1 while the broker was away: no round is missing.
+    readings = stack.messages(f"{SERVICE}/reading", 2)
+    assert readings[1]["round"] == readings[0]["round"] + 1
+
+
+def test_a_stop_is_quick_and_leaves_the_offline_status(stack: Stack) -> None:
+    before = time.monotonic()
+    stack.compose("stop", SERVICE)
+    assert time.monotonic() - before < 5
+    (status,) = stack.messages(f"{SERVICE}/availability", retained=True)
+    assert status == {"status": "offline", "reason": "stopped"}
+    stack.compose("start", SERVICE)
+    until(stack.is_healthy, "healthy after the start")
+
+
+def test_state_outlives_the_containers(stack: Stack) -> None:
+    last = stack.messages(f"{SERVICE}/reading")[0]["round"]
+    stack.compose("down")
+    stack.compose("up", "--detach", "--wait")
+    assert stack.messages(f"{SERVICE}/reading")[0]["round"] > last
+
+
+def test_a_change_of_the_shared_library_is_live_without_a_build(stack: Stack) -> None:
+    log = stack.project.file("shared/service.py")
+    log.write_text(log.read_text().replace('"service_starting"', '"service_starting_anew"'))
+    stack.compose("restart", SERVICE)
+    until(lambda: "service_starting_anew" in stack.compose("logs", SERVICE), "the new line")
+    until(stack.is_healthy, "healthy after the restart")
+
+
+def test_status_is_one_table(stack: Stack) -> None:
+    done = stack.run("scripts/status.sh")
+    lines = done.stdout.splitlines()
+    assert lines[0].split()[:3] == ["SERVICE", "STATE", "HEALTH"]
+    rows = {line.split()[0]: line for line in lines[1:]}
+    assert set(rows) == {"mqtt", SERVICE}
+    assert "s ago" in rows[SERVICE]
+    stack.compose("stop", SERVICE)
+    done = stack.run("scripts/status.sh", check=False)
+    assert (done.returncode, "exited" in done.stdout) == (1, True)
+    stack.compose("start", SERVICE)
+
+
+def test_deploy_starts_everything_and_shows_what_is_unhealthy(stack: Stack) -> None:
+    done = stack.run("scripts/deploy.sh", timeout=600)
+    assert SERVICE in done.stdout
+    main = stack.project.file(f"services/{SERVICE}/main.py")
+    good = main.read_text()
+    main.write_text("raise SystemExit('broken on purpose')\n")
+    try:
+        done = stack.run("scripts/deploy.sh", "--timeout", "20", check=False, timeout=600)
+    finally:
+        main.write_text(good)
+        stack.run("scripts/deploy.sh", timeout=600)
+    assert done.returncode != 0
+    assert "broken on purpose" in done.stdout
+
+
+def test_deploy_refuses_a_context_that_does_not_answer(stack: Stack) -> None:
+    done = stack.run("scripts/deploy.sh", "--context", "nowhere", check=False)
+    assert done.returncode == 1
+    assert "nowhere" in done.stderr
+
+
+def test_the_override_runs_live_code_with_a_debugger(stack: Stack) -> None:
+    example = stack.project.read("docker-compose.override.example.yml")
+    ports = example.replace("127.0.0.1:1883:1883", "127.0.0.1::1883").replace(
+        "127.0.0.1:5678:5678", "127.0.0.1::5678"
+    )
+    override = stack.project.file("docker-compose.override.yml")
+    before = override.read_text()
+    override.write_text(ports)
+    main = stack.project.file(f"services/{SERVICE}/main.py")
+    good = main.read_text()
+    main.write_text(good.replace('"reading_published"', '"reading_published_live"'))
+    try:
+        stack.compose("up", "--detach", "--wait", timeout=200)
+        until(lambda: "reading_published_live" in stack.compose("logs", SERVICE), "the live code")
+        env = {**stack.env, "DEBUG_SERVICE": SERVICE}
+        stack.project.run("docker", "compose", "up", "--detach", SERVICE, env=env)
+        until(lambda: "debugger_waiting" in stack.compose("logs", SERVICE), "the debugger waits")
+        address = stack.compose("port", SERVICE, "5678").strip()
+        assert address.startswith("127.0.0.1:")
+    finally:
+        main.write_text(good)
+        override.write_text(before)
+        stack.compose("up", "--detach", "--force-recreate", SERVICE)
+
+
+@pytest.mark.parametrize(
+    ("python", "mosquitto"), [("3.14", "eclipse-mosquitto:2"), ("3.13", "eclipse-mosquitto:2.1")]
+)
+def test_the_smallest_stack_on_newer_images(
+    make_stack: Callable[..., Stack], python: str, mosquitto: str
+) -> None:
+    stack = make_stack(python_version=python, include_home_assistant=False, include_influxdb=False)
+    # No .env at all, which is how a clone starts.
+    stack.project.file(".env").unlink()
+    compose = stack.project.file("docker-compose.yml")
+    compose.write_text(compose.read_text().replace("eclipse-mosquitto:2\n", f"{mosquitto}\n"))
+    stack.compose("up", "--detach", "--build", "--wait", timeout=600)
+    assert stack.is_healthy()
+    version = stack.exec(
+        SERVICE, "python", "-c", "import sys; print('%d.%d' % sys.version_info[:2])"
+    )
+    assert version.strip() == python
+
+
+INFLUX_STAND_IN = """\
+FROM debian:bookworm-slim
+RUN printf '#!/bin/sh\\nexit 0\\n' >/usr/local/bin/influx && chmod +x /usr/local/bin/influx
+CMD ["sleep", "infinity"]
+"""
+
+
+def test_the_default_stack(make_stack: Callable[..., Stack], tmp_path: Path) -> None:
+    """All options on. A stand-in takes InfluxDB's place where its image cannot be had."""
+    if run("docker", "image", "inspect", "influxdb:2", check=False).returncode != 0:
+        (tmp_path / "Dockerfile").write_text(INFLUX_STAND_IN)
+        run("docker", "build", "--quiet", "--tag", "influxdb:2", tmp_path)
+    stack = make_stack()
+    stack.compose("up", "--detach", "--build", "--wait", timeout=600)
+    assert stack.is_healthy()
+    assert stack.is_healthy("influxdb")
+    steps = json.loads(stack.exec(SERVICE, "python", "diagnose.py", "--json"))
+    assert {step["step"]: step["status"] for step in steps} == {
+        "config": "PASS",
+        "data": "PASS",
+        "mqtt": "PASS",
+        "home-assistant": "WARN",
+        "influxdb": "WARN",
+    }
+
+
+def test_a_service_image_adds_little(stack: Stack) -> None:
+    def size(image: str) -> int:
+        return int(run("docker", "image", "inspect", "--format", "{{.Size}}", image).stdout)
+
+    image = f"{stack.name}-{SERVICE}:latest"
+    assert size(image) - size(f"{stack.name}-base:latest") <= 200_000
