@@ -119,4 +119,4 @@ def ask(port: int, qos: int, count: int) -> dict[str, float]:
 
 if __name__ == "__main__":
     action = {"send": send, "ask": ask}[sys.argv[1]]
-    print(json.dumps(action(*map(int, sys.argv[2:]))))  # noqa: T201
+    print(json.dumps(action(*map(int, sys.argv[2:]))))

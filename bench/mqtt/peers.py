@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 type Handler = Callable[[dict[str, Any]], Awaitable[None]]
@@ -153,7 +154,7 @@ PEERS: dict[str, Callable[..., Peer]] = {"ours": Ours, "paho": Paho, "aiomqtt": 
 
 
 def say(line: str) -> None:
-    print(line, flush=True)  # noqa: T201
+    print(line, flush=True)
 
 
 async def receive(name: str, port: int, qos: int, count: int) -> dict[str, float]:
@@ -233,8 +234,8 @@ async def start(name: str, _port: int, _qos: int, _count: int) -> dict[str, floa
     else:
         held = PEERS[name]()
     constructed = time.monotonic()
-    with open("/proc/self/status") as status:
-        rss = next(int(line.split()[1]) for line in status if line.startswith("VmRSS"))
+    status = Path("/proc/self/status").read_text().splitlines()
+    rss = next(int(line.split()[1]) for line in status if line.startswith("VmRSS"))
     del held
     return {"constructed": constructed, "rss_mib": rss / 1024}
 

@@ -37,7 +37,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 PEERS = ["ours", "paho", "aiomqtt"]
 COUNTS = {0: 20_000, 1: 5_000}
-REQUESTS = 150
+REQUESTS = 400
 # name, unit, digits, target for ours divided by paho
 COLUMNS = {
     "receive QoS 0": ("msg/s", 0, ">= 0.85"),
@@ -55,14 +55,12 @@ def render(folder: Path) -> Path:
     from cookiecutter.main import cookiecutter
 
     template = str(HERE.parent.parent)
-    return Path(
-        cookiecutter(template, no_input=True, output_dir=str(folder), accept_hooks=False)
-    )
+    return Path(cookiecutter(template, no_input=True, output_dir=str(folder), accept_hooks=False))
 
 
 @contextmanager
 def mosquitto(folder: Path) -> Iterator[int]:
-    program = shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin:/usr/bin:/opt/homebrew/sbin")
+    program = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin")
     if program is None:
         raise SystemExit("mosquitto is missing")
     with socket.socket() as probe:
@@ -161,10 +159,9 @@ def main() -> None:
         ours, paho, aiomqtt = (
             statistics.median(result[column] for result in results[name]) for name in PEERS
         )
-        values = " | ".join(f"{value:,.{digits}f}" for value in (ours, paho, aiomqtt))
-        print(
-            f"| {column} ({unit}) | {values} | {ours / paho:.2f} | {target} | {ours / aiomqtt:.2f} |"
-        )
+        values = [f"{value:,.{digits}f}" for value in (ours, paho, aiomqtt)]
+        ratios = [f"{ours / paho:.2f}", target, f"{ours / aiomqtt:.2f}"]
+        print(f"| {' | '.join([f'{column} ({unit})', *values, *ratios])} |")
 
 
 if __name__ == "__main__":

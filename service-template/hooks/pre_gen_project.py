@@ -79,7 +79,8 @@ def corrected_command(answers: dict[str, str], examples: dict[str, str]) -> str:
     values = {name: examples.get(name, answers[name]) for name in asked}
     if os.environ.get("NEW_SERVICE_VIA") == "script":
         words = [values["service_slug"], "--type", values["service_type"]]
-        return shlex.join(["scripts/new-service.sh", *words, "--description", values["description"]])
+        words += ["--description", values["description"]]
+        return shlex.join(["scripts/new-service.sh", *words])
     template = str(answers.get("_template") or "templates/service")
     # Inside the repository of both templates, which `_template` names as a whole.
     folder = "service-template"
