@@ -7,9 +7,10 @@ run=/run/mosquitto
 mkdir -p "$run/conf.d"
 
 if [ -n "${MQTT_PASSWORD:-}" ]; then
-  # printf is part of the shell, and the tool reads a file: no password in a process list.
-  printf '%s:%s\n' "$MQTT_USERNAME" "$MQTT_PASSWORD" >"$run/passwords"
-  mosquitto_passwd -U "$run/passwords"
+  # printf is part of the shell, so no password gets into a process list. From a file of name and
+  # password (-U) the tool would cut a password at a colon, and spaces off its ends.
+  printf '%s\n%s\n' "$MQTT_PASSWORD" "$MQTT_PASSWORD" |
+    mosquitto_passwd -c "$run/passwords" "$MQTT_USERNAME" >/dev/null
   printf 'allow_anonymous false\npassword_file %s/passwords\n' "$run" >"$run/conf.d/access.conf"
   # For healthcheck.sh: the clients read their options from here.
   mkdir -p "$run/.config"
