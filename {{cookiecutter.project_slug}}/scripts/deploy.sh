@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Builds everything, starts it, waits until it is healthy, and shows what is not.
+# Builds everything, starts it, waits until it is healthy, and shows what is not. Services start
+# anew even when their image is unchanged, since shared/ is mounted and not part of it.
 #
 # Usage: scripts/deploy.sh [--context NAME] [--timeout SECONDS]
 #   --context  a Docker context of another host (docker context create NAME --docker host=ssh://...)
@@ -24,29 +25,45 @@ while [ $# -gt 0 ]; do
     *) bad "Unknown option $1" ;;
   esac
 done
+case $timeout in '' | *[!0-9]*) bad "--timeout needs a number of seconds, not '$timeout'" ;; esac
 docker version >/dev/null || { echo "Docker does not answer${DOCKER_CONTEXT:+ in the context $DOCKER_CONTEXT}" >&2; exit 1; }
 
-scripts/build-base.sh --quiet
-docker compose build --quiet
-
-if [ -n "${DOCKER_CONTEXT:-}" ]; then
-  echo "Copying shared/ and infrastructure/ to $DOCKER_CONTEXT:$PWD"
-  image=$(docker compose config --images | grep -m 1 mosquitto)
-  # Old files go, or a module that was removed here would live on there.
+# copy_mounted_folders BASE_IMAGE: brings what the containers mount to the host of the context
+copy_mounted_folders() {
+  local marker
+  # A context may well lead to this machine, where the copy would overwrite what it reads.
+  marker=$(mktemp .deploy.XXXXXX)
+  # shellcheck disable=SC2064  # the name of now
+  trap "rm -f -- '$marker'" EXIT
+  # Folders stay, for running containers have them mounted; files that are gone here go there.
   tar -cf - --exclude __pycache__ shared infrastructure |
-    docker run --rm --interactive --user 0 --entrypoint sh --volume "$PWD:/target" "$image" \
-      -c 'cd /target && rm -rf shared infrastructure && tar -xf -'
+    docker run --rm --interactive --network none --user 0 --volume "$PWD:/target" --workdir /target "$1" sh -c '
+      if [ -e "$1" ]; then cat >/dev/null; echo "The context leads to this folder: nothing to copy"; exit; fi
+      mkdir -p shared infrastructure && find shared infrastructure -type f -delete && tar -xf -
+    ' sh "$marker"
+}
+
+base=$(scripts/build-base.sh --quiet | sed -n 's/^Built //p')
+docker compose build --quiet
+if [ -n "${DOCKER_CONTEXT:-}" ]; then
+  echo "Copying shared/ and infrastructure/ to $PWD in the context $DOCKER_CONTEXT"
+  copy_mounted_folders "$base"
 fi
 
 code=0
+# The broker is restarted only when its own part of the compose file has changed.
+docker compose config --services | while read -r service; do
+  if [ -d "services/$service" ]; then printf '%s\0' "$service"; fi
+done | xargs -0 docker compose up --detach --force-recreate || code=$?
 docker compose up --detach --wait --wait-timeout "$timeout" --remove-orphans || code=$?
 scripts/status.sh || code=1
 if [ "$code" != 0 ]; then
   docker compose ps --all --format '{{.Service}} {{.State}} {{.Health}}' |
     while read -r service state health; do
-      if [ "$state" != running ] || [ "${health:-healthy}" != healthy ]; then
+      if [ "$state $health" != "running healthy" ]; then
         printf '\n=== last lines of %s\n' "$service"
-        docker compose logs --no-log-prefix --tail 30 "$service" </dev/null
+        # Compose begins every line with the code that empties a line of a terminal.
+        docker compose logs --no-log-prefix --tail 30 "$service" </dev/null | sed $'s/^\033\\[2K//'
       fi
     done
   echo "Not everything is healthy." >&2
