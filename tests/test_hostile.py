@@ -356,7 +356,7 @@ def test_jinja_typed_at_a_prompt_is_text(tmp_path: Path) -> None:
             "{# x #}",
             '{{"{"}}',
             "$(id) `id` \\",
-            "\"'# : ",
+            "\"'# : x",
         ),
         "{{ cycler.__init__.__globals__.os.system('touch canary') }}",
     ],

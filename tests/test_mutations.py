@@ -6,6 +6,7 @@ A fault in GENERATED_FAULTS is planted in a generated repository, and a test of 
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -23,12 +24,13 @@ GENERATED = TEMPLATE.name
 
 
 class Fault(NamedTuple):
-    """`old` stands in `file` (all of it is replaced); `test` is a pytest node or a `-k` of one."""
+    """`old` stands in `file` (all of it is replaced); `test` is what pytest runs."""
 
     file: str
     old: str
     new: str
     test: str
+    is_pattern: bool = False
 
 
 FAULTS = {
@@ -92,6 +94,37 @@ FAULTS = {
         "\n",
         "tests/test_structure.py::test_ignored_files_are_the_private_ones",
     ),
+    "shared code that a container can change": Fault(
+        "service-template/{{cookiecutter.service_slug}}/wiring/compose.yml",
+        "- ./shared:/app/shared:ro",
+        "- ./shared:/app/shared",
+        "tests/test_structure.py::test_containers_are_locked_down",
+    ),
+    "containers that can be written": Fault(
+        f"{GENERATED}/docker-compose.yml",
+        "  read_only: true\n",
+        "",
+        "tests/test_structure.py::test_containers_are_locked_down",
+    ),
+    "an action by its tag": Fault(
+        f"{GENERATED}/.github/workflows/ci.yml",
+        r"@[0-9a-f]{40} # (v\d+)",
+        r"@\1 # \1",
+        "tests/test_structure.py::test_actions_are_pinned_and_may_do_little",
+        is_pattern=True,
+    ),
+    "a description that is taken for a template": Fault(
+        f"{GENERATED}/scripts/new-service.sh",
+        "description=${description//\\{/$brace}",
+        "description=$description",
+        "tests/test_hostile.py::test_the_description_of_a_new_service_is_text",
+    ),
+    "a guide that names a file that is not there": Fault(
+        f"{GENERATED}/docs/ARCHITECTURE_GUIDELINES.md",
+        "`shared/state.py`",
+        "`shared/states.py`",
+        "tests/test_documents.py::test_every_file_that_a_document_names_exists",
+    ),
     "a clock in a rendered file": Fault(
         f"{GENERATED}/README.md",
         "\n## Start\n",
@@ -119,6 +152,72 @@ GENERATED_FAULTS = {
         "if False:",
         "tests/test_shared/test_dedup.py",
     ),
+    "a dead letter for a dead letter": Fault(
+        "shared/mqtt.py",
+        'if message.topic.startswith(f"{self._prefix}/errors/"):',
+        "if False:",
+        "tests/test_shared/test_mqtt.py",
+    ),
+    "a message that is lost when its handler fails": Fault(
+        "shared/mqtt.py",
+        "await self.publish(topic, self._dead_letter(message, error, trace_id))",
+        "pass",
+        "tests/test_shared/test_mqtt.py",
+    ),
+    "subscriptions that a new connection does not renew": Fault(
+        "shared/mqtt.py",
+        "self._send_subscribe(self._inbox.filters())",
+        "self._send_subscribe(self._inbox.filters()[: 1 if self._opening else None])",
+        "tests/test_shared/test_mqtt_faults.py",
+    ),
+    "a last will that late subscribers miss": Fault(
+        "shared/mqtt_link.py",
+        "client.will_set(*will, qos=1, retain=True)",
+        "client.will_set(*will, qos=1)",
+        "tests/test_shared/test_service_process.py",
+    ),
+    "a crash with exit code 0": Fault(
+        "shared/service.py",
+        '        service.logger.exception("service_crashed")\n        return 1',
+        '        service.logger.exception("service_crashed")\n        return 0',
+        "tests/test_shared/test_service.py tests/test_shared/test_service_process.py",
+    ),
+    "a failed task that nobody hears of": Fault(
+        "shared/service.py",
+        "        if error is not None:\n",
+        "        if False:\n",
+        "tests/test_shared/test_service.py",
+    ),
+    "a sick service that says it is well": Fault(
+        "shared/health.py",
+        "if not self.status(link).healthy:",
+        "if False:",
+        "tests/test_shared/test_health.py",
+    ),
+    "a command without an answer": Fault(
+        "shared/commands.py",
+        'await self._fail(command, f"unknown command; known are: {known}")',
+        "pass",
+        "tests/test_shared/test_commands.py",
+    ),
+    "a file that is seen half written": Fault(
+        "shared/files.py",
+        "        temporary.replace(path)\n",
+        "        path.write_bytes(data)\n        temporary.unlink()\n",
+        "tests/test_shared/test_files.py",
+    ),
+    "a corrupt state that stops the service": Fault(
+        "shared/state.py",
+        "except (ValueError, RecursionError) as error:",
+        "except RecursionError as error:",
+        "tests/test_shared/test_state.py",
+    ),
+    "retries of what cannot get better": Fault(
+        "shared/retry.py",
+        "on=exceptions,",
+        "on=Exception,",
+        "tests/test_shared/test_retry.py",
+    ),
     "a token in the log": Fault(
         "shared/redaction.py",
         "return REDACTED",
@@ -131,8 +230,12 @@ GENERATED_FAULTS = {
 def plant(fault: Fault, root: Path) -> None:
     path = root / fault.file
     text = path.read_text(encoding="utf-8")
-    assert fault.old in text, f"{fault.file} has changed: this fault needs new words"
-    path.write_text(text.replace(fault.old, fault.new), encoding="utf-8")
+    if fault.is_pattern:
+        faulty = re.sub(fault.old, fault.new, text)
+    else:
+        faulty = text.replace(fault.old, fault.new)
+    assert faulty != text, f"{fault.file} has changed: this fault needs new words"
+    path.write_text(faulty, encoding="utf-8")
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
@@ -155,7 +258,14 @@ def test_a_generated_test_notices(fault: Fault, bake_copy: Bake) -> None:
     project = bake_copy()
     plant(fault, project.path)
     done = project.uv_run(
-        "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider", fault.test, check=False
+        "pytest",
+        "-q",
+        "-x",
+        "--no-header",
+        "-p",
+        "no:cacheprovider",
+        *fault.test.split(),
+        check=False,
     )
     assert_failed(done)
 

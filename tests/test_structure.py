@@ -255,6 +255,49 @@ def test_ignored_files_are_the_private_ones(bake: Bake) -> None:
         assert project.run("git", "check-ignore", "-q", name, check=False).returncode == 1, name
 
 
+# --- rules --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("answers", COMBINATIONS)
+def test_containers_are_locked_down(bake: Bake, answers: dict[str, Any]) -> None:
+    project = bake(**answers)
+    services = project.yaml("docker-compose.yml")["services"]
+    ours = {name: service for name, service in services.items() if "build" in service}
+    assert set(ours) == {"example-service"}
+    for name, service in ours.items():
+        assert service["read_only"] is True
+        assert service["cap_drop"] == ["ALL"]
+        assert service["restart"] == "unless-stopped"
+        assert service["networks"] == ["internal"]
+        assert "./shared:/app/shared:ro" in service["volumes"]
+        assert not {"privileged", "cap_add", "ports", "user", "network_mode"} & set(service)
+        dockerfile = project.read(f"services/{name}/Dockerfile")
+        assert re.findall(r"^USER (\S+)", dockerfile, re.MULTILINE)[-1] == "10001:10001"
+    for service in services.values():
+        assert "no-new-privileges:true" in service["security_opt"]
+        assert "mem_limit" in service
+        binds = [volume for volume in service["volumes"] if volume.startswith("./")]
+        assert all(volume.endswith(":ro") for volume in binds)
+    override = project.yaml("docker-compose.override.example.yml")["services"]
+    ports = [port for service in override.values() for port in service.get("ports", [])]
+    assert all(re.match(r"127\.0\.0\.1:", port) for port in ports)
+
+
+@pytest.mark.parametrize("answers", OPTIONS)
+def test_actions_are_pinned_and_may_do_little(bake: Bake, answers: dict[str, Any]) -> None:
+    project = bake(**answers)
+    names = project.files(".github/workflows/*.yml")
+    assert names
+    for name in names:
+        actions = re.findall(r"uses: *(.+)", project.read(name))
+        for action in actions:
+            assert re.fullmatch(r"[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", action), action
+        workflow = project.yaml(name)
+        assert workflow["permissions"] in ({}, {"contents": "read"})
+        for job in workflow["jobs"].values():
+            assert "timeout-minutes" in job
+
+
 # --- documents ----------------------------------------------------------------------------------
 
 

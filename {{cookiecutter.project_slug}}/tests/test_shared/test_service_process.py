@@ -165,11 +165,16 @@ async def test_from_birth_to_an_orderly_end(
     assert await service.end() == (0, "")
 
 
-async def test_a_killed_service_leaves_its_last_will(start: Start, observer: Observer) -> None:
+async def test_a_killed_service_leaves_its_last_will(
+    start: Start, observer: Observer, broker: Broker, topic_prefix: str
+) -> None:
     service = await start("idle")
     await observer.next("probe/availability", status="online")
     service.signal(signal.SIGKILL)
     await observer.next("probe/availability", status="offline", reason="connection_lost")
+    async with Observer(broker.host, broker.port, topic_prefix) as late:
+        # Retained: the `online` of before must not greet who comes now.
+        await late.next("probe/availability", status="offline", reason="connection_lost")
 
 
 async def test_a_crash_says_goodbye_tells_why_and_exits_with_1(
