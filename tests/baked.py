@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -86,6 +87,24 @@ def source_files(folder: Path) -> list[Path]:
         for path in folder.rglob("*")
         if path.is_file() and not NOT_RENDERED & set(path.relative_to(folder).parts)
     )
+
+
+def publish(target: Path) -> None:
+    """Copy the work tree, without what git ignores, into a repository that is its own remote."""
+    listed = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT)
+    building = target.with_name(f"{target.name}.new")
+    for name in filter(None, listed.stdout.split("\0")):
+        if (ROOT / name).is_symlink() or (ROOT / name).exists():
+            (building / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, building / name, follow_symlinks=False)
+    for command in (
+        ["init", "--quiet"],
+        ["add", "--all"],
+        ["commit", "--quiet", "--message", "Template"],
+        ["remote", "add", "origin", str(target)],
+    ):
+        run("git", *command, cwd=building)
+    building.rename(target)
 
 
 @dataclass(frozen=True)

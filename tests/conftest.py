@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import pytest
 from filelock import FileLock
 
-from tests.baked import ROOT, BakedProject, run
+from tests.baked import BakedProject, publish, run
 from tests.tools import require
 
 
@@ -96,11 +96,19 @@ def environments(shared_tmp: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def bake(
-    cookies_session: Any, shared_tmp: Path, environments: Path, isolated_environment: None
-) -> Bake:
-    """Make (once for a set of answers, whatever the worker) a repository that is only looked at."""
+def template(shared_tmp: Path, isolated_environment: None) -> Path:
+    """The template as this work tree has it, in a git repository with a remote: as users get it."""
     del isolated_environment
+    path = shared_tmp / "template"
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            publish(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def bake(cookies_session: Any, shared_tmp: Path, environments: Path, template: Path) -> Bake:
+    """Make (once for a set of answers, whatever the worker) a repository that is only looked at."""
     index = shared_tmp / "bakes"
     index.mkdir(exist_ok=True)
 
@@ -109,7 +117,7 @@ def bake(
         entry = index / hashlib.sha256(text.encode()).hexdigest()[:16]
         with FileLock(f"{entry}.lock"):
             if not entry.exists():
-                result = cookies_session.bake(extra_context=answers, template=str(ROOT))
+                result = cookies_session.bake(extra_context=answers, template=str(template))
                 if result.exception is not None:
                     raise AssertionError(f"not generated with {answers}") from result.exception
                 entry.write_text(str(result.project_path))
@@ -134,13 +142,13 @@ def bake_copy(bake: Bake, tmp_path: Path) -> Bake:
 
 
 @pytest.fixture
-def cookiecutter(tmp_path: Path) -> Cookiecutter:
+def cookiecutter(tmp_path: Path, template: Path) -> Cookiecutter:
     """Run `cookiecutter --no-input` as a process and return it, whatever the outcome."""
 
     def factory(
         *arguments: str,
         output: Path,
-        template: Path = ROOT,
+        template: Path = template,
         env: Mapping[str, str | None] | None = None,
         stdin: str = "",
         **answers: Any,

@@ -79,7 +79,7 @@ def test_the_carried_service_template_is_the_one_in_use() -> None:
     assert (TEMPLATE / "templates/service").resolve() == SERVICE_TEMPLATE
 
 
-def test_the_templates_contain_no_trace_of_a_build_machine() -> None:
+def test_no_file_names_the_folder_it_was_written_in() -> None:
     tracked = subprocess.run(
         ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split("\0")
@@ -87,8 +87,7 @@ def test_the_templates_contain_no_trace_of_a_build_machine() -> None:
         path = ROOT / name
         if path.is_symlink() or path == Path(__file__):
             continue
-        text = path.read_text(encoding="utf-8", errors="replace")
-        assert not re.search(r"/root/|/work/main|/tmp/bake", text), name
+        assert f"{ROOT}/" not in path.read_text(encoding="utf-8", errors="replace"), name
 
 
 # --- files --------------------------------------------------------------------------------------
@@ -211,6 +210,7 @@ def test_an_option_that_is_off_leaves_no_trace(bake: Bake, answers: dict[str, An
         found = [
             f"{name}: {match[0]}"
             for name in project.files()
+            if name != ".cruft.json"  # It holds the answers, the negative ones too.
             for match in re.finditer(words, f"{name}\n{project.read(name)}", re.IGNORECASE)
         ]
         if answers[option]:
@@ -219,10 +219,10 @@ def test_an_option_that_is_off_leaves_no_trace(bake: Bake, answers: dict[str, An
             assert found == []
 
 
-def test_same_answers_give_the_same_bytes(cookies: Any) -> None:
+def test_same_answers_give_the_same_bytes(cookies: Any, template: Path) -> None:
     contents = []
     for _ in range(2):
-        project = BakedProject(cookies.bake(template=str(ROOT)).project_path)
+        project = BakedProject(cookies.bake(template=str(template)).project_path)
         contents.append(
             {
                 name: project.file(name).read_bytes()
