@@ -306,12 +306,12 @@ def test_names_that_cannot_be(
 
 @pytest.mark.parametrize("carried", [True, False], ids=["carried template", "directory option"])
 def test_all_problems_at_once_and_the_command_that_works(
-    repository: BakedProject, cookiecutter: Cookiecutter, carried: bool
+    repository: BakedProject, cookiecutter: Cookiecutter, template: Path, carried: bool
 ) -> None:
     done = cookiecutter(
         *([] if carried else ["--directory", "service-template"]),
         output=repository.path / "services",
-        **({"template": repository.file("templates/service")} if carried else {}),
+        template=repository.file("templates/service") if carried else template,
         service_name="It's",
         service_slug="NO",
         description="x" * 101,
