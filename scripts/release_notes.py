@@ -19,12 +19,15 @@ def notes(changelog: str, version: str) -> str:
 
 
 def main() -> int:
-    """Command line; also refuses a version that pyproject.toml does not name."""
+    """Command line; also refuses a version that the project or the template does not name."""
     version = sys.argv[1].removeprefix("v")
-    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    if f'\nversion = "{version}"\n' not in project:
-        print(f"pyproject.toml does not name the version {version}", file=sys.stderr)
-        return 1
+    for name, line in (
+        ("pyproject.toml", f'version = "{version}"'),
+        ("cookiecutter.json", f'"__template_version": "{version}"'),
+    ):
+        if line not in (ROOT / name).read_text(encoding="utf-8"):
+            print(f"{name} does not name the version {version}", file=sys.stderr)
+            return 1
     try:
         print(notes((ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), version), end="")
     except ValueError as error:

@@ -28,7 +28,7 @@ class Cookiecutter(Protocol):
         self,
         *arguments: str,
         output: Path,
-        template: Path = ...,
+        template: Path | str = ...,
         env: Mapping[str, str | None] | None = ...,
         stdin: str = ...,
         **answers: Any,
@@ -148,7 +148,7 @@ def cookiecutter(tmp_path: Path, template: Path) -> Cookiecutter:
     def factory(
         *arguments: str,
         output: Path,
-        template: Path = template,
+        template: Path | str = template,
         env: Mapping[str, str | None] | None = None,
         stdin: str = "",
         **answers: Any,

@@ -166,14 +166,16 @@ def check_template() -> list[Finding]:
         return [Finding("template", "WARN", "unknown: there is no .cruft.json", fix)]
     state = json.loads(record.read_text(encoding="utf-8"))
     commit = state["commit"]
+    version = state["context"]["cookiecutter"].get("__template_version")
+    known = f"version {version} ({commit[:8]})" if version else commit[:8]
     result = run("git", "ls-remote", state["template"], "HEAD", GIT_TERMINAL_PROMPT="0")
     if result.returncode != 0:
-        detail = f"{state['template']} cannot be reached"
+        detail = f"{known}; {state['template']} cannot be reached"
         return [Finding("template", "WARN", detail, "check the network and .cruft.json")]
     newest = result.stdout.split()[0]
     if newest == commit:
-        return [Finding("template", "PASS", f"current ({commit[:8]})")]
-    detail = f"{commit[:8]}, the newest is {newest[:8]}{_how_far(state['template'], commit)}"
+        return [Finding("template", "PASS", f"{known}, the newest")]
+    detail = f"{known}, the newest is {newest[:8]}{_how_far(state['template'], commit)}"
     return [Finding("template", "WARN", detail, "make template-update")]
 
 
@@ -184,7 +186,7 @@ def _how_far(template: str, commit: str) -> str:
         if run("git", "clone", *options, template, folder).returncode != 0:
             return ""
         count = run("git", "-C", folder, "rev-list", "--count", f"{commit}..HEAD")
-        return f": {count.stdout.strip()} commits behind" if count.returncode == 0 else ""
+        return f"; commits behind: {count.stdout.strip()}" if count.returncode == 0 else ""
 
 
 def main() -> int:

@@ -9,8 +9,16 @@ set -euo pipefail
 
 usage() { sed -n '2,/^set /{/^#/s/^# \{0,1\}//p;}' "${BASH_SOURCE[0]}"; }
 
+cruft() { scripts/uv run --quiet --frozen cruft "$@"; }
+
 # Exit code 0 when the template has nothing newer.
-is_current() { scripts/uv run --quiet --frozen cruft check; }
+is_current() { cruft check >/dev/null; }
+
+# The template's address, as .cruft.json has it.
+address() { sed -n 's/^  "template": "\(.*\)",$/\1/p' .cruft.json; }
+
+# Made, not written: where both sides have changed them they are made anew.
+made=(uv.lock base/requirements.txt templates/service/templates/http-api/requirements.txt docs/topics.md)
 
 # Files that an update could not merge, one a line.
 unmerged() {
@@ -39,17 +47,26 @@ update() {
     echo "The template has nothing newer."
     return
   fi
-  scripts/uv run --quiet --frozen cruft update --skip-apply-ask
-  local files
+  cruft update --skip-apply-ask
+  local files file
+  for file in "${made[@]}"; do
+    if [ -n "$(git ls-files --unmerged -- "$file")" ]; then
+      git checkout --quiet --theirs -- "$file"
+      git add -- "$file"
+    fi
+  done
   files=$(unmerged)
   if [ -n "$files" ]; then
     echo
-    echo "Both you and the template have changed these files. Settle each one, then run"
-    echo "make lock lint test and commit:"
-    printf '  %s\n' "$files"
+    echo "Both you and the template have changed these files:"
+    echo
+    while read -r file; do echo "  $file"; done <<<"$files"
+    echo
+    echo "Settle each one (git diff shows both sides), then run: make lock docs lint test"
+    echo "and commit."
     exit 1
   fi
-  scripts/lock.sh
+  make lock docs
   make lint
   make test
   echo
@@ -69,6 +86,10 @@ main() {
   if [ ! -f .cruft.json ]; then
     echo "This repository does not know its template: there is no .cruft.json." >&2
     echo "It gets one with: scripts/uv run --frozen cruft link URL" >&2
+    exit 1
+  fi
+  if ! git ls-remote --exit-code "$(address)" HEAD >/dev/null; then
+    echo "The template cannot be reached: $(address)" >&2
     exit 1
   fi
   if [ "${1:-}" = --check ]; then check; else update; fi

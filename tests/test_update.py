@@ -1,0 +1,356 @@
+"""A repository that has lived takes a newer template, in whatever way it was made."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.baked import ROOT, TEMPLATE, BakedProject, publish, run
+from tests.conftest import Cookiecutter
+from tests.tools import needs
+
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.timeout(1500),
+    needs("git", "age-keygen", "sops", "mosquitto"),
+]
+
+SLUG = "homelab-services"
+SERVICES = ("example-service", "soil-moisture", "attic-window")
+TESTS = [f"tests/test_{name.replace('-', '_')}.py" for name in SERVICES]
+RELEASES = re.findall(
+    r"^## \[(\d+\.\d+\.\d+)\] - ", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE
+)
+# What a repository's own people have in it, and an update has no business with.
+USERS = ("services/", ".sops", ".env", "infrastructure/")
+ALL_TESTS = {"PYTEST_ADDOPTS": ""}
+SOME_TESTS = {"PYTEST_ADDOPTS": "-k 'topics or example_service'"}
+
+
+def release_commit(version: str) -> str:
+    """The commit of a release: its tag or, in a clone without tags, the message tells."""
+    tag = run("git", "rev-parse", "--verify", f"v{version}^{{commit}}", cwd=ROOT, check=False)
+    if tag.returncode == 0:
+        return tag.stdout.strip()
+    message = f"^Release {re.escape(version)}$"
+    found = run("git", "log", "--format=%H", "--extended-regexp", "--grep", message, cwd=ROOT)
+    assert found.stdout, f"neither a tag v{version} nor its commit is in this clone's history"
+    return found.stdout.split()[0]
+
+
+def replace_in(file: Path, old: str, new: str) -> None:
+    text = file.read_text(encoding="utf-8")
+    assert old in text, f"{old} is not in {file}"
+    file.write_text(text.replace(old, new, 1), encoding="utf-8")
+
+
+class Published:
+    """The template in a git repository that others reach by its address, with a history."""
+
+    def __init__(self, path: Path, version: str | None = None) -> None:
+        self.path = path
+        self.address = f"git+file://{path}"
+        if version is None:
+            publish(path)
+        else:
+            path.mkdir()
+            archive = subprocess.run(
+                ["git", "archive", release_commit(version)],
+                cwd=ROOT,
+                capture_output=True,
+                check=True,
+            )
+            subprocess.run(["tar", "-x"], cwd=path, input=archive.stdout, check=True)
+            self.git("init", "--quiet")
+            self.commit("Release")
+
+    def git(self, *arguments: str) -> str:
+        return run("git", *arguments, cwd=self.path).stdout
+
+    def commit(self, message: str) -> None:
+        self.git("add", "--all")
+        self.git("commit", "--quiet", "--message", message)
+
+    def change(self, name: str, old: str, new: str) -> None:
+        replace_in(self.path / TEMPLATE.name / name, old, new)
+
+    def become_the_work_tree(self) -> bool:
+        """False when it is that already."""
+        current = self.path.with_name("work-tree")
+        publish(current)
+        (current / ".git").rename(current.with_name("unused.git"))
+        (self.path / ".git").rename(current / ".git")
+        shutil.rmtree(self.path)
+        current.rename(self.path)
+        is_newer = bool(self.git("status", "--porcelain"))
+        if is_newer:
+            self.commit("Work tree")
+        return is_newer
+
+    def become_next_years(self) -> None:
+        """Change each kind of file that the template owns; add one; remove one."""
+        generated = self.path / TEMPLATE.name
+        change = self.change
+        change("docker-compose.yml", "  mem_limit: 256m", "  mem_limit: 300m")
+        change("scripts/status.sh", "\nset -euo pipefail\n", "\nset -euo pipefail\n# Newer.\n")
+        change("shared/__init__.py", '"""', '"""Newer: ')
+        change("docs/patterns.md", "\n\n", "\n\nNewer.\n\n")
+        change("Makefile", "## Show this list", "## Show this newer list")
+        change("pyproject.toml", "timeout = 120", "timeout = 121")
+        (generated / "docs/newer.md").write_text("# Newer\n\nIt was not there last year.\n")
+        (generated / "renovate.json").unlink()
+        poller = self.path / "service-template/templates/poller/main.py"
+        replace_in(poller, '"""', '"""Newer: ')
+        self.commit("Next year")
+
+
+def by_cookiecutter_from_git(
+    cookiecutter: Cookiecutter, origin: Published, output: Path, environments: Path
+) -> BakedProject:
+    done = cookiecutter(output=output, template=origin.address)
+    assert done.returncode == 0, done.stderr
+    return BakedProject(output / SLUG, environments=environments)
+
+
+def by_cookiecutter_from_a_folder(
+    cookiecutter: Cookiecutter, origin: Published, output: Path, environments: Path
+) -> BakedProject:
+    clone = output.parent / "clone"
+    run("git", "clone", "--quiet", origin.path, clone)
+    done = cookiecutter(output=output, template=clone)
+    assert done.returncode == 0, done.stderr
+    return BakedProject(output / SLUG, environments=environments)
+
+
+def by_cruft(
+    cookiecutter: Cookiecutter, origin: Published, output: Path, environments: Path
+) -> BakedProject:
+    del cookiecutter
+    cruft = (sys.executable, "-m", "cruft", "create", "--no-input")
+    run(*cruft, "--output-dir", output, f"file://{origin.path}")
+    project = BakedProject(output / SLUG, environments=environments)
+    project.run("make", "setup")
+    return project
+
+
+WAYS = [by_cookiecutter_from_git, by_cookiecutter_from_a_folder, by_cruft]
+Make = Callable[..., BakedProject]
+
+
+class Maker:
+    """Makes repositories in one of the ways, each in a folder of its own."""
+
+    def __init__(self, cookiecutter: Cookiecutter, tmp_path: Path) -> None:
+        self.cookiecutter = cookiecutter
+        self.tmp_path = tmp_path
+        # Of this test alone: another release has other versions in its lock.
+        self.environments = tmp_path / "environments"
+        self.environments.mkdir()
+
+    def __call__(
+        self, origin: Published, name: str = "made", way: Make = by_cookiecutter_from_git
+    ) -> BakedProject:
+        return way(self.cookiecutter, origin, self.tmp_path / name / "here", self.environments)
+
+
+@pytest.fixture
+def make(cookiecutter: Cookiecutter, tmp_path: Path) -> Maker:
+    return Maker(cookiecutter, tmp_path)
+
+
+def edit(project: BakedProject, name: str, old: str, new: str) -> None:
+    replace_in(project.file(name), old, new)
+
+
+def commit(project: BakedProject, message: str) -> None:
+    project.run("git", "add", "--all")
+    project.run("git", "commit", "--quiet", "--no-verify", "--message", message)
+
+
+def live(project: BakedProject) -> None:
+    """What a year does to a repository."""
+    for name, kind in (("soil-moisture", "subscriber"), ("attic-window", "http-api")):
+        project.run("scripts/new-service.sh", name, "--type", kind)
+    edit(project, "services/example-service/main.py", '"""', '"""Ours: ')
+    edit(project, "services/soil-moisture/config.py", '"""', '"""Ours too: ')
+    edit(
+        project,
+        "docker-compose.yml",
+        "      dockerfile: services/example-service/Dockerfile\n",
+        "      dockerfile: services/example-service/Dockerfile\n"
+        "    labels: [ours] # for the reverse proxy\n",
+    )
+    project.run("make", "secrets-encrypt")
+    commit(project, "A year of our own")
+
+
+def private_files(project: BakedProject) -> dict[str, bytes]:
+    """Keys, secrets, services and their tests."""
+    ours = [name for name in project.files() if name.startswith(USERS) and name != ".env.example"]
+    ours += [name for name in TESTS if project.file(name).exists()]
+    return {name: project.file(name).read_bytes() for name in ours}
+
+
+def assert_nothing_is_left_open(project: BakedProject) -> None:
+    assert not project.files("*.rej")
+    assert not project.files("*.orig")
+    for name in project.files():
+        text = project.file(name).read_bytes()
+        assert not re.search(rb"^(<<<<<<<|>>>>>>>)( |$)", text, re.MULTILINE), name
+
+
+def assert_like_new(project: BakedProject, fresh: BakedProject, touched: set[str]) -> None:
+    """All that nobody has touched is as the newer template makes it today."""
+    own = {name for name in project.files() if name.startswith((*USERS, ".cruft.json"))} | touched
+    own |= set(TESTS)
+    theirs = {name for name in fresh.files() if not name.startswith((*USERS, ".cruft.json"))}
+    assert {name for name in project.files() if name not in own} == theirs - touched
+    for name in theirs - touched:
+        assert project.read(name) == fresh.read(name), name
+
+
+# Merged, since services are entered in them.
+MERGED = {
+    ".env.example",
+    ".vscode/launch.json",
+    "docker-compose.override.example.yml",
+    "docker-compose.yml",
+    "docs/topics.md",
+}
+
+
+def update_and_check(
+    project: BakedProject, origin: Published, fresh: BakedProject, tests: dict[str, str]
+) -> str:
+    """Take the newest template; returns what was printed."""
+    before = private_files(project)
+    head = project.run("git", "rev-parse", "HEAD").stdout
+    check = project.run("make", "template-check", check=False)
+    assert check.returncode != 0
+    assert "make template-update" in check.stderr
+    done = project.run("make", "template-update", env=tests, timeout=1200)
+    assert_nothing_is_left_open(project)
+    assert private_files(project) == before
+    assert project.run("git", "rev-parse", "HEAD").stdout == head
+    assert_like_new(project, fresh, MERGED)
+    services = project.yaml("docker-compose.yml")["services"]
+    assert {*SERVICES, "mqtt"} <= set(services)
+    assert services["example-service"]["labels"] == ["ours"]
+    assert "    labels: [ours] # for the reverse proxy\n" in project.read("docker-compose.yml")
+    assert project.json(".cruft.json")["commit"] == origin.git("rev-parse", "HEAD").strip()
+    commit(project, "Newer template")
+    assert "nothing newer" in project.run("make", "template-check").stdout
+    assert "nothing newer" in project.run("make", "template-update").stdout
+    return done.stdout
+
+
+@pytest.mark.parametrize("version", RELEASES)
+def test_from_every_release(make: Maker, tmp_path: Path, version: str) -> None:
+    origin = Published(tmp_path / "template", version)
+    project = make(origin)
+    live(project)
+    if not origin.become_the_work_tree():
+        origin.become_next_years()
+    update_and_check(project, origin, make(origin, "fresh"), ALL_TESTS)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_to_next_years(make: Maker, tmp_path: Path, way: Make) -> None:
+    origin = Published(tmp_path / "template")
+    project = make(origin, way=way)
+    live(project)
+    origin.become_next_years()
+    shown = update_and_check(project, origin, make(origin, "fresh"), SOME_TESTS)
+    assert "docs/newer.md" in shown
+    assert project.yaml("docker-compose.yml")["services"]["soil-moisture"]["mem_limit"] == "300m"
+    # A service that is made now is made the new way.
+    project.run("scripts/new-service.sh", "cellar-light")
+    assert project.read("services/cellar-light/main.py").startswith('"""Newer: ')
+
+
+def test_a_change_on_both_sides_is_shown_and_can_be_settled(make: Maker, tmp_path: Path) -> None:
+    origin = Published(tmp_path / "template")
+    project = make(origin)
+    edit(project, "docker-compose.yml", "mem_limit: 256m", "mem_limit: 512m")
+    edit(project, "scripts/status.sh", "\nset -euo pipefail\n", "\nset -euo pipefail\n# Ours.\n")
+    commit(project, "Ours")
+    before = private_files(project)
+    origin.become_next_years()
+    done = project.run("make", "template-update", check=False)
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    shown = re.findall(r"^  (\S+)$", done.stdout, re.MULTILINE)
+    assert shown == ["docker-compose.yml", "scripts/status.sh"]
+    assert "make lock docs lint test" in done.stdout
+    assert not project.files("*.rej")
+    assert private_files(project) == before
+    # What does not conflict has been taken all the same.
+    assert project.file("docs/newer.md").is_file()
+    for name in shown:
+        text = project.read(name)
+        both = re.sub(r"<<<<<<< \S+\n(.*?)=======\n.*?>>>>>>> \S+\n", r"\1", text, flags=re.DOTALL)
+        assert both != text
+        project.file(name).write_text(both, encoding="utf-8")
+    assert project.yaml("docker-compose.yml")["x-service"]["mem_limit"] == "512m"
+    assert "# Ours." in project.read("scripts/status.sh")
+    project.run("make", "lock", "docs", "lint", "test", env=SOME_TESTS, timeout=600)
+    commit(project, "Newer template")
+    assert "nothing newer" in project.run("make", "template-check").stdout
+
+
+def test_dependencies_of_both_sides_stay(make: Maker, tmp_path: Path) -> None:
+    """In the lock the two are neighbours, where no merge can succeed: it is made anew."""
+    origin = Published(tmp_path / "template")
+    project = make(origin)
+    edit(project, "pyproject.toml", '    "httpx>=', '    "tomlkit>=0.13",\n    "httpx>=')
+    project.run("make", "lock")
+    commit(project, "Ours")
+    last = '    "structlog>=26.1",'
+    origin.change("pyproject.toml", last, f'{last}\n    "toolz>=1",')
+    refresh = (sys.executable, "scripts/refresh.py", "--no-upgrade", "--no-prove")
+    run(*refresh, cwd=origin.path, timeout=300)
+    origin.commit("Next year")
+    done = project.run("make", "template-update", env=SOME_TESTS, timeout=600)
+    assert_nothing_is_left_open(project)
+    assert "uv.lock" in done.stdout
+    exported = project.read("base/requirements.txt")
+    locked = project.read("uv.lock")
+    for name in ("tomlkit", "toolz"):
+        assert f'name = "{name}"' in locked
+        assert f"\n{name}==" in exported
+
+
+def test_uncommitted_work_is_not_put_at_risk(make: Maker, tmp_path: Path) -> None:
+    origin = Published(tmp_path / "template")
+    project = make(origin)
+    origin.become_next_years()
+    edit(project, "README.md", "\n", "\nOurs.\n")
+    before = {name: project.file(name).read_bytes() for name in project.files()}
+    done = project.run("make", "template-update", check=False)
+    assert done.returncode != 0
+    assert "commit or stash" in done.stderr
+    assert {name: project.file(name).read_bytes() for name in project.files()} == before
+
+
+@pytest.mark.parametrize("target", ["template-check", "template-update"])
+def test_without_the_template_nothing_happens(make: Maker, tmp_path: Path, target: str) -> None:
+    origin = Published(tmp_path / "template")
+    project = make(origin)
+    origin.path.rename(tmp_path / "moved")
+    done = project.run("make", target, check=False)
+    assert done.returncode != 0
+    assert "cannot be reached" in done.stderr
+    assert str(origin.path) in done.stderr
+    assert "Traceback" not in done.stderr
+    assert project.run("git", "status", "--porcelain").stdout == ""
+    project.file(".cruft.json").unlink()
+    commit(project, "Unlinked")
+    done = project.run("make", target, check=False)
+    assert done.returncode != 0
+    assert "there is no .cruft.json" in done.stderr

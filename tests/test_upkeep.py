@@ -1,0 +1,246 @@
+"""What keeps a repository and its template in shape: doctor, refreshing, releases, workflows."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.baked import ROOT, BakedProject, publish, run
+from tests.conftest import Bake
+from tests.tools import needs
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# --- doctor -------------------------------------------------------------------------------------
+
+
+def doctor(project: BakedProject, **env: str | None) -> dict[str, dict[str, Any]]:
+    done = project.run(sys.executable, "scripts/doctor.py", "--json", env=env, check=False)
+    findings = {finding["check"]: finding for finding in json.loads(done.stdout)}
+    failed = any(finding["status"] == "FAIL" for finding in findings.values())
+    assert done.returncode == failed, done.stderr
+    for finding in findings.values():
+        assert bool(finding["fix"]) == (finding["status"] != "PASS"), finding
+    return findings
+
+
+@pytest.mark.real
+@needs("git", "age-keygen", "sops", "mosquitto")
+def test_a_new_repository_is_well(bake_copy: Bake) -> None:
+    project = bake_copy()
+    project.run("scripts/secrets-encrypt.sh")
+    findings = doctor(project)
+    for name in ("python", "uv", "git", "mosquitto", "age", "sops", "git hooks", "age key",
+                 ".env.enc", "lock", "template"):  # fmt: skip
+        assert findings[name]["status"] == "PASS", findings[name]
+    version = json.loads((ROOT / "cookiecutter.json").read_text())["__template_version"]
+    assert f"version {version} " in findings["template"]["detail"]
+    shown = project.run("make", "doctor", check=False).stdout
+    assert "PASS  git hooks" in shown
+    assert "\033" not in shown
+
+
+@pytest.mark.real
+@needs("git", "age-keygen", "sops")
+def test_doctor_finds_what_is_wrong_and_says_how_to_mend_it(
+    bake_copy: Bake, tmp_path: Path
+) -> None:
+    project = bake_copy()
+    project.run("scripts/secrets-encrypt.sh")
+    project.file(".git/hooks/pre-commit").unlink()
+    project.file(".env").chmod(0o644)
+    run("age-keygen", "-o", tmp_path / "key")
+    shutil.copy(tmp_path / "key", project.file(".sops/age-key.txt"))
+    project.file(".sops/age-key.txt").chmod(0o600)
+    requirements = project.file("base/requirements.txt")
+    requirements.write_text(requirements.read_text().replace("httpx==", "httpx==9."))
+    findings = doctor(project)
+    for name, fix in {
+        "git hooks": "scripts/install-hooks.sh",
+        ".env": "chmod 600 .env",
+        ".env.enc": "secrets-recipients.sh add",
+        "lock": "make lock",
+    }.items():
+        assert findings[name]["status"] == "FAIL", findings[name]
+        assert fix in findings[name]["fix"]
+    project.run("scripts/install-hooks.sh")
+    project.run("chmod", "600", ".env")
+    project.run("make", "lock")
+    mended = doctor(project)
+    assert {mended[name]["status"] for name in ("git hooks", "lock")} == {"PASS"}
+    assert ".env" not in mended
+
+
+@pytest.mark.real
+@needs("git")
+def test_doctor_counts_how_far_the_template_is_ahead(bake_copy: Bake, tmp_path: Path) -> None:
+    project = bake_copy()
+    origin = tmp_path / "template"
+    record = project.json(".cruft.json")
+    run("git", "clone", "--quiet", record["template"], origin)
+    record["template"] = str(origin)
+    project.file(".cruft.json").write_text(json.dumps(record))
+    for number in range(3):
+        run("git", "commit", "--quiet", "--allow-empty", "-m", f"{number}", cwd=origin)
+    finding = doctor(project)["template"]
+    assert finding["status"] == "WARN"
+    assert finding["detail"].endswith("commits behind: 3")
+    assert finding["fix"] == "make template-update"
+    origin.rename(tmp_path / "moved")
+    finding = doctor(project)["template"]
+    assert finding["status"] == "WARN"
+    assert "cannot be reached" in finding["detail"]
+    project.file(".cruft.json").unlink()
+    assert "cruft link" in doctor(project)["template"]["fix"]
+
+
+@pytest.mark.real
+@needs("git")
+def test_doctor_needs_nothing_but_python_and_git(bake_copy: Bake, tmp_path: Path) -> None:
+    project = bake_copy()
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name in ("git", "bash", "env", "sh", "sed", "dirname", "mktemp", "rm", "mkdir", "cat"):
+        (tools / name).symlink_to(shutil.which(name) or name)
+    findings = doctor(project, PATH=str(tools))
+    for name in ("docker", "age", "sops", "base image"):
+        assert findings[name]["status"] == "WARN", findings[name]
+    assert findings["git"]["status"] == "PASS"
+
+
+@pytest.mark.docker
+@pytest.mark.real
+@pytest.mark.xdist_group("docker")
+def test_doctor_sees_an_old_base_image(bake_copy: Bake) -> None:
+    project = bake_copy()
+    name = "doctor-test-base:latest"
+    env: dict[str, str | None] = {"BASE_IMAGE": name}
+    try:
+        assert doctor(project, **env)["base image"]["status"] == "WARN"
+        project.run("scripts/build-base.sh", "--quiet", env=env, timeout=600)
+        assert doctor(project, **env)["base image"]["status"] == "PASS"
+        with project.file("base/requirements.txt").open("a") as stream:
+            stream.write("# newer\n")
+        assert doctor(project, **env)["base image"]["status"] == "FAIL"
+    finally:
+        run("docker", "image", "rm", "--force", name, check=False)
+
+
+# --- refreshing ---------------------------------------------------------------------------------
+
+
+@pytest.mark.real
+@needs("git")
+def test_refreshing_without_upgrading_finds_all_in_step(tmp_path: Path) -> None:
+    """Locks, exports and reserved names are those that the template's pyproject.toml gives."""
+    copy = tmp_path / "template"
+    publish(copy)
+    refresh = (sys.executable, "scripts/refresh.py", "--no-upgrade", "--no-prove")
+    assert run(*refresh, cwd=copy).stdout == "Everything was current.\n"
+
+
+def test_a_pinned_action_is_read_whole() -> None:
+    refresh = load("refresh")
+    pinned = "uses: actions/checkout@08c6903cd8c0fde910a37f88322edcfb5dd907a8 # v5.0.0"
+    assert refresh.PINNED_ACTION.fullmatch(pinned).groups() == (
+        "actions/checkout",
+        "",
+        "08c6903cd8c0fde910a37f88322edcfb5dd907a8",
+        "5.0.0",
+    )
+
+
+@needs("git")
+def test_an_action_gets_the_commit_of_its_newest_release(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a stand-in for GitHub, with plain and annotated tags and one that is no release."""
+    upstream = tmp_path / "github" / "octo" / "tool"
+    upstream.mkdir(parents=True)
+    run("git", "init", "--quiet", cwd=upstream)
+    commits = {}
+    for tag in ("v9.0.0", "v10.1.0", "v11.0.0-beta"):
+        run("git", "commit", "--quiet", "--allow-empty", "-m", tag, cwd=upstream)
+        annotated = ["-a", "-m", tag] if tag == "v10.1.0" else []
+        run("git", "tag", *annotated, tag, cwd=upstream)
+        commits[tag] = run("git", "rev-parse", "HEAD", cwd=upstream).stdout.strip()
+    monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
+    monkeypatch.setenv("GIT_CONFIG_KEY_0", f"url.file://{tmp_path}/github/.insteadOf")
+    monkeypatch.setenv("GIT_CONFIG_VALUE_0", "https://github.com/")
+    newest_action = load("refresh").newest_action
+    assert (
+        newest_action("octo/tool", "/sub", "0" * 40, "9.0.0")
+        == f"uses: octo/tool/sub@{commits['v10.1.0']} # v10.1.0"
+    )
+    assert newest_action("octo/none", "", "1" * 40, "1.2.3").endswith(f"@{'1' * 40} # v1.2.3")
+    assert "octo/none stays at v1.2.3" in capsys.readouterr().out
+
+
+# --- releases -----------------------------------------------------------------------------------
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    project = BakedProject(ROOT)
+    version = project.toml("pyproject.toml")["project"]["version"]
+    assert project.json("cookiecutter.json")["__template_version"] == version
+    assert f"## [{version}] - " in project.read("CHANGELOG.md")
+
+
+def test_release_notes_are_the_section_of_the_version() -> None:
+    version = BakedProject(ROOT).toml("pyproject.toml")["project"]["version"]
+    done = run(sys.executable, "scripts/release_notes.py", f"v{version}", cwd=ROOT)
+    assert done.stdout.startswith("### ")
+    assert "## [" not in done.stdout.replace("### ", "")
+    notes = load("release_notes").notes
+    changelog = "## [Unreleased]\n\n## [1.1.0] - x\n\nNew.\n\n## [1.0.0] - y\n\nOld.\n\n[1.0.0]: #\n"
+    assert notes(changelog, "1.1.0") == "New.\n"
+    assert notes(changelog, "1.0.0") == "Old.\n"
+
+
+@pytest.mark.parametrize("version", ["v9.9.9", "nonsense"])
+def test_a_release_without_notes_or_with_another_version_is_refused(version: str) -> None:
+    done = run(sys.executable, "scripts/release_notes.py", version, cwd=ROOT, check=False)
+    assert done.returncode == 1
+    assert "does not name the version" in done.stderr
+    with pytest.raises(ValueError, match=r"no notes for 1\.0\.0"):
+        load("release_notes").notes("## [1.0.0] - x\n\n## [0.9.0]\n\nOld.\n", "1.0.0")
+
+
+def test_breaking_changes_tell_how_to_migrate() -> None:
+    notes = load("release_notes").notes
+    changelog = BakedProject(ROOT).read("CHANGELOG.md")
+    versions = [line.split("]")[0][4:] for line in changelog.splitlines() if line[:4] == "## ["]
+    assert versions[0] == "Unreleased"
+    for version in versions[1:]:
+        if version.endswith(".0"):
+            assert "### Migration\n" in notes(changelog, version), version
+
+
+# --- workflows ----------------------------------------------------------------------------------
+
+
+@needs("git")
+def test_dependency_upkeep_reads_what_is_pinned(bake: Bake) -> None:
+    """Every file that holds a pin is one that Dependabot is told of."""
+    for folder in (bake().path, ROOT):
+        listed = yaml.safe_load((folder / ".github/dependabot.yml").read_text())["updates"]
+        ecosystems = {entry["package-ecosystem"] for entry in listed}
+        assert {"uv", "github-actions"} <= ecosystems
+        assert ("docker" in ecosystems) == (folder / "base").exists()
+        assert json.loads((folder / "renovate.json").read_text())["extends"]
