@@ -208,7 +208,7 @@ def test_release_notes_are_the_section_of_the_version() -> None:
     assert done.stdout.startswith("### ")
     assert "## [" not in done.stdout.replace("### ", "")
     notes = load("release_notes").notes
-    changelog = "## [Unreleased]\n\n## [1.1.0] - x\n\nNew.\n\n## [1.0.0] - y\n\nOld.\n\n[1.0.0]: #\n"
+    changelog = "## [Unreleased]\n\n## [1.1.0] - x\n\nNew.\n\n## [1.0.0] - y\n\nOld.\n\n[1.0.0]: #"
     assert notes(changelog, "1.1.0") == "New.\n"
     assert notes(changelog, "1.0.0") == "Old.\n"
 
