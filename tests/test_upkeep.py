@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -233,6 +234,58 @@ def test_breaking_changes_tell_how_to_migrate() -> None:
 
 
 # --- workflows ----------------------------------------------------------------------------------
+
+GH = """#!/bin/sh
+echo "$*" >> "$CALLS"
+[ "$1 $2" != "issue list" ] || echo "$OPEN_ISSUES"
+"""
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(
+    ("state", "open_issues", "code", "called"),
+    [
+        ("current", 0, 0, []),
+        ("behind", 0, 0, ["issue list", "issue create"]),
+        ("behind", 1, 0, ["issue list"]),
+        ("out of reach", 0, 2, []),
+        ("unknown", 0, 0, []),
+    ],
+)
+@needs("git")
+def test_the_scheduled_job_opens_one_issue_when_there_is_something_newer(
+    bake_copy: Bake, tmp_path: Path, state: str, open_issues: int, code: int, called: list[str]
+) -> None:
+    project = bake_copy()
+    origin = tmp_path / "template"
+    record = project.json(".cruft.json")
+    run("git", "clone", "--quiet", record["template"], origin)
+    record["template"] = str(origin)
+    project.file(".cruft.json").write_text(json.dumps(record, indent=2) + "\n")
+    if state == "behind":
+        (origin / "{{cookiecutter.project_slug}}" / "newer.md").write_text("Newer\n")
+        run("git", "add", "--all", cwd=origin)
+        run("git", "commit", "--quiet", "-m", "Newer", cwd=origin)
+    elif state == "out of reach":
+        origin.rename(tmp_path / "moved")
+    elif state == "unknown":
+        project.file(".cruft.json").unlink()
+    gh = tmp_path / "bin" / "gh"
+    gh.parent.mkdir()
+    gh.write_text(GH)
+    gh.chmod(0o755)
+    calls = tmp_path / "calls"
+    calls.touch()
+    step = project.yaml(".github/workflows/template.yml")["jobs"]["check"]["steps"][-1]
+    env = {
+        "PATH": f"{gh.parent}{os.pathsep}{os.environ['PATH']}",
+        "CALLS": str(calls),
+        "OPEN_ISSUES": str(open_issues),
+        "TITLE": step["env"]["TITLE"],
+    }
+    done = project.run("bash", "-eo", "pipefail", "-c", step["run"], env=env, check=False)
+    assert done.returncode == code, done.stderr
+    assert [" ".join(line.split()[:2]) for line in calls.read_text().splitlines()] == called
 
 
 @needs("git")

@@ -2,7 +2,7 @@
 # Takes the newest version of the template that this repository came from.
 #
 # Usage: scripts/template-update.sh [--check]
-#   --check  only tell whether there is a newer one: exit code 1 when there is
+#   --check  only tell whether there is a newer one: exit code 1 when there is, 2 when that is not known
 #
 # Your services, infrastructure and secrets are left alone. Nothing is committed.
 set -euo pipefail
@@ -86,11 +86,11 @@ main() {
   if [ ! -f .cruft.json ]; then
     echo "This repository does not know its template: there is no .cruft.json." >&2
     echo "It gets one with: scripts/uv run --frozen cruft link URL" >&2
-    exit 1
+    exit 2
   fi
   if ! git ls-remote --exit-code "$(address)" HEAD >/dev/null; then
     echo "The template cannot be reached: $(address)" >&2
-    exit 1
+    exit 2
   fi
   if [ "${1:-}" = --check ]; then check; else update; fi
 }
