@@ -82,6 +82,9 @@ def isolated_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
                 ("SOPS_", "XDG_", "COMPOSE_", "MQTT_", "GIT_AUTHOR", "GIT_COMMITTER")
             ):
                 patch.delenv(name)
+        # What `make test ARGS=...` hands down would reach the Makefiles of generated repositories.
+        for name in ("ARGS", "MAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MFLAGS"):
+            patch.delenv(name, raising=False)
         for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "UV_PROJECT_ENVIRONMENT"):
             patch.delenv(name, raising=False)
         yield

@@ -7,7 +7,6 @@ A fault in GENERATED_FAULTS is planted in a generated repository, and a test of 
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.baked import ROOT, TEMPLATE, run
+from tests.baked import TEMPLATE, publish, run
 from tests.conftest import Bake
 
 pytestmark = pytest.mark.real
@@ -241,8 +240,7 @@ def plant(fault: Fault, root: Path) -> None:
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
 def test_a_template_test_notices(fault: Fault, tmp_path: Path) -> None:
     copy = tmp_path / "repository"
-    skipped = shutil.ignore_patterns(".git", "__pycache__", ".*_cache", ".venv", ".tools", "bench")
-    shutil.copytree(ROOT, copy, symlinks=True, ignore=skipped)
+    publish(copy)
     plant(fault, copy)
     done = run(
         *(sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider"),

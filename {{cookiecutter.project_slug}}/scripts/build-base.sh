@@ -1,7 +1,10 @@
 #!/usr/bin/env bash
-# Builds the base image of all services. Usage: scripts/build-base.sh [DOCKER BUILD ARGUMENTS]
+# Builds the base image of all services.
+#
+# Usage: scripts/build-base.sh [ARGUMENT OF docker build ...]
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=scripts/lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 image=${BASE_IMAGE:-$(sed -n "s/^name: *//p" docker-compose.yml)-base:latest}
 # The label tells doctor.py whether the image fits the requirements.

@@ -1,7 +1,11 @@
 #!/usr/bin/env bash
 # Checks the types: the repository first, then every service by itself (they share module names).
+#
+# Usage: scripts/check-types.sh
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=scripts/lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+no_arguments "$@"
 
 failed=0
 scripts/uv run --frozen mypy shared scripts tests || failed=1

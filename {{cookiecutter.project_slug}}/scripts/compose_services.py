@@ -1,8 +1,7 @@
-#!/usr/bin/env python3
 """Adds a service to a Compose file, or removes it, and leaves every other byte as it is.
 
-    scripts/compose_services.py add FILE NAME [--volume VOLUME] < BLOCK
-    scripts/compose_services.py remove FILE NAME [--volume VOLUME]
+    python scripts/compose_services.py add FILE NAME [--volume VOLUME] < BLOCK
+    python scripts/compose_services.py remove FILE NAME [--volume VOLUME]
 
 BLOCK is the service as it stands below `services:`, indented by two spaces. The text is edited,
 and the file is then loaded before and after: unless the new model is exactly the old one plus (or

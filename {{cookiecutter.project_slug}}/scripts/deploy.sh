@@ -9,15 +9,12 @@
 # The containers mount shared/ and infrastructure/ from this folder, so another host needs them at
 # the same path: they are copied there, over the context itself, before anything starts.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-
-usage() { sed -n '2,/^set /{/^#/s/^# \{0,1\}//p;}' "${BASH_SOURCE[0]}"; }
-bad() { printf '%s\n\n' "$1" >&2; usage >&2; exit 2; }
+# shellcheck source=scripts/lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 timeout=300
 while [ $# -gt 0 ]; do
   case $1 in
-    -h | --help) usage; exit 0 ;;
     --context | --timeout)
       [ $# -ge 2 ] || bad "$1 needs a value"
       if [ "$1" = --context ]; then export DOCKER_CONTEXT=$2; else timeout=$2; fi

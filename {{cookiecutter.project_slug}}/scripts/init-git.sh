@@ -1,8 +1,12 @@
 #!/usr/bin/env bash
 # Makes this folder a git repository with one first commit. Safe to run again.
 # Exit code 3: skipped, for the reason given.
+#
+# Usage: scripts/init-git.sh
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=scripts/lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+no_arguments "$@"
 
 skip() { echo "$*" >&2; exit 3; }
 

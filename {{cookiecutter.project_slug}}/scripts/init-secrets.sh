@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
 # Makes what is missing of: an age key of your own, .sops.yaml, a first .env. Replaces nothing.
 # Exit code 3: skipped, because a tool is missing that the message names.
+#
+# Usage: scripts/init-secrets.sh
 set -euo pipefail
 # shellcheck source=scripts/secrets-lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/secrets-lib.sh"
+no_arguments "$@"
 
 made=''
 note() { made="$made${made:+, }$1"; }

@@ -1,8 +1,12 @@
 #!/usr/bin/env bash
 # Installs the git hook that runs .pre-commit-config.yaml from the locked environment. A hook that
 # is there already is kept and runs first. Exit code 3: skipped, for the reason given.
+#
+# Usage: scripts/install-hooks.sh
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=scripts/lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+no_arguments "$@"
 
 skip() { echo "$*" >&2; exit 3; }
 

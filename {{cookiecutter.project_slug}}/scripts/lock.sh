@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # Brings uv.lock in step with pyproject.toml, and the exported requirements in step with uv.lock.
+#
 # Usage: scripts/lock.sh [--check | --upgrade]
 #   --check    change nothing; exit 1 and name what is out of step
 #   --upgrade  take the newest versions that pyproject.toml allows
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=scripts/lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 check=false
 lock=(lock --quiet)
@@ -12,7 +14,7 @@ case ${1:-} in
   '') ;;
   --check) check=true lock=(lock --check --offline --quiet) ;;
   --upgrade) lock+=(--upgrade) ;;
-  *) sed -n '3,5s/^# //p' "$0" >&2; exit 2 ;;
+  *) bad "Unknown option $1" ;;
 esac
 
 scripts/uv "${lock[@]}" || { echo "uv.lock does not fit pyproject.toml: run scripts/lock.sh" >&2; exit 1; }

@@ -7,15 +7,13 @@
 #   --description  one line
 #   --dry-run      show what would change, and change nothing
 set -euo pipefail
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-
-usage() { sed -n '2,/^set /{/^#/s/^# \{0,1\}//p;}' "${BASH_SOURCE[0]}"; }
-bad() { printf '%s\n\n' "$1" >&2; usage >&2; exit 2; }
+# shellcheck source=scripts/lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+root=$PWD
 
 name='' type=poller description='' dry_run=false
 while [ $# -gt 0 ]; do
   case $1 in
-    -h | --help) usage; exit 0 ;;
     --dry-run) dry_run=true; shift ;;
     --type | --description)
       [ $# -ge 2 ] || bad "$1 needs a value"

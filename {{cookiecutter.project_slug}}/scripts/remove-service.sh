@@ -7,15 +7,12 @@
 #   --yes          do not ask
 #   --dry-run      show what would change, and change nothing
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-
-usage() { sed -n '2,/^set /{/^#/s/^# \{0,1\}//p;}' "${BASH_SOURCE[0]}"; }
-bad() { printf '%s\n\n' "$1" >&2; usage >&2; exit 2; }
+# shellcheck source=scripts/lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 name='' keep_code='' delete_data=false yes=false dry_run=false
 while [ $# -gt 0 ]; do
   case $1 in
-    -h | --help) usage; exit 0 ;;
     --keep-code) keep_code=--keep-code ;;
     --delete-data) delete_data=true ;;
     --yes) yes=true ;;

@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # Runs one service on this machine, without Docker; starts a broker when none listens.
+#
 # Usage: scripts/run-service.sh NAME
 set -euo pipefail
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-cd "$root"
+# shellcheck source=scripts/lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+root=$PWD
 
 name=${1:-}
 if [ -z "$name" ] || [ ! -f "services/$name/main.py" ]; then

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Tells who can open .env.enc, whether your key does, whether .env is in step, and what is missing.
 # Exit 1 when something has to be repaired. No value is ever printed.
+#
 # Usage: scripts/secrets-check.sh [--stale | --encrypted FILE...]
 #   --stale      only warn when .env is newer than .env.enc and holds something else
 #   --encrypted  only check that these files are encrypted
@@ -107,7 +108,7 @@ case ${1:-} in
     done
     exit "$failed"
     ;;
-  *) sed -n '4,6s/^# //p' scripts/secrets-check.sh >&2; exit 2 ;;
+  *) bad "Unknown option $1" ;;
 esac
 
 for left in .env.tmp.*; do

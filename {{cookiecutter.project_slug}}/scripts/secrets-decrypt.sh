@@ -1,8 +1,11 @@
 #!/usr/bin/env bash
 # Decrypts .env.enc to .env. An .env with other values is kept as .env.previous.
+#
+# Usage: scripts/secrets-decrypt.sh
 set -euo pipefail
 # shellcheck source=scripts/secrets-lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/secrets-lib.sh"
+no_arguments "$@"
 
 need_sops
 make_work

@@ -1,8 +1,11 @@
 #!/usr/bin/env bash
 # Opens the values of .env.enc in $EDITOR and encrypts what you save.
+#
+# Usage: scripts/secrets-edit.sh
 set -euo pipefail
 # shellcheck source=scripts/secrets-lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/secrets-lib.sh"
+no_arguments "$@"
 
 need_sops
 make_work

@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
 # Encrypts .env to .env.enc for the recipients in .sops.yaml. What did not change keeps its
 # ciphertext, so a diff of .env.enc shows which names changed.
+#
+# Usage: scripts/secrets-encrypt.sh
 set -euo pipefail
 # shellcheck source=scripts/secrets-lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/secrets-lib.sh"
+no_arguments "$@"
 
 [ -f .env ] || die ".env is missing: scripts/init-secrets.sh makes one from .env.example"
 need_sops

@@ -1,11 +1,11 @@
 # shellcheck shell=bash
 # shellcheck disable=SC2034  # the scripts that source this use the variables
-# What the scripts around .env.enc share. Sourced; moves to the repository's root.
-set -euo pipefail
+# What the scripts around .env.enc share, on top of lib.sh.
+# shellcheck source=scripts/lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 umask 077
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-cd "$root"
+root=$PWD
 
 key=.sops/age-key.txt
 public_key=.sops/age-key.pub

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Who can open .env.enc. .sops.yaml and .env.enc change together or not at all.
+#
 # Usage: scripts/secrets-recipients.sh list
 #        scripts/secrets-recipients.sh add PUBLIC-KEY [NAME]
 #        scripts/secrets-recipients.sh remove PUBLIC-KEY
@@ -8,8 +9,6 @@
 set -euo pipefail
 # shellcheck source=scripts/secrets-lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/secrets-lib.sh"
-
-usage() { sed -n '3,7s/^# //p' scripts/secrets-recipients.sh >&2; exit 2; }
 
 valid() {
   case $1 in
@@ -49,7 +48,7 @@ expect() {
     die "Cannot edit this .sops.yaml: change it by hand, then run scripts/secrets-recipients.sh sync"
 }
 
-[ $# -gt 0 ] || usage
+[ $# -gt 0 ] || bad "What to do is missing"
 command=$1
 shift
 [ -f .sops.yaml ] || die ".sops.yaml is missing: scripts/init-secrets.sh makes it, with a key"
@@ -61,7 +60,7 @@ before=$(recipients_in_config .sops.yaml)
 
 case $command in
   list)
-    [ $# -eq 0 ] || usage
+    no_arguments "$@"
     grep -E '^[^#]*age1[0-9a-z]' .sops.yaml | while IFS= read -r line; do
       recipient=$(grep -oE 'age1[0-9a-z]+' <<<"$line" | head -n 1)
       name=''
@@ -71,7 +70,7 @@ case $command in
     done
     ;;
   add)
-    [ $# -ge 1 ] || usage
+    [ $# -ge 1 ] || bad "The public key is missing"
     recipient=$1
     shift
     valid "$recipient"
@@ -95,7 +94,7 @@ case $command in
     say "Added $recipient. Commit .sops.yaml and .env.enc."
     ;;
   remove)
-    [ $# -eq 1 ] || usage
+    [ $# -eq 1 ] || bad "One public key is needed"
     recipient=$1
     valid "$recipient"
     if ! listed "$recipient"; then
@@ -112,7 +111,7 @@ case $command in
     say "It still opens the versions in git's history: change the passwords and tokens themselves, too."
     ;;
   rotate)
-    [ $# -eq 0 ] || usage
+    no_arguments "$@"
     [ "${SOPS_AGE_KEY_FILE:-}" = "$root/$key" ] ||
       die "Only $key can be rotated, and only when the environment names no other key"
     listed "$mine" || die "Your key is no recipient: $mine"
@@ -132,7 +131,7 @@ case $command in
     say "Your key is now $new; the old one is kept as $old. Back up $key, commit .sops.yaml and .env.enc."
     ;;
   sync)
-    [ $# -eq 0 ] || usage
+    no_arguments "$@"
     cp .sops.yaml "$work/.sops.yaml"
     if [ ! -f .env.enc ] || [ "$before" = "$(recipients_in_file .env.enc)" ]; then
       say "In step already"
@@ -142,5 +141,5 @@ case $command in
     replace
     say ".env.enc is now for the recipients in .sops.yaml. Commit both."
     ;;
-  *) usage ;;
+  *) bad "Unknown command $command" ;;
 esac

@@ -4,13 +4,9 @@
 #
 # Usage: scripts/status.sh
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-
-case ${1:-} in
-  '') ;;
-  -h | --help) sed -n '2,/^set /{/^#/s/^# \{0,1\}//p;}' "${BASH_SOURCE[0]}"; exit 0 ;;
-  *) echo "Unknown argument $1" >&2; exit 2 ;;
-esac
+# shellcheck source=scripts/lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+no_arguments "$@"
 
 # last_sign SERVICE: how long ago it was last known to be well, as its health check sees it
 last_sign() {

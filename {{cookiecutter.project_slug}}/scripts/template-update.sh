@@ -6,8 +6,8 @@
 #
 # Your services, infrastructure and secrets are left alone. Nothing is committed.
 set -euo pipefail
-
-usage() { sed -n '2,/^set /{/^#/s/^# \{0,1\}//p;}' "${BASH_SOURCE[0]}"; }
+# shellcheck source=scripts/lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 cruft() { scripts/uv run --quiet --frozen cruft "$@"; }
 
@@ -47,7 +47,8 @@ update() {
     echo "The template has nothing newer."
     return
   fi
-  cruft update --skip-apply-ask
+  # What the template says of new repositories does not apply.
+  cruft update --skip-apply-ask | sed '/^Rendered for cruft/d'
   local files file
   for file in "${made[@]}"; do
     if [ -n "$(git ls-files --unmerged -- "$file")" ]; then
@@ -77,11 +78,9 @@ update() {
 }
 
 main() {
-  cd "$(dirname "${BASH_SOURCE[0]}")/.."
   case ${1:-} in
-    -h | --help) usage; return ;;
     '' | --check) ;;
-    *) usage >&2; exit 2 ;;
+    *) bad "Unknown option $1" ;;
   esac
   if [ ! -f .cruft.json ]; then
     echo "This repository does not know its template: there is no .cruft.json." >&2

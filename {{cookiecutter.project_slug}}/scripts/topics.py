@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Writes docs/topics.md from the schemas; with --check, fails when the file is stale.
 
     scripts/uv run --frozen python scripts/topics.py [--check]

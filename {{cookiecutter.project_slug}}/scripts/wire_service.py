@@ -1,8 +1,7 @@
-#!/usr/bin/env python3
 """Wires a service into the repository, or takes it out: all files or none.
 
-    scripts/wire_service.py add NAME [--dry-run]
-    scripts/wire_service.py remove NAME [--keep-code] [--dry-run]
+    python scripts/wire_service.py add NAME [--dry-run]
+    python scripts/wire_service.py remove NAME [--keep-code] [--dry-run]
 
 `add` takes what the service template has put into services/NAME/wiring/ and enters it in the
 Compose file and its overrides, in .env.example, in VS Code's launch.json, in docs/topics.md and in

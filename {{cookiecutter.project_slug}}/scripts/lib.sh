@@ -1,0 +1,13 @@
+# shellcheck shell=bash
+# What every script begins with: sourced, it moves to the repository's root, prints the script's
+# first comment on --help, and defines the functions below.
+set -euo pipefail
+
+script=$(basename "$0")
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+usage() { sed -n '2,/^set /{/^#/s/^# \{0,1\}//p;}' "scripts/$script"; }
+bad() { printf '%s\n\n' "$1" >&2; usage >&2; exit 2; }
+no_arguments() { [ $# = 0 ] || bad "Unknown argument $1"; }
+
+case ${1:-} in -h | --help) usage; exit 0 ;; esac
