@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Concatenate, NamedTuple
 
 from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from structlog.stdlib import BoundLogger
@@ -369,6 +369,9 @@ class Link:
     def _went_up(self) -> None:
         self.up = not self._stopped
         self._connected_at = time.monotonic()
+        if self._client.protocol == MQTTProtocolVersion.MQTTv31:
+            # paho does so without a word when the broker refuses 3.1.1.
+            self._logger.warning("mqtt_protocol_downgraded", protocol="3.1")
         if self.up:
             self._on_up()
 

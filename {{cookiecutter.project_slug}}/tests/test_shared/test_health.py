@@ -1,4 +1,5 @@
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,16 @@ def run_for(monitor: HealthMonitor, clock: Clock, link: Link, seconds: float) ->
     while clock.now < end:
         clock.now = min(clock.now + monitor.tick_seconds, end)
         monitor.update(link)
+
+
+def test_a_clock_that_is_set_changes_nothing(tmp_path: Path) -> None:
+    """Ages are told by the monotonic clock, which nobody sets."""
+    path = tmp_path / "healthcheck"
+    before = time.monotonic()
+    monitor = HealthMonitor(path, max_age_seconds=MAX_AGE, logger=structlog.stdlib.get_logger())
+    monitor.update(Link())
+    written = json.loads(path.read_text(encoding="utf-8"))["monotonic"]
+    assert before <= written <= time.monotonic()
 
 
 def test_no_file_before_the_first_connection(

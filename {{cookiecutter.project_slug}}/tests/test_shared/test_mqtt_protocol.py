@@ -185,6 +185,17 @@ async def test_a_refused_connection_is_reported(
     await soon(client.wait_connected())
 
 
+async def test_an_older_protocol_is_reported(
+    scripted: ScriptedBroker, client: MQTTClient, log: LogProbe
+) -> None:
+    scripted.connack = b"\0\1"
+    client.connect_background()
+    await scripted.next(Kind.CONNECT)
+    scripted.connack = b"\0\0"
+    downgraded = await log.next("mqtt_protocol_downgraded")
+    assert downgraded["protocol"] == "3.1"
+
+
 async def test_no_acknowledgement_for_a_message(
     scripted: ScriptedBroker, client: MQTTClient
 ) -> None:
