@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import signal
 import subprocess
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.baked import BakedProject, run
+from tests.baked import BakedProject, run, user_environment
 from tests.conftest import Bake
 
 pytestmark = [pytest.mark.real, pytest.mark.docker, pytest.mark.xdist_group("docker")]
@@ -67,6 +70,10 @@ class Stack:
 
     def is_unhealthy(self, service: str = SERVICE) -> bool:
         return bool(self.state(service)["Health"] == "unhealthy")
+
+    def has_logged(self, text: str, service: str = SERVICE) -> bool:
+        # Fails for a moment while the container is being replaced.
+        return text in self.compose("logs", service, check=False)
 
     def messages(self, topic: str, count: int = 1, *, retained: bool = False) -> list[Any]:
         """The next messages on a topic, taken inside the broker's container."""
@@ -186,7 +193,7 @@ def test_images_hold_no_tool_and_no_secret(stack: Stack) -> None:
     stack.run("docker", "compose", "run", "--rm", "--no-deps", SERVICE, "sh", "-c", script)
 
 
-def test_nothing_but_services_goes_to_docker(stack: Stack, tmp_path: Path) -> None:
+def test_nothing_but_code_goes_to_docker(stack: Stack, tmp_path: Path) -> None:
     """A Dockerfile that takes all it can get shows what the build context holds."""
     dockerfile = tmp_path / "Dockerfile"
     dockerfile.write_text(f"FROM {stack.name}-base:latest\nUSER 0\nCOPY . /context/\n")
@@ -200,7 +207,7 @@ def test_nothing_but_services_goes_to_docker(stack: Stack, tmp_path: Path) -> No
         run("docker", "image", "rm", "--force", image, check=False)
     files = [line.removeprefix("/context/") for line in listed.splitlines()]
     assert f"services/{SERVICE}/main.py" in files
-    assert [name for name in files if not name.startswith(f"services/{SERVICE}/")] == []
+    assert {name.split("/")[0] for name in files} == {"services", "shared"}
     assert not any(".env" in name or "age-key" in name for name in files)
 
 
@@ -280,7 +287,7 @@ def test_a_change_of_the_shared_library_is_live_without_a_build(stack: Stack) ->
     log = stack.project.file("shared/service.py")
     log.write_text(log.read_text().replace('"service_starting"', '"service_starting_anew"'))
     stack.compose("restart", SERVICE)
-    until(lambda: "service_starting_anew" in stack.compose("logs", SERVICE), "the new line")
+    until(lambda: stack.has_logged("service_starting_anew"), "the new line")
     until(stack.is_healthy, "healthy after the restart")
 
 
@@ -318,29 +325,77 @@ def test_deploy_refuses_a_context_that_does_not_answer(stack: Stack) -> None:
     assert "nowhere" in done.stderr
 
 
-def test_the_override_runs_live_code_with_a_debugger(stack: Stack) -> None:
-    example = stack.project.read("docker-compose.override.example.yml")
-    ports = example.replace("127.0.0.1:1883:1883", "127.0.0.1::1883").replace(
-        "127.0.0.1:5678:5678", "127.0.0.1::5678"
-    )
-    override = stack.project.file("docker-compose.override.yml")
-    before = override.read_text()
-    override.write_text(ports)
-    main = stack.project.file(f"services/{SERVICE}/main.py")
-    good = main.read_text()
-    main.write_text(good.replace('"reading_published"', '"reading_published_live"'))
+@contextmanager
+def restored(path: Path) -> Iterator[Path]:
+    before = path.read_text()
     try:
-        stack.compose("up", "--detach", "--wait", timeout=200)
-        until(lambda: "reading_published_live" in stack.compose("logs", SERVICE), "the live code")
-        env = {**stack.env, "DEBUG_SERVICE": SERVICE}
-        stack.project.run("docker", "compose", "up", "--detach", SERVICE, env=env)
-        until(lambda: "debugger_waiting" in stack.compose("logs", SERVICE), "the debugger waits")
-        address = stack.compose("port", SERVICE, "5678").strip()
-        assert address.startswith("127.0.0.1:")
+        yield path
     finally:
-        main.write_text(good)
-        override.write_text(before)
-        stack.compose("up", "--detach", "--force-recreate", SERVICE)
+        path.write_text(before)
+
+
+@contextmanager
+def development(stack: Stack) -> Iterator[None]:
+    """The override as a developer has it, but on ports that are free."""
+    example = stack.project.read("docker-compose.override.example.yml")
+    free_ports = re.sub(r"127\.0\.0\.1:\d+:", "127.0.0.1::", example)
+    with restored(stack.project.file("docker-compose.override.yml")) as override:
+        override.write_text(free_ports)
+        yield
+    stack.compose("up", "--detach", "--force-recreate", SERVICE)
+    until(stack.is_healthy, "healthy without the override")
+
+
+@contextmanager
+def watching(stack: Stack, log: Path) -> Iterator[None]:
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            ["docker", "compose", "watch"],
+            cwd=stack.project.path,
+            env=user_environment(stack.env),
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        until(lambda: "Watch enabled" in log.read_text(errors="replace"), "the watch")
+        yield
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=30)
+
+
+def replace_in(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def test_the_override_makes_edits_live_with_a_restart(stack: Stack) -> None:
+    with (
+        restored(stack.project.file(f"services/{SERVICE}/main.py")) as main,
+        development(stack),
+    ):
+        stack.compose("up", "--detach", "--wait", timeout=200)
+        replace_in(main, '"reading_published"', '"reading_published_live"')
+        stack.compose("restart", SERVICE)
+        until(lambda: stack.has_logged("reading_published_live"), "the live code")
+
+
+def test_the_override_makes_edits_live_by_watching(stack: Stack, tmp_path: Path) -> None:
+    log = tmp_path / "watch.log"
+    with (
+        restored(stack.project.file(f"services/{SERVICE}/main.py")) as main,
+        restored(stack.project.file("shared/log.py")) as library,
+        development(stack),
+        watching(stack, log),
+    ):
+        broker = stack.state("mqtt")["ID"]
+        replace_in(main, '"reading_published"', '"reading_published_watched"')
+        until(lambda: stack.has_logged("reading_published_watched"), "the service")
+        library.write_text(f"{library.read_text()}\nprint('the library, watched')\n")
+        until(lambda: stack.has_logged("the library, watched"), "the library")
+        assert stack.state("mqtt")["ID"] == broker
+        assert "won't be monitored" not in log.read_text(errors="replace")
 
 
 @pytest.mark.parametrize(
