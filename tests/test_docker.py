@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import time
 import uuid
@@ -396,6 +397,82 @@ def test_the_override_makes_edits_live_by_watching(stack: Stack, tmp_path: Path)
         until(lambda: stack.has_logged("the library, watched"), "the library")
         assert stack.state("mqtt")["ID"] == broker
         assert "won't be monitored" not in log.read_text(errors="replace")
+
+
+class DebugAdapter:
+    """The little of the Debug Adapter Protocol that an editor needs to stop at a line."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._connection = socket.create_connection((host, port), timeout=PATIENCE_SECONDS)
+        self._stream = self._connection.makefile("rb")
+        self._sent = 0
+
+    def __enter__(self) -> DebugAdapter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
+        self._connection.close()
+
+    def request(self, command: str, **arguments: Any) -> int:
+        self._sent += 1
+        message = {"seq": self._sent, "type": "request", "command": command}
+        body = json.dumps({**message, "arguments": arguments}).encode()
+        self._connection.sendall(b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
+        return self._sent
+
+    def ask(self, command: str, **arguments: Any) -> dict[str, Any]:
+        number = self.request(command, **arguments)
+        answer = self.wait_for(lambda message: message.get("request_seq") == number)
+        assert answer["success"], answer
+        found: dict[str, Any] = answer.get("body", {})
+        return found
+
+    def event(self, name: str) -> dict[str, Any]:
+        message = self.wait_for(lambda message: message.get("event") == name)
+        found: dict[str, Any] = message.get("body", {})
+        return found
+
+    def wait_for(self, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """The next message that fits; those before it are dropped."""
+        while True:
+            length = 0
+            while header := self._stream.readline().strip():
+                length = int(header.removeprefix(b"Content-Length: "))
+            assert length, "the debugger has hung up"
+            message: dict[str, Any] = json.loads(self._stream.read(length))
+            if condition(message):
+                return message
+
+
+def test_an_editor_can_stop_the_service_at_a_line(stack: Stack) -> None:
+    """With what .vscode/launch.json says, spoken to the port that the override publishes."""
+    main = stack.project.file(f"services/{SERVICE}/main.py")
+    lines = main.read_text().splitlines()
+    line = next(number for number, text in enumerate(lines, 1) if '"reading_published"' in text)
+    launch = stack.project.read(".vscode/launch.json")
+    launch = launch.replace("${workspaceFolder}", str(stack.project.path))
+    (entry,) = json.loads(launch)["configurations"]
+    with development(stack):
+        env = {**stack.env, "DEBUG_SERVICE": SERVICE}
+        stack.project.run("docker", "compose", "up", "--detach", env=env)
+        until(lambda: stack.has_logged("debugger_waiting"), "the debugger waits")
+        host, _, port = stack.compose("port", SERVICE, "5678").strip().partition(":")
+        assert host == entry["connect"]["host"] == "127.0.0.1"
+        with DebugAdapter(host, int(port)) as adapter:
+            assert adapter.ask("initialize", adapterID="debugpy")[
+                "supportsConfigurationDoneRequest"
+            ]
+            adapter.request("attach", **entry)
+            adapter.event("initialized")
+            (point,) = adapter.ask(
+                "setBreakpoints", source={"path": str(main)}, breakpoints=[{"line": line}]
+            )["breakpoints"]
+            assert point["verified"]
+            adapter.ask("configurationDone")
+            stopped = adapter.event("stopped")
+            frame = adapter.ask("stackTrace", threadId=stopped["threadId"])["stackFrames"][0]
+            assert (frame["source"]["path"], frame["line"]) == (str(main), line)
 
 
 @pytest.mark.parametrize(
