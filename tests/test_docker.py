@@ -520,6 +520,36 @@ def test_the_default_stack(make_stack: Callable[..., Stack], tmp_path: Path) -> 
     }
 
 
+def test_a_volume_is_shared_as_documented(make_stack: Callable[..., Stack]) -> None:
+    stack = make_stack(include_home_assistant=False, include_influxdb=False)
+    section = stack.project.read("docs/containers.md").split("## A volume that services share")[1]
+    snippet = section.split("```yaml\n")[1].split("```")[0]
+    override = stack.project.file("docker-compose.override.yml")
+    override.unlink()
+    for name in ("producer", "consumer"):
+        stack.run("scripts/new-service.sh", name, "--type", "subscriber")
+    override.write_text(f"services:\n{snippet}")
+    folder = section.split("add `")[1].split("`")[0]
+    replace_in(
+        stack.project.file("services/producer/Dockerfile"),
+        "USER 10001:10001",
+        f"{folder}\nUSER 10001:10001",
+    )
+    stack.compose("up", "--detach", "--build", "--wait", "producer", "consumer", timeout=600)
+
+    path = "from pathlib import Path; path = Path('/app/exchange/forecast.json')"
+    write = f"{path}; from shared.files import write_envelope"
+    write += "; write_envelope(path, {'kwh': 4.2}, produced_by='producer')"
+    read = f"{path}; from shared.files import read_envelope; print(read_envelope(path))"
+    stack.exec("producer", "python", "-c", write)
+    assert stack.exec("consumer", "python", "-c", read) == "{'kwh': 4.2}\n"
+    refused = stack.run(
+        "docker", "compose", "exec", "-T", "consumer", "python", "-c", write, check=False
+    )
+    assert "Read-only file system" in refused.stderr
+    assert stack.exec("consumer", "ls", "/app/exchange") == "forecast.json\n"
+
+
 def test_a_service_image_adds_little(stack: Stack) -> None:
     def size(image: str) -> int:
         return int(run("docker", "image", "inspect", "--format", "{{.Size}}", image).stdout)
