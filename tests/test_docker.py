@@ -221,29 +221,43 @@ def test_the_service_is_process_one_and_no_port_is_published(stack: Stack) -> No
 
 
 def test_images_hold_no_tool_and_no_secret(stack: Stack) -> None:
-    script = (
-        "! command -v gcc && ! ls -d /root/.cache/pip /app/.env* /app/.sops /app/.git 2>/dev/null"
-        " && ! find / -xdev -name 'age-key*' -o -xdev -name '.env*' 2>/dev/null | grep ."
-    )
-    stack.run("docker", "compose", "run", "--rm", "--no-deps", SERVICE, "sh", "-c", script)
+    names = [".git", ".sops", ".env*", "*age-key*"]
+    matches = " -o ".join(f"-name '{name}'" for name in names)
+    script = f"command -v gcc cc; ls /root/.cache/pip; find / -xdev '(' {matches} ')'; true"
+    for image in (f"{stack.name}-base", f"{stack.name}-{SERVICE}"):
+        found = run("docker", "run", "--rm", "--user", "0", image, "sh", "-c", script)
+        assert found.stdout == "", image
 
 
 def test_nothing_but_code_goes_to_docker(stack: Stack, tmp_path: Path) -> None:
     """A Dockerfile that takes all it can get shows what the build context holds."""
+    project = stack.project
     dockerfile = tmp_path / "Dockerfile"
     dockerfile.write_text(f"FROM {stack.name}-base:latest\nUSER 0\nCOPY . /context/\n")
-    (stack.project.file(f"services/{SERVICE}") / ".env").write_text("SECRET='x'")
+    image = f"{stack.name}-context"
+    decoys = [
+        project.file(f"{folder}{name}")
+        for folder in ("", f"services/{SERVICE}/", "shared/")
+        for name in (".env", ".env.local", ".git/decoy", ".sops/age-key.txt", "__pycache__/x.pyc")
+    ]
+    decoys = [decoy for decoy in decoys if not decoy.exists()]
+    for decoy in decoys:
+        decoy.parent.mkdir(exist_ok=True)
+        decoy.write_bytes(b"x" * 1_000_000)
     try:
-        image = f"{stack.name}-context"
-        stack.run("docker", "build", "--quiet", "-f", str(dockerfile), "-t", image, ".")
+        build = ("docker", "build", "--progress=plain", "-f", str(dockerfile), "-t", image, ".")
+        progress = stack.run(*build).stderr
         listed = run("docker", "run", "--rm", image, "find", "/context", "-type", "f").stdout
     finally:
-        (stack.project.file(f"services/{SERVICE}") / ".env").unlink()
+        for decoy in decoys:
+            decoy.unlink()
         run("docker", "image", "rm", "--force", image, check=False)
-    files = [line.removeprefix("/context/") for line in listed.splitlines()]
-    assert f"services/{SERVICE}/main.py" in files
-    assert {name.split("/")[0] for name in files} == {"services", "shared"}
-    assert not any(".env" in name or "age-key" in name for name in files)
+    files = {line.removeprefix("/context/") for line in listed.splitlines()}
+    tracked = stack.run("git", "ls-files", "services", "shared").stdout.splitlines()
+    assert files == set(tracked)
+    sizes = re.findall(r"transferring context: ([\d.]+)(k?B)\b", progress)
+    assert sizes, progress
+    assert max(float(size) * (1000 if unit == "kB" else 1) for size, unit in sizes) < 500_000
 
 
 def test_heartbeats_pass_through_a_broker_that_wants_the_password(stack: Stack) -> None:
@@ -367,7 +381,10 @@ def test_a_stop_is_quick_and_leaves_the_offline_status(stack: Stack) -> None:
 
 def test_state_outlives_the_containers(stack: Stack) -> None:
     last = stack.messages(f"{SERVICE}/reading")[0]["round"]
+    before = time.monotonic()
     stack.compose("down")
+    # Nobody has to be killed after 10 s, the broker neither.
+    assert time.monotonic() - before < 10
     stack.compose("up", "--detach", "--wait")
     assert stack.messages(f"{SERVICE}/reading")[0]["round"] > last
 
@@ -412,6 +429,23 @@ def test_deploy_refuses_a_context_that_does_not_answer(stack: Stack) -> None:
     done = stack.run("scripts/deploy.sh", "--context", "nowhere", check=False)
     assert done.returncode == 1
     assert "nowhere" in done.stderr
+
+
+def test_deploy_goes_through_a_context(stack: Stack) -> None:
+    """One that leads to this machine: then what it mounts must stay as it is."""
+    endpoint = run("docker", "context", "inspect", "--format", "{{.Endpoints.docker.Host}}").stdout
+    before = stack.run("git", "status", "--porcelain").stdout
+    started = stack.started_at(SERVICE)
+    run("docker", "context", "create", stack.name, "--docker", f"host={endpoint.strip()}")
+    try:
+        done = stack.run("scripts/deploy.sh", "--context", stack.name, timeout=600)
+    finally:
+        run("docker", "context", "rm", "--force", stack.name)
+    assert f"in the context {stack.name}" in done.stdout
+    assert "nothing to copy" in done.stdout
+    assert "healthy" in next(line for line in done.stdout.splitlines() if SERVICE in line)
+    assert stack.started_at(SERVICE) != started
+    assert stack.run("git", "status", "--porcelain").stdout == before
 
 
 @contextmanager
