@@ -223,7 +223,7 @@ def test_the_service_is_process_one_and_no_port_is_published(stack: Stack) -> No
 def test_images_hold_no_tool_and_no_secret(stack: Stack) -> None:
     names = [".git", ".sops", ".env*", "*age-key*"]
     matches = " -o ".join(f"-name '{name}'" for name in names)
-    script = f"command -v gcc cc; ls /root/.cache/pip; find / -xdev '(' {matches} ')'; true"
+    script = f"command -v gcc cc; ls ~root/.cache/pip; find / -xdev '(' {matches} ')'; true"
     for image in (f"{stack.name}-base", f"{stack.name}-{SERVICE}"):
         found = run("docker", "run", "--rm", "--user", "0", image, "sh", "-c", script)
         assert found.stdout == "", image
