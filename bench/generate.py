@@ -5,35 +5,13 @@ Run with `make bench` or `uv run --frozen python bench/generate.py`; prints a Ma
 
 from __future__ import annotations
 
-import json
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from generation import ROOT, cookiecutter, one_file_template
+
 ROUNDS = 9
-
-
-def one_file_template(folder: Path) -> Path:
-    """A template of one file without hooks: the least that cookiecutter can do."""
-    template = folder / "one-file"
-    (template / "{{cookiecutter.project_slug}}").mkdir(parents=True)
-    (template / "cookiecutter.json").write_text(json.dumps({"project_slug": "one-file"}))
-    (template / "{{cookiecutter.project_slug}}" / "README.md").write_text(
-        "{{ cookiecutter.project_slug }}\n"
-    )
-    return template
-
-
-def seconds(template: Path, output: Path) -> float:
-    """Wall time of one generation in a fresh process."""
-    command = [sys.executable, "-m", "cookiecutter", "--no-input", "-o", str(output), str(template)]
-    start = time.perf_counter()
-    subprocess.run(command, check=True, capture_output=True)
-    return time.perf_counter() - start
 
 
 def main() -> None:
@@ -44,9 +22,8 @@ def main() -> None:
         times: dict[str, list[float]] = {title: [] for title in templates}
         for round_ in range(ROUNDS):
             for title, template in templates.items():
-                times[title].append(
-                    seconds(template, folder / f"{round_}-{title.replace(' ', '-')}")
-                )
+                output = folder / f"{round_}-{title.replace(' ', '-')}"
+                times[title].append(cookiecutter(template, output))
     base = statistics.median(times["one file"])
     print("| template | median s | ratio |\n|---|---:|---:|")
     for title, values in times.items():

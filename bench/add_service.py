@@ -1,42 +1,20 @@
 """Time of adding a service: the first one and the hundredth, and cookiecutter on one file.
 
-Run with `uv run --frozen python bench/services/add.py`; prints a Markdown table.
+Run with `uv run --frozen python bench/add_service.py`; prints a Markdown table.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from generation import ROOT, cookiecutter, one_file_template
+
 ROUNDS = 9
 MANY = 100
 TYPES = ("poller", "subscriber", "http-api")
-
-
-def one_file_template(folder: Path) -> Path:
-    """A template of one file without hooks: the least that cookiecutter can do."""
-    template = folder / "one-file"
-    (template / "{{cookiecutter.project_slug}}").mkdir(parents=True)
-    (template / "cookiecutter.json").write_text(json.dumps({"project_slug": "one-file"}))
-    (template / "{{cookiecutter.project_slug}}" / "README.md").write_text(
-        "{{ cookiecutter.project_slug }}\n"
-    )
-    return template
-
-
-def cookiecutter(template: Path, output: Path, *answers: str) -> float:
-    """Wall time of one generation in a fresh process."""
-    command = [sys.executable, "-m", "cookiecutter", "--no-input", "-o", str(output)]
-    start = time.perf_counter()
-    subprocess.run([*command, str(template), *answers], check=True, capture_output=True)
-    return time.perf_counter() - start
 
 
 def add(repository: Path, name: str, kind: str = "poller") -> float:
