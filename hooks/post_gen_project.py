@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -108,7 +109,20 @@ def report(outcomes: list[Outcome]) -> None:
         f"  {title:<{width}}  {status:<7}  {detail}".rstrip() for title, status, detail in outcomes
     ]
     show(f"\n{slug} is in {Path.cwd()}\n", *rows)
-    show(f"\nNext:\n\n  cd {slug}\n  make test\n  make run SERVICE={ANSWERS['first_service']}\n")
+    run_service = f"make run SERVICE={ANSWERS['first_service']}"
+    show(f"\nNext:\n\n  cd {way_here()}\n  make test\n  {run_service}\n")
+
+
+def way_here() -> str:
+    """What to give to `cd`: from the user's folder if the shell tells which it is, else in full."""
+    here = Path.cwd()
+    start = Path(os.environ.get("PWD", ""))
+    if start.is_absolute() and start.is_dir():
+        way = os.path.relpath(here, start)
+        # A link in either path could lead elsewhere.
+        if (start / way).is_dir() and (start / way).samefile(here):
+            return shlex.quote(way if not way.startswith("-") else f"./{way}")
+    return shlex.quote(str(here))
 
 
 def show(*lines: str) -> None:

@@ -311,8 +311,6 @@ def test_everything_there_all_steps_are_done(cookiecutter: Cookiecutter, tmp_pat
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     statuses = {title: status for title, (status, _) in table(done).items()}
-    # The template of this run is a folder, which is no address for later updates.
-    statuses.pop("template record")
     assert set(statuses.values()) == {"done"}, done.stdout
     project = BakedProject(tmp_path / DEFAULT)
     assert_whole(project)
@@ -432,6 +430,22 @@ def test_no_network_is_needed(tmp_path: Path) -> None:
 
 
 FOLDERS = ["with space", "Ünïcödé 花園", "it's $HOME", "-dash"]
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("output", [".", "..", "it's $HOME", "-dash", "link/below"])
+def test_the_way_on_leads_there_from_the_users_folder(
+    output: str, template: Path, tmp_path: Path
+) -> None:
+    user = tmp_path / "user"
+    (user / "real" / "below").mkdir(parents=True)
+    (user / "link").symlink_to(user / "real")
+    cookiecutter = f'{sys.executable} -m cookiecutter --no-input --output-dir="$1" "$2"'
+    done = run("sh", "-c", f'cd "$0" && {cookiecutter}', user, output, template)
+    way = re.findall(r"^  cd .*$", done.stdout, re.MULTILINE)
+    assert len(way) == 1
+    arrived = run("sh", "-c", f'cd "$0" && {way[0]} && pwd -P', user)
+    assert Path(arrived.stdout.strip()) == (user / output / DEFAULT).resolve()
 
 
 @pytest.mark.real
