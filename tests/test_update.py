@@ -278,6 +278,19 @@ def test_to_next_years(make: Maker, tmp_path: Path, way: Make) -> None:
     assert project.read("services/cellar-light/main.py").startswith('"""Newer: ')
 
 
+@pytest.mark.parametrize("named", [".", "../template"])
+def test_a_template_that_is_named_from_where_the_user_is(tmp_path: Path, named: str) -> None:
+    """Even when the repository is made inside another one, which is not its template."""
+    origin = Published(tmp_path / "template")
+    outer = tmp_path / "outer"
+    run("git", "init", "--quiet", outer)
+    run("git", "commit", "--quiet", "--allow-empty", "-m", "Outer", cwd=outer)
+    run("git", "remote", "add", "origin", "https://example.org/outer.git", cwd=outer)
+    cookiecutter = f'{sys.executable} -m cookiecutter --no-input -o "$1" "$2"'
+    run("sh", "-c", f'cd "$0" && {cookiecutter}', origin.path, outer, named)
+    assert BakedProject(outer / SLUG).json(".cruft.json")["template"] == str(origin.path)
+
+
 def test_a_change_on_both_sides_is_shown_and_can_be_settled(make: Maker, tmp_path: Path) -> None:
     origin = Published(tmp_path / "template")
     project = make(origin)

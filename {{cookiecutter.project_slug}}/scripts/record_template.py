@@ -10,6 +10,7 @@ given. Standard library only.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -39,8 +40,9 @@ def git(folder: Path, *arguments: str) -> str:
 
 def make_record(context: dict[str, Any]) -> dict[str, Any]:
     """What cruft would have written; raises NothingToRecordError and OSError."""
-    template = Path(context.get("_repo_dir") or context.get("_template") or "")
-    if not context.get("_repo_dir") or not git(template, "rev-parse", "--show-toplevel"):
+    # Relative to the folder in which cookiecutter was called, not to this one.
+    template = Path(os.environ.get("PWD", "/"), context.get("_repo_dir") or "")
+    if not (template / "cookiecutter.json").is_file() or not git(template, "rev-parse", "HEAD"):
         message = "the template is no git repository"
         raise NothingToRecordError(message)
     address = git(template, "remote", "get-url", "origin")
