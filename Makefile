@@ -43,5 +43,8 @@ refresh: ## Take the newest versions into all locks, exports and pinned actions,
 	$(RUN) python scripts/refresh.py $(ARGS)
 
 .PHONY: bench
-bench: ## Measure, as ratios to peers (see bench/README.md)
+bench: ## Measure, as ratios to peers; needs Mosquitto and Docker (see bench/README.md)
 	$(RUN) python bench/generate.py
+	$(RUN) python bench/add_service.py
+	$(UV) run bench/mqtt/run.py
+	$(UV) run bench/docker/run.py
