@@ -159,7 +159,13 @@ def main() -> None:
     print("| | ours | peer | | ours / peer | target |\n|---|---:|---|---:|---:|---:|")
     rows = [
         ("base image (MB)", base, "single stage", single_stage, "<= 0.7"),
-        ("of that on top of slim Python (MB)", base - slim, "single stage", single_stage - slim, ""),
+        (
+            "of that on top of slim Python (MB)",
+            base - slim,
+            "single stage",
+            single_stage - slim,
+            "",
+        ),
         (
             "build without cache, base and service (s)",
             full_seconds,
