@@ -19,7 +19,7 @@ from tests.baked import TEMPLATE, run
 from tests.conftest import Bake
 from tests.tools import needs
 
-pytestmark = needs("git", "sops", "age-keygen")
+pytestmark = [pytest.mark.real, needs("git", "sops", "age-keygen")]
 
 VALUES = r"""# heading, ünïcode
 PLAIN=plain
@@ -691,7 +691,6 @@ def test_check_tells_what_a_killed_run_left(repository: Repository) -> None:
 
 
 @needs("docker")
-@pytest.mark.real
 def test_compose_and_python_read_alike_what_check_lets_pass(bake: Bake, tmp_path: Path) -> None:
     project = bake()
     alphabet = "a'\"\\$#{ ="
