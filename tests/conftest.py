@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,6 +42,16 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         require("docker")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """With REQUIRE_TOOLS=1 a skip for whatever reason is a failure."""
+    report = yield
+    if report.skipped and os.environ.get("REQUIRE_TOOLS") == "1":
+        report.outcome = "failed"
+        report.longrepr = f"skipped, and REQUIRE_TOOLS=1 allows none: {report.longrepr}"
+    return report
+
+
 @pytest.fixture(scope="session")
 def shared_tmp(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One folder for all workers of a parallel run."""
@@ -66,12 +76,18 @@ def isolated_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
     keep = {
         "UV_CACHE_DIR": real_home / ".cache/uv",
         "PYENV_ROOT": real_home / ".pyenv",
+        "UV_PYTHON_INSTALL_DIR": real_home / ".local/share/uv/python",
         "DOCKER_CONFIG": real_home / ".docker",
     }
     with pytest.MonkeyPatch.context() as patch:
         for name, path in keep.items():
             patch.setenv(name, os.environ.get(name, str(path)))
         patch.setenv("HOME", str(home))
+        if "UV" in os.environ:
+            # The one that runs this suite, for machines where it is not on PATH.
+            (home / "bin").mkdir()
+            (home / "bin/uv").symlink_to(os.environ["UV"])
+            patch.setenv("PATH", f"{home / 'bin'}{os.pathsep}{os.environ['PATH']}")
         patch.setenv("GIT_CONFIG_GLOBAL", str(home / ".gitconfig"))
         patch.setenv("GIT_CONFIG_NOSYSTEM", "1")
         patch.setenv("COOKIECUTTER_CONFIG", str(config))

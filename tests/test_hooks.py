@@ -305,6 +305,7 @@ def assert_whole(project: BakedProject) -> None:
     assert "example-service" in project.yaml("docker-compose.yml")["services"]
 
 
+@pytest.mark.real
 @needs("git", "age-keygen")
 def test_everything_there_all_steps_are_done(cookiecutter: Cookiecutter, tmp_path: Path) -> None:
     done = cookiecutter(output=tmp_path)

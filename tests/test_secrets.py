@@ -19,7 +19,7 @@ from tests.baked import TEMPLATE, run
 from tests.conftest import Bake
 from tests.tools import needs
 
-pytestmark = needs("git", "sops", "age-keygen")
+pytestmark = [pytest.mark.real, needs("git", "sops", "age-keygen")]
 
 VALUES = r"""# heading, ünïcode
 PLAIN=plain
@@ -635,6 +635,36 @@ def test_a_new_team_mate_gets_in(repository: Repository, tmp_path: Path) -> None
     assert clone.read(".env") == repository.read(".env")
 
 
+def test_a_lost_key_is_replaced_with_the_help_of_another_recipient(
+    repository: Repository, other_key: tuple[Path, str]
+) -> None:
+    key, public = other_key
+    old, values = repository.recipient(), repository.read(".env")
+    repository.script("secrets-recipients.sh", "add", public)
+    repository.file(".sops/age-key.txt").unlink()
+    said = repository.script("init-secrets.sh").stdout
+    new = repository.recipient()
+    assert new == run("age-keygen", "-y", repository.file(".sops/age-key.txt")).stdout.strip()
+    assert new != old
+    assert f"secrets-recipients.sh add {new}" in said
+    for change in (("add", new), ("remove", old)):
+        repository.script("secrets-recipients.sh", *change, SOPS_AGE_KEY_FILE=str(key))
+    repository.file(".env").unlink()
+    repository.script("secrets-decrypt.sh")
+    assert repository.read(".env") == values
+
+
+def test_when_all_keys_are_lost_one_starts_anew(repository: Repository) -> None:
+    old = repository.recipient()
+    for name in (".sops/age-key.txt", ".env.enc", ".sops.yaml"):
+        repository.file(name).unlink()
+    repository.script("init-secrets.sh")
+    repository.script("secrets-encrypt.sh")
+    assert old not in repository.read(".sops.yaml") + repository.read(".env.enc")
+    assert SECRET in repository.read(".env")
+    assert "in step" in repository.script("secrets-decrypt.sh").stdout
+
+
 # secrets-check.sh
 
 
@@ -691,7 +721,6 @@ def test_check_tells_what_a_killed_run_left(repository: Repository) -> None:
 
 
 @needs("docker")
-@pytest.mark.real
 def test_compose_and_python_read_alike_what_check_lets_pass(bake: Bake, tmp_path: Path) -> None:
     project = bake()
     alphabet = "a'\"\\$#{ ="

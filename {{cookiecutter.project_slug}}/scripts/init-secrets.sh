@@ -39,9 +39,10 @@ if [ ! -e "$key" ]; then
 fi
 recipient=$(own_recipients "$key")
 [ -n "$recipient" ] || die "$key holds no age key. $how_to_get_age"
-if [ ! -e "$public_key" ]; then
+# The one of a key that was lost may be there still.
+if [ "$(cat "$public_key" 2>/dev/null)" != "$recipient" ]; then
   say "$recipient" >"$work/age-key.pub"
-  keep "$work/age-key.pub" "$public_key"
+  mv "$work/age-key.pub" "$public_key"
 fi
 
 if [ ! -e .sops.yaml ]; then

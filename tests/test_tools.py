@@ -1,0 +1,38 @@
+"""A tool that is missing skips a test, and fails it where everything has to run."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.baked import ROOT, run
+from tests.tools import find_python
+
+NEEDS_A_TOOL = "tests/test_hooks.py::test_a_read_only_target_is_one_clear_error"
+
+
+@pytest.mark.parametrize(("required", "outcome"), [("", "1 skipped"), ("1", "1 error")])
+def test_a_missing_tool(tmp_path: Path, required: str, outcome: str) -> None:
+    done = run(
+        *(sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider"),
+        *(f"--basetemp={tmp_path / 'inner'}", NEEDS_A_TOOL),
+        cwd=ROOT,
+        env={"PATH": str(tmp_path), "REQUIRE_TOOLS": required},
+        check=False,
+    )
+    assert outcome in done.stdout
+    assert "needs unshare" in done.stdout
+
+
+def test_an_interpreter_that_uv_has_installed_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    interpreter = tmp_path / f"cpython-{version}.0-linux/bin/python{version}"
+    interpreter.parent.mkdir(parents=True)
+    interpreter.symlink_to(sys.executable)
+    for name in ("PATH", "PYENV_ROOT", "UV_PYTHON_INSTALL_DIR"):
+        monkeypatch.setenv(name, str(tmp_path))
+    assert find_python.__wrapped__(version) == interpreter
