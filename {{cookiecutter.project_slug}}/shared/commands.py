@@ -1,18 +1,19 @@
-"""Commands from the coordinator: found by name, run once, always answered."""
+"""Commands from the coordinator: found by name, run once, answered as often as asked."""
 
 import inspect
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Mapping
 from typing import Any
 
 from structlog.stdlib import BoundLogger
 
-from shared.dedup import RecentIds
+from shared.dedup import Recent
 from shared.redaction import redact_text
 from shared.schemas import Command, CommandReply
 
 type Result = Mapping[str, Any] | None
 type CommandHandler = Callable[[Command], Awaitable[Result] | Result]
-type Respond = Callable[[Command, CommandReply], Awaitable[None]]
+type Answer = dict[str, Any]
+type Respond = Callable[[Command, Answer], Awaitable[None]]
 
 
 class CommandRouter:
@@ -22,7 +23,7 @@ class CommandRouter:
         self._respond = respond
         self._logger = logger
         self._handlers: dict[str, CommandHandler] = {}
-        self._recent = RecentIds()
+        self._answers: Recent[Answer] = Recent()
 
     def register(self, name: str, handler: CommandHandler) -> None:
         if name in self._handlers:
@@ -31,32 +32,51 @@ class CommandRouter:
         self._handlers[name] = handler
 
     async def handle(self, _topic: str, command: Command) -> None:
-        """Run the command and answer; an error is answered and then raised (dead letter)."""
+        """Run the command and answer; an error is answered and then raised (dead letter).
+
+        A repeated one is not run again. With a `request_id` somebody waits, who has missed the
+        first answer, and gets it once more.
+        """
         message_id = command.request_id or command.trace_id
         # With the name, because two commands of one trace may carry the same trace id.
-        if message_id and self._recent.seen((command.command, message_id)):
+        key = (command.command, message_id) if message_id else None
+        if key and (earlier := self._answers.get(key)) is not None:
             self._logger.info("command_repeated", command=command.command, message_id=message_id)
+            if command.request_id:
+                await self._respond(command, earlier)
             return
+        try:
+            answer = await self._run(command)
+        except Exception as error:
+            await self._answer(command, key, _failure(command, f"{type(error).__name__}: {error}"))
+            raise
+        await self._answer(command, key, answer)
+
+    async def _run(self, command: Command) -> Answer:
         handler = self._handlers.get(command.command)
         if handler is None:
             self._logger.warning("command_unknown", command=command.command)
             known = ", ".join(sorted(self._handlers)) or "none"
-            await self._fail(command, f"unknown command; known are: {known}")
-            return
-        try:
-            result = handler(command)
-            if inspect.isawaitable(result):
-                result = await result
-        except Exception as error:
-            await self._fail(command, f"{type(error).__name__}: {error}")
-            raise
+            return _failure(command, f"unknown command; known are: {known}")
+        result = handler(command)
+        if inspect.isawaitable(result):
+            result = await result
+        answer = _reply(command, result or {}, status="ok")
         self._logger.info("command_done", command=command.command)
-        await self._respond(command, _reply(command, result or {}, status="ok"))
+        return answer
 
-    async def _fail(self, command: Command, error: str) -> None:
-        await self._respond(command, _reply(command, {}, status="error", error=redact_text(error)))
+    async def _answer(self, command: Command, key: Hashable, answer: Answer) -> None:
+        if key:
+            self._answers.add(key, answer)
+        await self._respond(command, answer)
 
 
-def _reply(command: Command, result: Mapping[str, Any], **outcome: Any) -> CommandReply:  # noqa: ANN401
+def _failure(command: Command, error: str) -> Answer:
+    return _reply(command, {}, status="error", error=redact_text(error))
+
+
+def _reply(command: Command, result: Mapping[str, Any], **outcome: str) -> Answer:
+    """A CommandReply as JSON data; raises ValueError for a result that cannot be written so."""
     fields = {"request_id": command.request_id, "command": command.command, **outcome}
-    return CommandReply.model_validate({**result, **fields})
+    reply = CommandReply.model_validate({**result, **fields})
+    return reply.model_dump(mode="json", exclude_none=True)

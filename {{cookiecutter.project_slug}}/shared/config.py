@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Literal, override
 
 from dotenv import dotenv_values
-from pydantic import BeforeValidator, Field, FilePath, SecretStr, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, FilePath, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     DotEnvSettingsSource,
@@ -19,6 +19,16 @@ from pydantic_settings import (
 def _split(value: object) -> object:
     if isinstance(value, str):
         return [item.strip() for item in value.split(",") if item.strip()]
+    return value
+
+
+def _host_name(value: str) -> str:
+    # Else looking it up raises what ends the network thread of the MQTT client.
+    try:
+        value.encode("idna")
+    except UnicodeError as error:
+        message = "this cannot be the name of a host"
+        raise ValueError(message) from error
     return value
 
 
@@ -89,7 +99,9 @@ class Settings(BaseSettings):
         default="", description="Name of the service that waits for a debugger when it starts"
     )
 
-    mqtt_host: str = Field(default="mqtt", description="Host name or address of the broker")
+    mqtt_host: Annotated[str, AfterValidator(_host_name)] = Field(
+        default="mqtt", description="Host name or address of the broker"
+    )
     mqtt_port: int = Field(
         default=1883, ge=1, le=65535, description="Port of the broker, with TLS mostly 8883"
     )

@@ -1,12 +1,13 @@
-"""Recognise messages that arrive twice, as they may at QoS 1 (MQTT 3.1.1, section 4.3.2)."""
+"""Remember what was handled, since a message may arrive twice (MQTT 3.1.1, section 4.3.2)."""
 
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from typing import Literal
 
 
-class RecentIds:
-    """The ids of the last `max_count` messages that are at most `max_age_seconds` old."""
+class Recent[V]:
+    """The last `max_count` values by their ids, none older than `max_age_seconds`."""
 
     def __init__(
         self,
@@ -18,20 +19,31 @@ class RecentIds:
         self._max_count = max_count
         self._max_age_seconds = max_age_seconds
         self._clock = clock
-        self._first_seen: OrderedDict[Hashable, float] = OrderedDict()
+        self._entries: OrderedDict[Hashable, tuple[float, V]] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self._first_seen)
+        return len(self._entries)
+
+    def get(self, message_id: Hashable) -> V | None:
+        oldest_allowed = self._clock() - self._max_age_seconds
+        while self._entries and next(iter(self._entries.values()))[0] < oldest_allowed:
+            self._entries.popitem(last=False)
+        entry = self._entries.get(message_id)
+        return None if entry is None else entry[1]
+
+    def add(self, message_id: Hashable, value: V) -> None:
+        """Remember a new id; the oldest one goes when there are too many."""
+        self._entries[message_id] = self._clock(), value
+        if len(self._entries) > self._max_count:
+            self._entries.popitem(last=False)
+
+
+class RecentIds(Recent[Literal[True]]):
+    """Ids by themselves."""
 
     def seen(self, message_id: Hashable) -> bool:
         """Remember `message_id`; True when it is known already."""
-        now = self._clock()
-        oldest_allowed = now - self._max_age_seconds
-        while self._first_seen and next(iter(self._first_seen.values())) < oldest_allowed:
-            self._first_seen.popitem(last=False)
-        if message_id in self._first_seen:
+        if self.get(message_id):
             return True
-        self._first_seen[message_id] = now
-        if len(self._first_seen) > self._max_count:
-            self._first_seen.popitem(last=False)
+        self.add(message_id, True)
         return False

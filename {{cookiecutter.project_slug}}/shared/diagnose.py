@@ -159,8 +159,8 @@ async def check_mqtt(settings: Settings) -> Result:
     name = f"diagnose-{secrets.token_hex(4)}"
     try:
         client = MQTTClient.from_settings(settings, name, structlog.stdlib.get_logger())
-    except OSError as error:
-        return failed(f"MQTT_TLS_CA_FILE: {error}", "name a readable PEM file, or leave it empty")
+    except ConfigurationError as error:
+        return failed(str(error), "name a readable PEM file, or leave it empty")
     came_back = asyncio.Event()
     topic = f"{settings.topic_prefix}/{name}/echo"
     client.subscribe(topic, lambda _topic, _payload: came_back.set())
@@ -193,8 +193,9 @@ def _not_connected(error: MQTTError, log: Sequence[Mapping[str, Any]], address: 
             f"{address} refuses: {refusals[-1]}",
             "check MQTT_USERNAME and MQTT_PASSWORD against the broker's",
         )
+    reasons = [entry["reason"] for entry in log if entry["event"] == "mqtt_unreachable"]
     return failed(
-        str(error),
+        f"{error}: {reasons[-1]}" if reasons else str(error),
         f"see that the broker runs and that {address} is right (MQTT_HOST, MQTT_PORT, MQTT_TLS)",
     )
 {% if cookiecutter.include_home_assistant %}

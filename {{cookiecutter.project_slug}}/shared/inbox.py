@@ -25,7 +25,7 @@ from structlog.stdlib import BoundLogger
 from shared.dedup import RecentIds
 from shared.mqtt_errors import PayloadError
 from shared.topics import is_wildcard, matches
-from shared.tracing import bind_trace_id, new_trace_id
+from shared.tracing import MAX_ID_LENGTH, bind_trace_id, new_trace_id
 
 type Handler = Callable[[str, Any], Awaitable[object] | object]
 type Decoding = Literal["json", "text", "bytes"]
@@ -35,7 +35,6 @@ SLOW_HANDLER_SECONDS = 10.0
 _DROP_REPORT_SECONDS = 5.0
 # A burst must leave the loop time for everything else.
 _SLICE_SECONDS = 0.02
-_MAX_ID_LENGTH = 200
 
 
 class Received(NamedTuple):
@@ -182,8 +181,8 @@ class Inbox:
         self._match.cache_clear()
         return removed is not None
 
-    async def close(self, timeout_seconds: float) -> None:
-        """Handle what has arrived, then stop; what is cut off stays unacknowledged."""
+    async def drain(self, timeout_seconds: float) -> None:
+        """Handle what has arrived; what takes longer is cut off, and stays unacknowledged."""
         try:
             async with asyncio.timeout(timeout_seconds):
                 while self._arrived or self._unfinished:
@@ -191,15 +190,22 @@ class Inbox:
                     await self._idle.wait()
         except TimeoutError:
             self._logger.warning("handlers_cut_off", messages=self._unfinished + len(self._arrived))
+            await self._cut_off()
+
+    async def close(self) -> None:
+        """Handle nothing any more."""
         self._closed = True
+        await self._cut_off()
+        if self._drop_report is not None:
+            self._drop_report.cancel()
+            self._report_drops()
+
+    async def _cut_off(self) -> None:
         # Without the one that a handler runs in which closes the client itself.
         workers = self._workers - {asyncio.current_task()}
         for worker in workers:
             worker.cancel()
         await asyncio.gather(*workers, return_exceptions=True)
-        if self._drop_report is not None:
-            self._drop_report.cancel()
-            self._report_drops()
 
     # Network thread
 
@@ -375,7 +381,7 @@ class Inbox:
 
 def _id(value: object) -> str:
     """A sender's id if it is fit to be kept and logged, else nothing."""
-    is_fit = isinstance(value, str) and len(value) <= _MAX_ID_LENGTH and value.isprintable()
+    is_fit = isinstance(value, str) and len(value) <= MAX_ID_LENGTH and value.isprintable()
     return value if isinstance(value, str) and is_fit else ""
 
 

@@ -82,7 +82,7 @@ class MQTTClient:
         self._service, self._prefix, self._logger = service, topic_prefix, logger
         self._publish_timeout_seconds = publish_timeout_seconds
         self._ready = asyncio.Event()
-        self._stopping = False
+        self._draining = self._stopping = False
         self._subscribing: dict[int, list[str]] = {}
         self._opening: int | None = None
         self._requests: dict[str, asyncio.Future[dict[str, Any]]] = {}
@@ -171,8 +171,20 @@ class MQTTClient:
             message = f"no connection to {self._broker} in {timeout_seconds} s"
             raise NotConnectedError(message) from error
 
+    async def drain(self, timeout_seconds: float = 5.0) -> None:
+        """Take no more messages and finish those at hand; what takes longer is cut off.
+
+        Answers still come in, since a handler may wait for one. A second call does nothing.
+        """
+        if self._draining:
+            return
+        self._draining = True
+        if self._link.up:
+            self._end_subscriptions()
+        await self._inbox.drain(timeout_seconds)
+
     async def disconnect(self, timeout_seconds: float = 5.0) -> None:
-        """Take no more messages, finish those at hand, say goodbye, and leave. Never raises.
+        """Drain, say goodbye, and leave. Never raises.
 
         Half of the time is for the handlers at most. A second call does nothing.
         """
@@ -180,10 +192,8 @@ class MQTTClient:
             return
         self._stopping = True
         deadline = time.monotonic() + timeout_seconds
-        if self._link.up:
-            # The session outlives the connection: without this the broker would go on collecting.
-            self._link.unsubscribe([name for name, _ in self._inbox.filters()])
-        await self._inbox.close(timeout_seconds / 2)
+        await self.drain(timeout_seconds / 2)
+        await self._inbox.close()
         if self._link.up:
             await self._say_goodbye(max(deadline - time.monotonic(), 0.1))
         self._ready.clear()
@@ -235,8 +245,9 @@ class MQTTClient:
         """Call `handler(topic, payload)` for what arrives on `topic`, which may hold wildcards.
 
         The payload is decoded JSON, an instance of `model`, or what `decoding` says. With
-        `deduplicate` a message whose `request_id`, else `trace_id`, was seen lately is skipped.
-        May be called at any time; best before connecting. Raises ValueError for a bad filter.
+        `deduplicate` a message whose `request_id`, else `trace_id`, was seen lately is skipped;
+        not for requests, whose sender repeats them to be answered. May be called at any time;
+        best before connecting. Raises ValueError for a bad filter.
         """
         recent = RecentIds() if deduplicate else None
         validate_filter(topic)
@@ -252,7 +263,16 @@ class MQTTClient:
     def _subscribe_all(self) -> None:
         # On every connection: a session that the broker claims to have may lack the newest ones.
         self._subscribing.clear()
-        self._opening = self._send_subscribe(self._inbox.filters())
+        filters = self._inbox.filters()
+        if self._draining:
+            self._end_subscriptions()
+            filters = [(self._reply_topic, 0)]
+        self._opening = self._send_subscribe(filters)
+
+    def _end_subscriptions(self) -> None:
+        # The session outlives the connection: without this the broker would go on collecting.
+        topic_filters = [name for name, _ in self._inbox.filters() if name != self._reply_topic]
+        self._link.unsubscribe(topic_filters)
 
     def _send_subscribe(self, filters: list[tuple[str, int]]) -> int | None:
         mid = self._link.subscribe(filters)
@@ -274,7 +294,8 @@ class MQTTClient:
     def _received(self, message: Received) -> None:
         # What the broker has retained of ourselves is older than our birth.
         is_stale = message.retain and message.topic == self._availability_topic
-        if not self._stopping and not is_stale:
+        is_late = self._draining and message.topic != self._reply_topic
+        if not is_stale and not is_late:
             self._inbox.put(message)
 
     # Publishing
@@ -312,15 +333,19 @@ class MQTTClient:
     ) -> dict[str, Any]:
         """Publish a request and return the answer that carries its `request_id`.
 
-        Adds `request_id`, `reply_to` and, when missing, `trace_id`. Raises RequestTimeoutError.
+        Adds `reply_to` and, when missing, `request_id` and `trace_id`. Raises RequestTimeoutError,
+        and ValueError while another request with this `request_id` waits.
         """
-        request_id = secrets.token_hex(16)
         envelope = {
             "trace_id": current_trace_id() or new_trace_id(),
+            "request_id": secrets.token_hex(16),
             **payload,
-            "request_id": request_id,
             "reply_to": self._reply_topic,
         }
+        request_id = envelope["request_id"]
+        if request_id in self._requests:
+            message = f"a request with the id {request_id!r} waits already"
+            raise ValueError(message)
         reply = asyncio.get_running_loop().create_future()
         self._requests[request_id] = reply
         try:

@@ -7,9 +7,11 @@ state lives: nothing is locked, and nothing waits in that thread.
 import asyncio
 import contextlib
 import functools
+import logging
 import random
 import socket
 import ssl
+import sys
 import threading
 import time
 from collections import deque
@@ -241,6 +243,7 @@ class Link:
         client = Client(
             CallbackAPIVersion.VERSION2, self._client_id, clean_session=False, manual_ack=True
         )
+        client.enable_logger(logging.getLogger("paho"))
         client.connect_timeout = _CONNECT_TIMEOUT_SECONDS
         # paho has no jitter: without it all services would come back in the same instant.
         client.reconnect_delay_set(
@@ -273,8 +276,11 @@ class Link:
             return
 
     @_guarded
-    def _on_pre_connect(self, _client: Client, _userdata: object) -> None:
+    def _on_pre_connect(self, client: Client, _userdata: object) -> None:
         self._thread = threading.current_thread()
+        if client.protocol is not MQTTProtocolVersion.MQTTv311:
+            # By itself, and for good, once a broker has refused 3.1.1.
+            self.schedule(self._downgraded)
 
     @_guarded
     def _on_socket_open(self, _client: Client, _userdata: object, sock: object) -> None:
@@ -304,7 +310,8 @@ class Link:
 
     @_guarded
     def _on_connect_fail(self, _client: Client, _userdata: object) -> None:
-        self.schedule(self._unreachable)
+        # paho hands over no reason, but calls while it handles the error.
+        self.schedule(self._unreachable, str(sys.exception()))
 
     @_guarded
     def _on_disconnect(
@@ -369,9 +376,6 @@ class Link:
     def _went_up(self) -> None:
         self.up = not self._stopped
         self._connected_at = time.monotonic()
-        if self._client.protocol == MQTTProtocolVersion.MQTTv31:
-            # paho does so without a word when the broker refuses 3.1.1.
-            self._logger.warning("mqtt_protocol_downgraded", protocol="3.1")
         if self.up:
             self._on_up()
 
@@ -399,9 +403,16 @@ class Link:
             hint="check MQTT_USERNAME and MQTT_PASSWORD; trying again, ever more slowly",
         )
 
-    def _unreachable(self) -> None:
+    def _unreachable(self, reason: str) -> None:
         host, port, _ = self._address
-        self._logger.warning("mqtt_unreachable", host=host, port=port)
+        self._logger.warning("mqtt_unreachable", host=host, port=port, reason=reason)
+
+    def _downgraded(self) -> None:
+        self._logger.warning(
+            "mqtt_protocol_downgraded",
+            protocol="3.1",
+            hint="the broker refuses 3.1.1, without which a refused subscription is not told",
+        )
 
     def _complete_published(self) -> None:
         # First, so that what is published from now on causes another call.

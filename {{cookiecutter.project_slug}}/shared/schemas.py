@@ -9,13 +9,17 @@ from typing import Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
+from shared.tracing import MAX_ID_LENGTH
+
 
 class Message(BaseModel):
     """What every message carries; `BaseService.publish` fills in what is missing."""
 
     timestamp: AwareDatetime | None = Field(default=None, description="Time of sending, UTC")
     service: str | None = Field(default=None, description="Name of the sending service")
-    trace_id: str | None = Field(default=None, description="Id of the work that it belongs to")
+    trace_id: str | None = Field(
+        default=None, max_length=MAX_ID_LENGTH, description="Id of the work that it belongs to"
+    )
 
 
 class Availability(BaseModel):
@@ -42,7 +46,9 @@ class Command(Message):
     model_config = ConfigDict(extra="allow")
 
     command: str
-    request_id: str | None = None
+    request_id: str | None = Field(
+        default=None, max_length=MAX_ID_LENGTH, description="Kept when the command is repeated"
+    )
     reply_to: str | None = Field(default=None, description="Topic that the answer is sent to")
 
 

@@ -16,13 +16,13 @@ from typing import {% if cookiecutter.include_home_assistant or cookiecutter.inc
 import psutil
 from pydantic import BaseModel
 
-from shared.commands import CommandHandler, CommandRouter
+from shared.commands import Answer, CommandHandler, CommandRouter
 from shared.config import ConfigurationError, Settings, load_settings
 from shared.debugger import wait_for_debugger
 from shared.health import HealthMonitor, HealthStatus
 from shared.log import get_logger
 from shared.mqtt import MQTTClient, MQTTError, QoS
-from shared.schemas import Command, CommandReply
+from shared.schemas import Command
 from shared.signals import stop_on_signal
 from shared.tracing import current_trace_id, new_trace_id
 
@@ -39,9 +39,10 @@ if TYPE_CHECKING:
 HEALTH_FILE_NAME = "healthcheck"
 _LINGERING_THREADS_SECONDS = 1.0
 # Shares of the time for an orderly stop; what is left is for the other clients.
+_SHARE_OF_HANDLERS = 0.2
 _SHARE_OF_RUN = 0.15
 _SHARE_OF_CANCELLATION = 0.15
-_SHARE_OF_BROKER = 0.4
+_SHARE_OF_BROKER = 0.3
 
 
 class BaseService[S: Settings](ABC):
@@ -139,7 +140,8 @@ class BaseService[S: Settings](ABC):
     def on_command(self, name: str, handler: CommandHandler) -> None:
         """Let `handler` answer `{"command": name}` on this service's command topic.
 
-        What it returns goes into the answer. A command that arrives twice is handled once.
+        What it returns goes into the answer. A command that arrives twice is handled once, and
+        with a `request_id` answered twice.
         """
         self._commands.register(name, handler)
 
@@ -148,7 +150,9 @@ class BaseService[S: Settings](ABC):
     ) -> dict[str, Any]:
         """Send a command to the service `target` and return its answer.
 
-        Its `status` is `ok` or `error`. Raises RequestTimeoutError when none comes.
+        Its `status` is `ok` or `error`. Raises RequestTimeoutError when none comes; asked again
+        with the same `request_id` (one of the `fields`), the target answers without doing its
+        work twice.
         """
         payload = self._stamped({"command": command, **fields})
         return await self.mqtt.request(
@@ -209,6 +213,7 @@ class BaseService[S: Settings](ABC):
                 await self._serve()
             finally:
                 self.stop("start() was cancelled")
+                await self._drain()
                 await self._end_tasks()
                 await self.shutdown()
         if self._crash is not None:
@@ -242,6 +247,12 @@ class BaseService[S: Settings](ABC):
             self.create_task(self._send_heartbeats(), name="heartbeat")
         self._run_task = self.create_task(self.run(), name="run")
         await self._stopping.wait()
+
+    async def _drain(self) -> None:
+        # While the tasks run that a handler may wait for, and the clients that it may use.
+        if "mqtt" in vars(self):
+            share = self._share(_SHARE_OF_HANDLERS)
+            await self._close("handlers", self.mqtt.drain(timeout_seconds=share), share + 0.5)
 
     async def _end_tasks(self) -> None:
         if self._run_task is not None:
@@ -293,9 +304,9 @@ class BaseService[S: Settings](ABC):
             **data,
         }
 
-    async def _respond(self, command: Command, reply: CommandReply) -> None:
+    async def _respond(self, command: Command, answer: Answer) -> None:
         try:
-            await self.mqtt.respond(command.model_dump(mode="json"), self._stamped(reply))
+            await self.mqtt.respond(command.model_dump(mode="json"), self._stamped(answer))
         except MQTTError as error:
             self.logger.warning("reply_not_sent", command=command.command, error=error)
 

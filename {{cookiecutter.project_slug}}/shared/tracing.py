@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+MAX_ID_LENGTH = 200
 _trace_id: ContextVar[str | None] = ContextVar("trace_id", default=None)
 
 

@@ -57,6 +57,9 @@ class FakeMQTT:
     async def wait_connected(self, timeout_seconds: float | None = None) -> None:
         await self.wait_for(lambda: self.connected, timeout_seconds or 10.0)
 
+    async def drain(self, timeout_seconds: float = 5.0) -> None:
+        """Nothing is ever at hand: `deliver` waits for the handlers."""
+
     async def disconnect(self, timeout_seconds: float = 5.0) -> None:
         self.connected = self.thread_alive = False
         self.disconnected = True

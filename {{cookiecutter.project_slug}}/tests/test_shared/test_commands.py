@@ -4,6 +4,7 @@ import pytest
 import structlog
 
 from shared.commands import CommandRouter
+from shared.dedup import Recent
 from shared.schemas import Command, CommandReply
 
 
@@ -14,8 +15,8 @@ def replies() -> list[CommandReply]:
 
 @pytest.fixture
 def router(replies: list[CommandReply]) -> CommandRouter:
-    async def respond(_command: Command, reply: CommandReply) -> None:
-        replies.append(reply)
+    async def respond(_command: Command, answer: dict[str, Any]) -> None:
+        replies.append(CommandReply.model_validate(answer))
 
     return CommandRouter(respond, structlog.stdlib.get_logger())
 
@@ -72,19 +73,75 @@ async def test_a_failing_handler_is_answered_and_its_error_raised(
     assert replies[0].error == "LookupError: no route to http://[redacted]@host"
 
 
-async def test_a_repeated_command_is_handled_once(
+async def test_a_result_that_is_no_json_is_answered_and_raised(
     router: CommandRouter, replies: list[CommandReply]
 ) -> None:
-    router.register("refresh", lambda _command: None)
-    router.register("reset", lambda _command: None)
+    router.register("refresh", lambda _command: {"value": object()})
+    with pytest.raises(ValueError, match="serialize"):
+        await send(router, command="refresh", request_id="1")
+    assert replies[0].status == "error"
+
+
+@pytest.fixture
+def handled(router: CommandRouter) -> list[str]:
+    """The commands that were run: `refresh` counts them, `reset` does too."""
+    handled = []
+
+    def handle(command: Command) -> dict[str, Any]:
+        handled.append(command.command)
+        return {"count": len(handled)}
+
+    router.register("refresh", handle)
+    router.register("reset", handle)
+    return handled
+
+
+async def test_a_repeated_request_is_handled_once_and_answered_again(
+    router: CommandRouter, replies: list[CommandReply], handled: list[str]
+) -> None:
+    await send(router, command="refresh", request_id="1", trace_id="t")
+    await send(router, command="refresh", request_id="2", trace_id="t")
+    await send(router, command="refresh", request_id="1", trace_id="other")
+    assert handled == ["refresh"] * 2
+    assert [(reply.request_id, reply.model_extra) for reply in replies] == [
+        ("1", {"count": 1}),
+        ("2", {"count": 2}),
+        ("1", {"count": 1}),
+    ]
+
+
+async def test_a_repeated_request_that_failed_is_answered_alike_and_raises_nothing(
+    router: CommandRouter, replies: list[CommandReply]
+) -> None:
+    def refresh(_command: Command) -> None:
+        raise LookupError("broken")
+
+    router.register("refresh", refresh)
+    with pytest.raises(LookupError):
+        await send(router, command="refresh", request_id="1")
     await send(router, command="refresh", request_id="1")
-    await send(router, command="refresh", request_id="1")
+    assert [reply.error for reply in replies] == ["LookupError: broken"] * 2
+
+
+async def test_without_a_request_id_a_repeated_trace_is_skipped(
+    router: CommandRouter, replies: list[CommandReply], handled: list[str]
+) -> None:
     await send(router, command="refresh", trace_id="t")
     await send(router, command="refresh", trace_id="t")
     await send(router, command="reset", trace_id="t")
     await send(router, command="reset")
     await send(router, command="reset")
-    assert [reply.command for reply in replies] == ["refresh"] * 2 + ["reset"] * 3
+    assert handled == ["refresh"] + ["reset"] * 3
+    assert len(replies) == 4
+
+
+async def test_what_is_remembered_is_bounded(
+    router: CommandRouter, handled: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(router, "_answers", Recent(max_count=1))
+    for request_id in ("1", "2", "2", "1"):
+        await send(router, command="refresh", request_id=request_id)
+    assert len(handled) == 3
 
 
 def test_a_command_has_one_handler(router: CommandRouter) -> None:

@@ -95,11 +95,13 @@ def test_each_problem_is_one_line_with_the_name_of_the_variable(
     monkeypatch.setenv("TOPIC_PREFIX", "home/#")
     monkeypatch.setenv("ALLOWED_IDS", "1,two")
     monkeypatch.setenv("MQTT_TLS_CA_FILE", "missing.pem")
+    monkeypatch.setenv("MQTT_HOST", "broker..lan")
     problems = problems_of(OwnSettings)
     names = [problem.partition(":")[0] for problem in problems]
     assert sorted(names) == [
         "ALLOWED_IDS.1",
         "LOG_FORMAT",
+        "MQTT_HOST",
         "MQTT_PORT",
         "MQTT_TLS_CA_FILE",
         "TOPIC_PREFIX",

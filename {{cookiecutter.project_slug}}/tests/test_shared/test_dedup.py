@@ -1,4 +1,4 @@
-from shared.dedup import RecentIds
+from shared.dedup import Recent, RecentIds
 
 
 class Clock:
@@ -30,3 +30,10 @@ def test_an_id_is_forgotten_by_age() -> None:
     clock.now = 10.5
     assert not recent.seen("a")
     assert len(recent) == 1
+
+
+def test_values_are_kept_and_forgotten_with_their_ids() -> None:
+    recent: Recent[str] = Recent(max_count=2)
+    for message_id in ("a", "b", "c"):
+        recent.add(message_id, message_id.upper())
+    assert [recent.get("a"), recent.get("b"), recent.get("c")] == [None, "B", "C"]

@@ -81,6 +81,7 @@ def test_without_a_broker_the_address_is_named(run: Run, monkeypatch: pytest.Mon
     assert code == 1
     assert set(results) == {"config", "mqtt"}
     assert port in results["mqtt"]["detail"]
+    assert "Connection refused" in results["mqtt"]["detail"]
     assert "MQTT_PORT" in results["mqtt"]["fix"]
 
 
@@ -95,6 +96,15 @@ def test_a_wrong_password_is_told_from_an_unreachable_broker(
     assert code == 1
     assert "refuses" in results["mqtt"]["detail"]
     assert "MQTT_PASSWORD" in results["mqtt"]["fix"]
+
+
+def test_a_ca_file_that_is_no_certificate(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "ca.pem"
+    path.write_text("no certificate")
+    _, results = run("--step", "mqtt", MQTT_TLS="true", MQTT_TLS_CA_FILE=str(path))
+    assert results["mqtt"]["status"] == "FAIL"
+    assert "MQTT_TLS_CA_FILE" in results["mqtt"]["detail"]
+    assert "PEM" in results["mqtt"]["fix"]
 
 
 @pytest.mark.integration

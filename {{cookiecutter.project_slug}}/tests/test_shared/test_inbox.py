@@ -54,7 +54,7 @@ async def test_what_is_too_large_to_wait_is_dropped(harness: Harness) -> None:
     harness.put(half)
     harness.put(b"small")
     assert harness.inbox.dropped == 1
-    await soon(harness.inbox.close(1))
+    await soon(harness.inbox.drain(1))
     assert recorder.payloads == [half, b"small"]
 
 
@@ -88,7 +88,7 @@ async def test_an_overrun_at_qos_1_is_asked_for_again_when_the_rest_is_handled(
     harness.put(b"4", mid=4, connection=2, duplicate=True)
     await recorder.until_payload(b"4")
     assert recorder.payloads == [b"1", b"2", b"3", b"0", b"4"]
-    await soon(harness.inbox.close(1))
+    await soon(harness.inbox.drain(1))
     assert harness.asked_again == [1]
 
 
@@ -136,14 +136,14 @@ async def test_a_burst_leaves_the_loop_time_for_others(
     for _ in range(4):
         await asyncio.sleep(0)
         order.append("other")
-    await soon(harness.inbox.close(1))
+    await soon(harness.inbox.drain(1))
     assert "other" in order[order.index(b"1") : order.index(b"3")]
 
 
 async def test_nothing_is_handled_after_the_end(harness: Harness) -> None:
     recorder = Recorder()
     harness.subscribe("t", recorder)
-    await soon(harness.inbox.close(1))
+    await soon(harness.inbox.close())
     harness.put(b"late")
     await asyncio.sleep(0)
     await asyncio.sleep(0)

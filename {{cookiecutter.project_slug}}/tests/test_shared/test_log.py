@@ -79,12 +79,12 @@ def test_the_level_is_honoured_by_us_and_by_libraries(lines: ReadLines) -> None:
 def test_lines_of_libraries_look_like_ours(lines: ReadLines) -> None:
     get_logger("a-service")
     with bind_trace_id("0af7"):
-        logging.getLogger("paho").info("Sending %s", "CONNECT")
+        logging.getLogger("paho").error("failed to %s", "receive")
     [line] = lines()
     assert line.pop("timestamp")
     assert line == {
-        "event": "Sending CONNECT",
-        "level": "info",
+        "event": "failed to receive",
+        "level": "error",
         "service": "a-service",
         "trace_id": "0af7",
     }

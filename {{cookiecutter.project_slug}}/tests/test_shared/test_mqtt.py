@@ -351,6 +351,31 @@ async def test_a_request_that_nobody_answers(client: MQTTClient) -> None:
         await client.request("nobody", {}, timeout_seconds=0.05)
 
 
+async def test_a_request_whose_answer_was_lost_is_repeated_under_its_id(
+    client: MQTTClient, topic_prefix: str
+) -> None:
+    seen = Recorder()
+
+    async def answer_the_second(topic: str, request: dict[str, Any]) -> None:
+        seen(topic, request["request_id"])
+        if len(seen.messages) > 1:
+            await client.respond(request, {"ok": True})
+
+    client.subscribe(f"{topic_prefix}/ask", answer_the_second)
+    await flush(client)
+    first = asyncio.create_task(
+        client.request(f"{topic_prefix}/ask", {"request_id": "r"}, timeout_seconds=0.2)
+    )
+    await seen.next()
+    with pytest.raises(ValueError, match="'r' waits already"):
+        await client.request("unused", {"request_id": "r"})
+    with pytest.raises(RequestTimeoutError):
+        await first
+    reply = await client.request(f"{topic_prefix}/ask", {"request_id": "r"})
+    assert reply == {"ok": True, "request_id": "r"}
+    assert seen.payloads == ["r", "r"]
+
+
 async def test_a_request_without_a_connection(broker: Broker, make_client: MakeClient) -> None:
     with pytest.raises(RequestTimeoutError):
         await make_client(broker).request("nobody", {}, timeout_seconds=0.05)
@@ -553,6 +578,38 @@ async def test_disconnect_finishes_what_is_at_hand(
         assert recorder.payloads == [{"n": 1}]
         await observer.next("result", n=1)
         await observer.next("tested/availability", status="offline")
+
+
+async def test_a_handler_gets_the_answer_that_it_waits_for_at_the_end(
+    client: MQTTClient, broker: Broker, make_client: MakeClient, topic_prefix: str
+) -> None:
+    responder, asked, release = make_client(broker, "responder"), asyncio.Event(), asyncio.Event()
+    answers, late = Recorder(), Recorder()
+
+    async def answer(_topic: str, request: dict[str, Any]) -> None:
+        asked.set()
+        await release.wait()
+        await responder.respond(request, {"ok": True})
+
+    async def ask(topic: str, _payload: Any) -> None:
+        answers(topic, await client.request(f"{topic_prefix}/ask", {}))
+
+    responder.subscribe(f"{topic_prefix}/ask", answer)
+    responder.connect_background()
+    await soon(responder.wait_connected())
+    client.subscribe(f"{topic_prefix}/work", ask)
+    client.subscribe(f"{topic_prefix}/late", late)
+    await flush(client)
+    await client.publish(f"{topic_prefix}/work", 1)
+    await soon(asked.wait())
+    draining = asyncio.create_task(client.drain(20))
+    await asyncio.sleep(0)
+    await responder.publish(f"{topic_prefix}/late", 1)
+    release.set()
+    await soon(draining)
+    assert answers.payloads[0]["ok"] is True
+    await client.disconnect()
+    assert late.messages == []
 
 
 async def test_disconnect_cuts_off_a_handler_that_never_ends(

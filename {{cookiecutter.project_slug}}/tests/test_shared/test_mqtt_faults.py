@@ -63,8 +63,9 @@ async def test_a_broker_that_is_absent_at_first(
     client = make_client(broker)
     client.connect_background()
     publishing = asyncio.create_task(client.publish("early", 1, timeout_seconds=30))
+    # As often as within the first 10 s: after 0, 1, 3 and 7 s, here in a twentieth of the time.
     for _ in range(4):
-        await log.next("mqtt_unreachable")
+        assert "Connection refused" in (await log.next("mqtt_unreachable"))["reason"]
     assert not client.connected
     assert client.thread_alive
     broker.start()
@@ -112,6 +113,19 @@ async def test_disconnect_while_connecting(
     with pytest.raises(NotConnectedError):
         await publishing
     assert not client.thread_alive
+
+
+async def test_clients_come_back_at_different_times_and_never_wait_for_long(
+    logger: structlog.stdlib.BoundLogger,
+) -> None:
+    clients = [
+        MQTTClient("broker", service="tested", topic_prefix="test", logger=logger)._link._client
+        for _ in range(10)
+    ]
+    first_delays = {client._reconnect_min_delay for client in clients}
+    assert len(first_delays) == len(clients)
+    assert all(0.5 <= delay <= 1.5 for delay in first_delays)
+    assert {client._reconnect_max_delay for client in clients} == {30}
 
 
 # A broker that is killed or restarted while messages flow
@@ -266,6 +280,8 @@ async def test_disconnect_from_a_frozen_broker(
     with pytest.raises(NotConnectedError):
         await publishing
     assert "offline_not_announced" in log.names()
+    # paho waits for acknowledgements that do not come, unless it was told to disconnect first.
+    assert not client.thread_alive
     mosquitto.resume()
 
 
@@ -540,7 +556,7 @@ async def test_a_certificate_of_somebody_else(
 ) -> None:
     client = make_client(guarded, tls=ssl.create_default_context())
     client.connect_background()
-    await log.next("mqtt_unreachable")
+    assert "CERTIFICATE_VERIFY_FAILED" in (await log.next("mqtt_unreachable"))["reason"]
     await log.next("mqtt_unreachable")
     assert client.thread_alive
     await client.disconnect()

@@ -185,15 +185,30 @@ async def test_a_refused_connection_is_reported(
     await soon(client.wait_connected())
 
 
-async def test_an_older_protocol_is_reported(
+async def test_a_broker_that_knows_only_an_older_protocol_is_reported(
     scripted: ScriptedBroker, client: MQTTClient, log: LogProbe
 ) -> None:
     scripted.connack = b"\0\1"
     client.connect_background()
-    await scripted.next(Kind.CONNECT)
+    assert b"MQTT" in (await scripted.next(Kind.CONNECT)).body
     scripted.connack = b"\0\0"
-    downgraded = await log.next("mqtt_protocol_downgraded")
-    assert downgraded["protocol"] == "3.1"
+    assert b"MQIsdp" in (await scripted.next(Kind.CONNECT)).body
+    assert (await log.next("mqtt_protocol_downgraded"))["protocol"] == "3.1"
+    await soon(client.wait_connected())
+
+
+async def test_what_paho_logs_is_in_the_log(
+    scripted: ScriptedBroker,
+    client: MQTTClient,
+    log: LogProbe,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    client.connect_background()
+    await soon(client.wait_connected())
+    scripted.reset_connection()
+    await log.next("mqtt_disconnected")
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert any("Connection reset" in line["event"] for line in lines)
 
 
 async def test_no_acknowledgement_for_a_message(
@@ -251,6 +266,33 @@ async def test_disconnect_says_goodbye_in_order(
     }
     await scripted.next(Kind.DISCONNECT)
     assert scripted.connections == 1
+
+
+async def test_a_connection_that_comes_back_at_the_end_takes_no_more_messages(
+    scripted: ScriptedBroker, client: MQTTClient, topic_prefix: str, log: LogProbe
+) -> None:
+    release, started = asyncio.Event(), asyncio.Event()
+
+    async def wait(_topic: str, _payload: object) -> None:
+        started.set()
+        await release.wait()
+
+    client.subscribe("wanted", wait)
+    client.connect_background()
+    await scripted.next(Kind.SUBSCRIBE)
+    await soon(client.wait_connected())
+    scripted.deliver(b"wanted", b"1", mid=1)
+    await soon(started.wait())
+    draining = asyncio.create_task(client.drain(20))
+    await scripted.next(Kind.UNSUBSCRIBE)
+    scripted.drop_connection()
+    # The session lives on, and the first UNSUBSCRIBE may have been lost.
+    assert b"wanted" in (await scripted.next(Kind.UNSUBSCRIBE)).body
+    again = (await scripted.next(Kind.SUBSCRIBE)).body
+    assert b"wanted" not in again
+    assert b"/response/" in again
+    release.set()
+    await soon(draining)
 
 
 async def test_a_network_thread_that_does_not_end_is_reported_and_left(

@@ -205,6 +205,43 @@ async def test_tasks_are_cancelled_after_run_has_ended(settings: Settings) -> No
     assert order == ["run", "work", "shutdown"]
 
 
+async def test_handlers_end_before_what_they_need(observer: Observer, settings: Settings) -> None:
+    order: list[str] = []
+
+    class Workshop(Probe):
+        def __init__(self, settings: Settings) -> None:
+            super().__init__(settings)
+            self.started, self.jobs = asyncio.Event(), asyncio.Queue[asyncio.Future[None]]()
+
+        async def run(self) -> None:
+            self._clients.callback(order.append, "clients")
+            self.create_task(self.work(), name="work")
+            self.mqtt.subscribe(self.topic("job"), self.handle)
+            await super().run()
+
+        async def handle(self, _topic: str, _payload: object) -> None:
+            self.started.set()
+            await self.wait_for_shutdown()
+            job: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self.jobs.put_nowait(job)
+            await job
+            order.append("handler")
+
+        async def work(self) -> None:
+            try:
+                while True:
+                    (await self.jobs.get()).set_result(None)
+            finally:
+                order.append("task")
+
+    async with running(Workshop(settings)) as workshop:
+        await observer.next("probe/availability", status="online")
+        observer.publish("probe/job", {})
+        await workshop.started.wait()
+    assert order == ["handler", "task", "clients"]
+    await observer.next("probe/availability", status="offline", reason="stopped")
+
+
 async def test_a_task_that_cannot_be_cancelled_is_named_and_left_behind(
     make_settings: MakeSettings,
 ) -> None:
@@ -391,8 +428,10 @@ async def test_one_service_sends_another_a_command(broker: Broker, settings: Set
             await super().run()
 
     async with running(Adder(settings)), running(Probe(settings)) as probe:
-        reply = await probe.send_command("adder", "add", of=[1, 2])
+        reply = await probe.send_command("adder", "add", of=[1, 2], request_id="r")
+        again = await probe.send_command("adder", "add", of=[], request_id="r")
     assert (reply["status"], reply["sum"]) == ("ok", 3)
+    assert (again["status"], again["sum"]) == ("ok", 3)
 
 
 async def test_an_answer_that_cannot_be_sent_is_logged(settings: Settings) -> None:
