@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,8 +41,13 @@ export EXPORTED=yes
 lower_case=1
 LAST=last
 """  # noqa: W291
-COREUTILS = ("awk", "cat", "chmod", "cmp", "cp", "cut", "grep", "head", "mv", "sed", "sort", "tr")
+COREUTILS = (
+    *("awk", "base64", "cat", "chmod", "cmp", "cp", "cut", "grep", "head", "mkdir", "mktemp", "mv"),
+    *("rm", "sed", "sort", "tr"),
+)
 SECRET = "correct-horse-battery-staple"
+# A team mate's public key; nobody has the other half.
+ADA = "age1zwhmq9wc5egxp0gxvfe3mtg94a8c6jf7a5geezd9vpm65eqgjy6qv3hqyj"
 
 
 class Repository:
@@ -84,6 +90,14 @@ class Repository:
 
     def recipient(self) -> str:
         return self.read(".sops/age-key.pub").strip()
+
+    def contents(self) -> dict[str, bytes]:
+        """Every file with its bytes, but for those of git."""
+        return {
+            path.relative_to(self.path).as_posix(): path.read_bytes()
+            for path in self.path.rglob("*")
+            if path.is_file() and ".git" not in path.parts
+        }
 
     def leftovers(self) -> list[str]:
         return [path.name for path in self.path.iterdir() if path.name.startswith(".env.tmp")]
@@ -354,6 +368,15 @@ def test_who_cannot_read_the_values_cannot_replace_them(
     assert repository.read(".env.enc") == before
 
 
+def test_a_first_encryption_that_fails_leaves_no_env_enc(repository: Repository) -> None:
+    repository.file(".env.enc").unlink()
+    # Well-formed at a glance only.
+    rules = repository.read(".sops.yaml").replace(repository.recipient(), "age1" + "q" * 58)
+    repository.write(".sops.yaml", rules)
+    assert "nothing was changed" in repository.fails("secrets-encrypt.sh")
+    assert not repository.file(".env.enc").exists()
+
+
 def damaged(text: str, how: str) -> str:
     lines = text.splitlines(keepends=True)
     match how:
@@ -403,14 +426,31 @@ def test_without_sops_the_message_says_how_to_get_it(
     assert "sops is missing: " in repository.fails(name, PATH=path)
 
 
+# Lets the first calls pass, then tells that it was called, and waits.
+WAITING_TOOL = """#!/bin/sh
+echo >>"{folder}/calls"
+if [ "$(wc -l <"{folder}/calls")" -ge {number} ]; then
+  echo x >"{folder}/started"
+  read -r line <"{folder}/release"
+fi
+exec "{tool}" "$@"
+"""
+
+
+@pytest.mark.timeout(60)  # a script that never gets to that call would be waited for
 @pytest.mark.parametrize("whole_group", [True, False], ids=["group", "script"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize(
-    ("name", "arguments"),
+    ("name", "arguments", "call"),
     [
-        ("secrets-encrypt.sh", ()),
-        ("secrets-decrypt.sh", ()),
-        ("secrets-recipients.sh", ("rotate",)),
+        ("secrets-encrypt.sh", (), 1),
+        ("secrets-encrypt.sh", (), 2),
+        ("secrets-decrypt.sh", (), 1),
+        # sops decrypts to compare, then for the editor, which is the third.
+        ("secrets-edit.sh", (), 3),
+        ("secrets-check.sh", (), 2),
+        ("secrets-recipients.sh", ("add", ADA), 2),
+        ("secrets-recipients.sh", ("rotate",), 3),
     ],
 )
 def test_an_interrupt_leaves_everything_as_it_was(
@@ -418,26 +458,28 @@ def test_an_interrupt_leaves_everything_as_it_was(
     tmp_path: Path,
     name: str,
     arguments: tuple[str, ...],
+    call: int,
     number: signal.Signals,
     whole_group: bool,
 ) -> None:
     repository.write(".env", f"CHANGED='{SECRET}'\n")
-    files = (".env", ".env.enc", ".sops.yaml", ".sops/age-key.txt", ".sops/age-key.pub")
-    before = {file: repository.read(file) for file in files}
-    # A sops that tells when it has begun, and waits.
-    started, release = tmp_path / "started", tmp_path / "release"
-    os.mkfifo(started)
-    os.mkfifo(release)
-    tools = tmp_path / "bin"
+    before = repository.contents()
+    for pipe in ("started", "release"):
+        os.mkfifo(tmp_path / pipe)
+    tools, temporary = tmp_path / "bin", tmp_path / "tmp"
     tools.mkdir()
-    (tools / "sops").write_text(
-        f'#!/bin/sh\necho x >"{started}"\nread -r line <"{release}"\n'
-        f'exec "{shutil.which("sops")}" "$@"\n'
-    )
-    (tools / "sops").chmod(0o755)
+    temporary.mkdir()
+    for tool, real in (("sops", shutil.which("sops")), ("editor", "true")):
+        (tools / tool).write_text(WAITING_TOOL.format(folder=tmp_path, number=call, tool=real))
+        (tools / tool).chmod(0o755)
     process = subprocess.Popen(
         [repository.file("scripts") / name, *arguments],
-        env={**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"},
+        env={
+            **os.environ,
+            "PATH": f"{tools}:{os.environ['PATH']}",
+            "EDITOR": "editor",
+            "TMPDIR": str(temporary),
+        },
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -445,23 +487,49 @@ def test_an_interrupt_leaves_everything_as_it_was(
         # A suite that runs in the background hands down an ignored signal.
         preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
     )
-    with started.open() as pipe:
-        assert pipe.read() == "x\n"
+    assert (tmp_path / "started").read_text() == "x\n"
     assert repository.leftovers() != []
     if whole_group:
         os.killpg(process.pid, number)
     else:
         process.send_signal(number)
-        release.write_text("x\n")
-        # bash acts on the signal once sops is done; it must not call it again.
+        (tmp_path / "release").write_text("x\n")
+        # bash acts on the signal once the tool is done; it must not call it again.
     said = process.communicate(timeout=60)[0].decode()
     assert process.returncode == 128 + number, said
     assert SECRET not in said
-    assert {file: repository.read(file) for file in files} == before
-    assert repository.leftovers() == []
+    assert repository.contents() == before
+    assert list(temporary.iterdir()) == []
 
 
-def test_no_secret_is_on_a_command_line(repository: Repository, tmp_path: Path) -> None:
+@pytest.mark.parametrize("call", [1, 2, 3, 4])
+def test_a_rotation_cannot_be_stopped_between_its_files(
+    repository: Repository, tmp_path: Path, call: int
+) -> None:
+    """The key, its public half, .env.enc and .sops.yaml fit each other at the end."""
+    values = repository.read(".env")
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "mv").write_text(
+        f'#!/bin/sh\necho >>"{tmp_path}/calls"\n'
+        f'[ "$(wc -l <"{tmp_path}/calls")" -ne {call} ] || kill -TERM "$PPID"\n'
+        f'exec "{shutil.which("mv")}" "$@"\n'
+    )
+    (tools / "mv").chmod(0o755)
+    path = f"{tools}:{os.environ['PATH']}"
+    repository.script("secrets-recipients.sh", "rotate", PATH=path)
+    assert (tmp_path / "calls").read_text() == "\n" * 4
+    public = run("age-keygen", "-y", repository.file(".sops/age-key.txt")).stdout.strip()
+    assert repository.recipient() == public
+    assert public in repository.read(".sops.yaml")
+    repository.file(".env").unlink()
+    repository.script("secrets-decrypt.sh")
+    assert repository.read(".env") == values
+
+
+def test_no_secret_is_on_a_command_line_or_in_the_log(
+    repository: Repository, fresh: Repository, tmp_path: Path
+) -> None:
     log, tools = tmp_path / "calls", tmp_path / "bin"
     tools.mkdir()
     for tool in ("sops", "age-keygen", "git", *COREUTILS):
@@ -469,18 +537,26 @@ def test_no_secret_is_on_a_command_line(repository: Repository, tmp_path: Path) 
             f'#!/bin/sh\nprintf "%s\\n" "{tool} $*" >>"{log}"\nexec "{shutil.which(tool)}" "$@"\n'
         )
         (tools / tool).chmod(0o755)
-    path = f"{tools}:{os.environ['PATH']}"
-    key = repository.read(".sops/age-key.txt").splitlines()[-1]
+    env: dict[str, Any] = {"PATH": f"{tools}:{os.environ['PATH']}", "EDITOR": "true"}
     repository.write(".env", repository.read(".env") + "MORE=more\n")
-    repository.script("secrets-encrypt.sh", PATH=path)
-    repository.script("secrets-check.sh", check=False, PATH=path)
+    old_key = repository.read(".sops/age-key.txt")
+    runs = [
+        fresh.script("init-secrets.sh", **env),
+        repository.script("secrets-encrypt.sh", **env),
+        repository.script("secrets-check.sh", check=False, **env),
+        repository.script("secrets-edit.sh", **env),
+        repository.script("secrets-recipients.sh", "add", ADA, "Ada", **env),
+        repository.script("secrets-recipients.sh", "remove", ADA, **env),
+        repository.script("secrets-recipients.sh", "rotate", **env),
+    ]
     repository.file(".env").unlink()
-    repository.script("secrets-decrypt.sh", PATH=path)
-    repository.script("secrets-recipients.sh", "rotate", PATH=path)
-    calls = log.read_text()
-    assert "sops --config" in calls
-    assert SECRET not in calls
-    assert key not in calls
+    runs.append(repository.script("secrets-decrypt.sh", **env))
+    shown = log.read_text() + "".join(done.stdout + done.stderr for done in runs)
+    assert "sops --config" in shown
+    keys = old_key, repository.read(".sops/age-key.txt"), fresh.read(".sops/age-key.txt")
+    password = fresh.read(".env").rpartition("=")[2].strip("'\n")
+    for secret in (SECRET, password, *(key.splitlines()[-1] for key in keys)):
+        assert secret not in shown
 
 
 # Edit
@@ -672,6 +748,7 @@ def test_check_is_content_with_a_repository_in_step(repository: Repository) -> N
     repository.write(".env", f"MQTT_HOST='mqtt'\nMQTT_PASSWORD='{SECRET}'\n")
     repository.script("secrets-encrypt.sh")
     said = repository.script("secrets-check.sh").stdout
+    assert f"{repository.recipient()}  Test Author (you)" in said
     assert "your key opens .env.enc" in said
     assert ".env is in step with .env.enc" in said
     assert "warn" not in said
