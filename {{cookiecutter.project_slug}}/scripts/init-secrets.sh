@@ -8,7 +8,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/secrets-lib.sh"
 no_arguments "$@"
 
-made=''
+made='' ask=''
 note() { made="$made${made:+, }$1"; }
 # keep FILE NAME: FILE becomes NAME, unless that has come into being meanwhile
 keep() { mv -n "$1" "$2" 2>/dev/null || [ -e "$2" ]; }
@@ -58,7 +58,8 @@ END
   keep "$work/.sops.yaml" .sops.yaml
   note ".sops.yaml"
 elif ! recipients_in_config .sops.yaml | grep -qxF -- "$recipient"; then
-  note "not yet a recipient of .env.enc: ask one to run scripts/secrets-recipients.sh add $recipient"
+  ask="Your key opens nothing yet: ask a recipient to run scripts/secrets-recipients.sh add $recipient"
 fi
 
 if [ -n "$made" ]; then say "made $made"; else say "already there: key, .sops.yaml and .env"; fi
+if [ -n "$ask" ]; then say "$ask"; fi

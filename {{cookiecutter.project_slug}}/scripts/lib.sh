@@ -5,6 +5,8 @@ set -euo pipefail
 
 script=$(basename "$0")
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# A repository may be without services.
+shopt -s nullglob
 
 usage() { sed -n '2,/^set /{/^#/s/^# \{0,1\}//p;}' "scripts/$script"; }
 bad() { printf '%s\n\n' "$1" >&2; usage >&2; exit 2; }

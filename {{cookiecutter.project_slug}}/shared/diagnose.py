@@ -180,9 +180,8 @@ async def check_mqtt(settings: Settings) -> Result:
                 f"{address}: connected, but a message on {topic} did not come back",
                 "let the user read and write below the topic prefix in the broker's ACL",
             )
-        await client.publish(f"{settings.topic_prefix}/{name}/availability", None, retain=True)
     finally:
-        await client.disconnect()
+        await client.disconnect(keep_status=False)
     return passed(f"{address}: connected, and a message came back")
 
 

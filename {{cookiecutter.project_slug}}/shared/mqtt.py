@@ -183,10 +183,11 @@ class MQTTClient:
             self._end_subscriptions()
         await self._inbox.drain(timeout_seconds)
 
-    async def disconnect(self, timeout_seconds: float = 5.0) -> None:
+    async def disconnect(self, timeout_seconds: float = 5.0, *, keep_status: bool = True) -> None:
         """Drain, say goodbye, and leave. Never raises.
 
-        Half of the time is for the handlers at most. A second call does nothing.
+        Half of the time is for the handlers at most. With `keep_status=False` the broker retains
+        no status of this client. A second call does nothing.
         """
         if self._stopping:
             return
@@ -195,20 +196,21 @@ class MQTTClient:
         await self.drain(timeout_seconds / 2)
         await self._inbox.close()
         if self._link.up:
-            await self._say_goodbye(max(deadline - time.monotonic(), 0.1))
+            # A clean disconnect keeps the broker from publishing the last will.
+            offline = Availability(status="offline", reason="stopped")
+            content = encode(offline if keep_status else None)
+            await self._say_goodbye(content, max(deadline - time.monotonic(), 0.1))
         self._ready.clear()
         for reply in self._requests.values():
             if not reply.done():
                 reply.set_exception(NotConnectedError("the client has disconnected"))
         await self._link.stop(max(deadline - time.monotonic(), 0.1))
 
-    async def _say_goodbye(self, timeout_seconds: float) -> None:
-        # A clean disconnect keeps the broker from publishing the last will.
-        offline = Availability(status="offline", reason="stopped")
+    async def _say_goodbye(self, content: bytes, timeout_seconds: float) -> None:
         try:
             await self._link.publish(
                 self._availability_topic,
-                encode(offline),
+                content,
                 qos=1,
                 retain=True,
                 timeout_seconds=timeout_seconds,

@@ -20,6 +20,7 @@ class Observer:
         self._prefix = prefix
         self._loop = asyncio.get_running_loop()
         self._subscribed = asyncio.Event()
+        self.seen: list[str] = []
         self._messages: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
         self._client = Client(CallbackAPIVersion.VERSION2)
         self._client.on_connect = self._on_connect
@@ -42,6 +43,7 @@ class Observer:
         async with asyncio.timeout(PATIENCE_SECONDS):
             while True:
                 got, payload = await self._messages.get()
+                self.seen.append(got)
                 if got == f"{self._prefix}/{topic}" and fields.items() <= payload.items():
                     return payload
 

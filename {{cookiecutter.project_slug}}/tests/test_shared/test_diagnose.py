@@ -8,25 +8,34 @@ import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 {% else %}
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 {% endif %}
 from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from shared import diagnose
 from shared.config import Settings
 from shared.diagnose import Result, Step, failed, passed, warned
 from tests.brokers import Broker, Mosquitto, free_port
+from tests.conftest import MakeSettings
+from tests.observer import Observer
 
 type Run = Callable[..., tuple[int, dict[str, dict[str, str]]]]
 
 
 @pytest.fixture(autouse=True)
-def _no_handlers(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_logging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A diagnosis is a program of its own, in which nobody has set up logging."""
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    was_configured, configuration = structlog.is_configured(), structlog.get_config()
+    structlog.reset_defaults()
+    yield
+    structlog.reset_defaults()
+    if was_configured:
+        structlog.configure(**configuration)
 
 
 @pytest.fixture
@@ -83,6 +92,17 @@ def test_without_a_broker_the_address_is_named(run: Run, monkeypatch: pytest.Mon
     assert port in results["mqtt"]["detail"]
     assert "Connection refused" in results["mqtt"]["detail"]
     assert "MQTT_PORT" in results["mqtt"]["fix"]
+
+
+@pytest.mark.integration
+async def test_nothing_of_it_stays_at_the_broker(
+    broker: Broker, make_settings: MakeSettings, topic_prefix: str
+) -> None:
+    assert (await diagnose.check_mqtt(make_settings())).status == "PASS"
+    async with Observer(broker.host, broker.port, topic_prefix) as observer:
+        observer.publish("marker", {})
+        await observer.next("marker")
+    assert observer.seen == [f"{topic_prefix}/marker"]
 
 
 @pytest.mark.integration

@@ -165,9 +165,15 @@ async def test_nothing_acknowledged_is_lost_when_a_persistent_broker_restarts(
             await publisher.publish(f"{topic_prefix}/flow", n, timeout_seconds=30)
             acknowledged.append(n)
 
-    # The last 15 are not handled, and fit into the broker's window: more would be in its memory
-    # alone, and lost with it when it is killed.
-    await publish(range(65))
+    await publish(range(50))
+    await until(lambda: len(recorder.payloads) == 50)
+    # On the same connection as the acknowledgements, and after them.
+    await subscriber.publish("handled", 1)
+    # These are not handled, and fit into the broker's window: more would be in its memory alone,
+    # and lost with it when it is killed.
+    await publish(range(50, 65))
+    # What acknowledges this comes after them.
+    await subscriber.publish("received", 1)
     getattr(broker, end)()
     publishing = asyncio.create_task(publish(range(65, 200)))
     await until(lambda: not subscriber.connected and not publisher.connected)
