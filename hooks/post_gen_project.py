@@ -13,9 +13,8 @@ from typing import NamedTuple
 
 ANSWERS = json.loads(r"""{{ cookiecutter | tojson }}""")
 
-SKIPPED = (
-    3  # exit code of the scripts: a tool or a condition is missing, and the message says which
-)
+# Exit code of the scripts: a tool or a condition is missing, and the message says which.
+SKIPPED = 3
 
 
 class Step(NamedTuple):

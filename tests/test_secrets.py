@@ -595,8 +595,8 @@ def test_a_second_recipient_comes_and_goes(
     key, public = other_key
     repository.script("secrets-recipients.sh", "add", public, "Ada Müller", "(Zürich)")
     listed = repository.script("secrets-recipients.sh", "list").stdout
-    assert f"{public}  Ada Müller (Zürich)" in listed
-    assert f"{repository.recipient()}  Test Author (you)" in listed
+    assert f"{public} Ada Müller (Zürich)" in listed
+    assert f"{repository.recipient()} Test Author (you)" in listed
     values = repository.read(".env")
     repository.file(".env").unlink()
     repository.script("secrets-decrypt.sh", SOPS_AGE_KEY_FILE=str(key))
@@ -748,7 +748,7 @@ def test_check_is_content_with_a_repository_in_step(repository: Repository) -> N
     repository.write(".env", f"MQTT_HOST='mqtt'\nMQTT_PASSWORD='{SECRET}'\n")
     repository.script("secrets-encrypt.sh")
     said = repository.script("secrets-check.sh").stdout
-    assert f"{repository.recipient()}  Test Author (you)" in said
+    assert f"{repository.recipient()} Test Author (you)" in said
     assert "your key opens .env.enc" in said
     assert ".env is in step with .env.enc" in said
     assert "warn" not in said

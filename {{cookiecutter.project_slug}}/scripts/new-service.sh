@@ -82,4 +82,4 @@ if $dry_run; then
 fi
 echo "Added services/$name:"
 cat "$scratch/log"
-echo "Next: make test, then make run SERVICE=$name or docker compose up --build --detach --wait $name"
+echo "Next: make test, then make run SERVICE=$name or make up"

@@ -14,7 +14,13 @@ if [ -z "$name" ] || [ ! -f "services/$name/main.py" ]; then
   exit 2
 fi
 
-export MQTT_HOST=${MQTT_HOST:-127.0.0.1} MQTT_PORT=${MQTT_PORT:-1883}
+# in_env NAME: its value in .env
+in_env() { sed -n "s/^$1=//p" .env 2>/dev/null | tail -n 1 | tr -d "'\"" || true; }
+
+# `mqtt` is the broker's name among the containers.
+host=$(in_env MQTT_HOST) port=$(in_env MQTT_PORT)
+if [ "${host:-mqtt}" = mqtt ]; then host=127.0.0.1; fi
+export MQTT_HOST=${MQTT_HOST:-$host} MQTT_PORT=${MQTT_PORT:-${port:-1883}}
 export DATA_DIR=${DATA_DIR:-$root/.data/$name} PYTHONPATH=$root
 mkdir -p "$DATA_DIR"
 
@@ -43,6 +49,7 @@ start_broker() {
     kill -0 "$broker" 2>/dev/null || { tail -n 5 "$log" >&2; echo "$program did not start" >&2; exit 1; }
     sleep 0.1
   done
+  export MQTT_TLS=false
   echo "Started $program on port $MQTT_PORT, log in $log" >&2
 }
 

@@ -64,7 +64,7 @@ case $command in
     grep -E '^[^#]*age1[0-9a-z]' .sops.yaml | while IFS= read -r line; do
       recipient=$(grep -oE 'age1[0-9a-z]+' <<<"$line" | head -n 1)
       name=''
-      case $line in *'#'*) name=" ${line#*#}" ;; esac
+      case $line in *'#'*) name=${line#*#} ;; esac
       if [ "$recipient" = "$mine" ]; then name="$name (you)"; fi
       say "$recipient$name"
     done

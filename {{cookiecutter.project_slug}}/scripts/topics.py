@@ -30,7 +30,7 @@ INTRODUCTION = """\
 # Topics
 
 Every topic of this repository and what is sent on it, as JSON. Made from the schemas by
-`scripts/topics.py`; change them, then run it again.
+`scripts/topics.py`; change them, then run `make docs`.
 
 `{prefix}` stands for the setting `TOPIC_PREFIX`, `{service}` for the name of a service. `?` marks a
 field that may be missing.
@@ -97,7 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
     if check:
         current = DOCUMENT.read_text(encoding="utf-8") if DOCUMENT.exists() else ""
         if current != wanted:
-            sys.stderr.write("docs/topics.md is stale; run scripts/topics.py\n")
+            sys.stderr.write("docs/topics.md is stale: run make docs\n")
             return 1
         return 0
     DOCUMENT.write_text(wanted, encoding="utf-8", newline="\n")

@@ -212,7 +212,7 @@ class BaseService[S: Settings](ABC):
             try:
                 await self._serve()
             finally:
-                self.stop("start() was cancelled")
+                self.stop("start() has ended")
                 await self._drain()
                 await self._end_tasks()
                 await self.shutdown()
