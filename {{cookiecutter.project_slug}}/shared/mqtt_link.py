@@ -118,6 +118,8 @@ class Link:
             return
         # In this order: `loop_stop` alone would wait for acknowledgements that may never come.
         self._client.disconnect()
+        # The network thread takes the end of the connection for an error.
+        self._client.disable_logger()
         ended = asyncio.Event()
         # Not in the loop's executor, whose threads are joined at exit: this one may be stuck.
         threading.Thread(
