@@ -11,6 +11,8 @@ import stamina
 from pydantic import SecretStr
 from structlog.stdlib import BoundLogger
 
+from shared.redaction import redact_text
+
 _SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
 _TRY_LATER = {429, 503}
 _MAX_RETRY_AFTER_SECONDS = 60.0
@@ -156,7 +158,8 @@ class APIClient:
             message = f"{method} {path}: {type(error).__name__}"
             raise APITimeoutError(message) from error
         except httpx.TransportError as error:
-            message = f"{method} {path}: {error or type(error).__name__}"
+            # It may quote a header that it refuses, with the token in it.
+            message = f"{method} {path}: {redact_text(str(error)) or type(error).__name__}"
             raise APIConnectionError(message) from error
         except httpx.HTTPError as error:
             message = f"{method} {path}: {error}"

@@ -91,6 +91,13 @@ async def test_the_token_is_in_no_text(make_client: MakeClient) -> None:
     assert "s3cret" not in f"{client!r} {vars(client)} {caught.value!r}"
 
 
+async def test_a_token_that_the_library_quotes_is_hidden(make_client: MakeClient) -> None:
+    quoted = httpx.LocalProtocolError("Illegal header value b'Bearer s3cret-token '")
+    with pytest.raises(APIError, match="Illegal header value") as caught:
+        await make_client(Server(quoted), max_retries=0).get("/state")
+    assert "s3cret" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("status", "error"),
     [(401, AuthenticationError), (403, AuthenticationError), (404, NotFoundError)],
