@@ -164,6 +164,9 @@ class APIClient:
         except httpx.HTTPError as error:
             message = f"{method} {path}: {error}"
             raise APIResponseError(message) from error
+        except (httpx.InvalidURL, UnicodeEncodeError) as error:
+            message = f"{method} {path}: address or token cannot be sent: {type(error).__name__}"
+            raise APIError(message) from error
         if not response.is_success:
             raise _status_error(method, path, response)
         return response
@@ -193,7 +196,7 @@ def _status_error(method: str, path: str, response: httpx.Response) -> APIStatus
 def _worth_repeating(error: Exception) -> bool | float:
     """For stamina: whether to send again, or after how many seconds."""
     if isinstance(error, APIStatusError) and error.status in _TRY_LATER:
-        return True if error.retry_after_seconds is None else error.retry_after_seconds
+        return False if error.retry_after_seconds is None else error.retry_after_seconds
     return isinstance(error, APIConnectionError)
 
 

@@ -99,6 +99,17 @@ async def test_a_token_that_the_library_quotes_is_hidden(make_client: MakeClient
 
 
 @pytest.mark.parametrize(
+    ("url", "token"), [("http://api.test:port", "s3cret"), ("http://api.test", "s3cret-schlüssel")]
+)
+async def test_what_cannot_be_sent_is_one_of_our_errors(
+    logger: BoundLogger, url: str, token: str
+) -> None:
+    with pytest.raises(APIError, match="cannot be sent") as caught:
+        await APIClient(url, token, logger=logger).get("/state")
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("status", "error"),
     [(401, AuthenticationError), (403, AuthenticationError), (404, NotFoundError)],
 )
@@ -166,13 +177,23 @@ async def test_retry_after_may_be_a_date(make_client: MakeClient, waits: list[fl
     assert 15 < waits[0] <= 20
 
 
-@pytest.mark.parametrize(("value", "longest"), [("86400", 60.0), ("soon", 10.0), ("", 10.0)])
-async def test_retry_after_is_capped_and_may_be_nonsense(
-    make_client: MakeClient, waits: list[float], value: str, longest: float
+@pytest.mark.parametrize(("value", "wait"), [("86400", 60.0), ("0", 0.0)])
+async def test_retry_after_is_capped(
+    make_client: MakeClient, waits: list[float], value: str, wait: float
 ) -> None:
     busy = httpx.Response(503, headers={"Retry-After": value})
     await make_client(Server(busy, httpx.Response(200, json=1))).get("/state")
-    assert 0 <= waits[0] <= longest
+    assert waits == [wait]
+
+
+@pytest.mark.parametrize("headers", [{"Retry-After": "soon"}, {"Retry-After": ""}, {}])
+async def test_a_server_that_does_not_ask_for_it_is_not_asked_again(
+    make_client: MakeClient, waits: list[float], headers: dict[str, str]
+) -> None:
+    server = Server(httpx.Response(503, headers=headers))
+    with pytest.raises(APIStatusError, match="status 503"):
+        await make_client(server).get("/state")
+    assert (len(server.requests), waits) == (1, [])
 
 
 async def test_other_errors_of_the_server_are_not_repeated(
