@@ -16,7 +16,7 @@ from shared.tracing import current_trace_id
 
 _HANDLER_NAME = "shared.log"
 # They tell of every request at INFO, of every packet at DEBUG: one level quieter than the rest.
-_CHATTY = ("httpx", "httpcore", "paho")
+_CHATTY = ("httpx", "httpcore")
 
 
 class _StdoutHandler(logging.StreamHandler[TextIO]):

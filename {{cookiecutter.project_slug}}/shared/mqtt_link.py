@@ -245,7 +245,10 @@ class Link:
         client = Client(
             CallbackAPIVersion.VERSION2, self._client_id, clean_session=False, manual_ack=True
         )
-        client.enable_logger(logging.getLogger("paho"))
+        packet_log = logging.getLogger("paho")
+        if packet_log.isEnabledFor(logging.DEBUG):
+            # Not otherwise: paho calls every lost connection an error.
+            client.enable_logger(packet_log)
         client.connect_timeout = _CONNECT_TIMEOUT_SECONDS
         # paho has no jitter: without it all services would come back in the same instant.
         client.reconnect_delay_set(

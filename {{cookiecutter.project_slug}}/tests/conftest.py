@@ -49,6 +49,14 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DATA_DIR", str(tmp_path / "data"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _logging() -> None:
+    """As in a service, before anything is logged: whichever test comes first."""
+    get_logger("test", level="DEBUG")
+    # Every packet of a flood would be told.
+    logging.getLogger("paho").setLevel(logging.INFO)
+
+
 @pytest.fixture(scope="session")
 def _session_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     program, folder = find_mosquitto(), tmp_path_factory.mktemp("broker")

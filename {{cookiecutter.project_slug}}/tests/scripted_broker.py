@@ -1,7 +1,6 @@
 """A broker that speaks MQTT 3.1.1 by hand and does what no honest one can be made to do."""
 
 import asyncio
-import socket
 import struct
 from enum import IntEnum
 from typing import NamedTuple, Self
@@ -102,15 +101,6 @@ class ScriptedBroker:
     def drop_connection(self) -> None:
         if self._writer is not None:
             self._writer.close()
-
-    def reset_connection(self) -> None:
-        """With a RST, as the system does for a process that was killed with data unread."""
-        assert self._writer is not None
-        linger = struct.pack("ii", 1, 0)
-        self._writer.get_extra_info("socket").setsockopt(
-            socket.SOL_SOCKET, socket.SO_LINGER, linger
-        )
-        self._writer.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writer = writer

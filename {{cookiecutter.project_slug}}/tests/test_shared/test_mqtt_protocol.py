@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import threading
 from collections.abc import AsyncIterator
 
@@ -197,18 +198,23 @@ async def test_a_broker_that_knows_only_an_older_protocol_is_reported(
     await soon(client.wait_connected())
 
 
-async def test_what_paho_logs_is_in_the_log(
+@pytest.mark.parametrize("level", [logging.DEBUG, logging.INFO])
+async def test_every_packet_is_logged_when_debugging_only(
     scripted: ScriptedBroker,
-    client: MQTTClient,
-    log: LogProbe,
-    capsys: pytest.CaptureFixture[str],
+    make_client: MakeClient,
+    caplog: pytest.LogCaptureFixture,
+    level: int,
 ) -> None:
-    client.connect_background()
-    await soon(client.wait_connected())
-    scripted.reset_connection()
-    await log.next("mqtt_disconnected")
-    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert any("Connection reset" in line["event"] for line in lines)
+    """Else paho logs nothing at all: it calls every lost connection an error."""
+    with caplog.at_level(level, "paho"):
+        client = make_client(scripted, password="s3cret", username="user")
+        client.connect_background()
+        await soon(client.wait_connected())
+        assert (client._link._client._logger is None) == (level != logging.DEBUG)
+        await client.disconnect()
+    lines = [record.getMessage() for record in caplog.records if record.name == "paho"]
+    assert any("Sending CONNECT" in line for line in lines) == (level == logging.DEBUG)
+    assert "s3cret" not in str(lines)
 
 
 async def test_no_acknowledgement_for_a_message(
@@ -271,11 +277,12 @@ async def test_disconnect_says_goodbye_in_order(
 async def test_a_connection_that_comes_back_at_the_end_takes_no_more_messages(
     scripted: ScriptedBroker, client: MQTTClient, topic_prefix: str, log: LogProbe
 ) -> None:
-    release, started = asyncio.Event(), asyncio.Event()
+    release, started, recorder = asyncio.Event(), asyncio.Event(), Recorder()
 
-    async def wait(_topic: str, _payload: object) -> None:
+    async def wait(topic: str, payload: object) -> None:
         started.set()
         await release.wait()
+        recorder(topic, payload)
 
     client.subscribe("wanted", wait)
     client.connect_background()
@@ -291,8 +298,14 @@ async def test_a_connection_that_comes_back_at_the_end_takes_no_more_messages(
     again = (await scripted.next(Kind.SUBSCRIBE)).body
     assert b"wanted" not in again
     assert b"/response/" in again
+    await soon(client.wait_connected())
+    # A broker may still send what was on its way.
+    scripted.deliver(b"wanted", b"2", mid=2)
+    scripted.deliver(client._reply_topic.encode(), b"{}")
+    await log.next("reply_unexpected")
     release.set()
     await soon(draining)
+    assert recorder.payloads == [1]
 
 
 async def test_a_network_thread_that_does_not_end_is_reported_and_left(
