@@ -346,6 +346,22 @@ async def flood(broker: Mosquitto, topic: str, qos: int, count: int = FLOOD) -> 
     await asyncio.to_thread(publish)
 
 
+@pytest.mark.parametrize("qos", [0, 1])
+async def test_disconnect_while_messages_pour_in(
+    mosquitto: Mosquitto, client: MQTTClient, topic_prefix: str, log: LogProbe, qos: Any
+) -> None:
+    """The network thread hands over to a loop that waits for this thread's end."""
+    recorder = Recorder()
+    client.subscribe(f"{topic_prefix}/flood", recorder, qos=qos)
+    await client.publish("flush", None)
+    flooding = asyncio.create_task(flood(mosquitto, f"{topic_prefix}/flood", qos))
+    await recorder.next()
+    await soon(client.disconnect())
+    assert not client.thread_alive
+    assert "handlers_cut_off" not in log.names()
+    await soon(flooding)
+
+
 @pytest.mark.parametrize("max_queued_messages", [1000, 15])
 async def test_a_flood_at_qos_1_is_handled_whole_and_in_order(
     mosquitto: Mosquitto, make_client: MakeClient, topic_prefix: str, max_queued_messages: int

@@ -211,17 +211,21 @@ async def test_handlers_end_before_what_they_need(observer: Observer, settings: 
     class Workshop(Probe):
         def __init__(self, settings: Settings) -> None:
             super().__init__(settings)
-            self.started, self.jobs = asyncio.Event(), asyncio.Queue[asyncio.Future[None]]()
+            self.started, self.ran = asyncio.Event(), asyncio.Event()
+            self.jobs = asyncio.Queue[asyncio.Future[None]]()
 
         async def run(self) -> None:
             self._clients.callback(order.append, "clients")
             self.create_task(self.work(), name="work")
             self.mqtt.subscribe(self.topic("job"), self.handle)
             await super().run()
+            self.ran.set()
 
         async def handle(self, _topic: str, _payload: object) -> None:
             self.started.set()
-            await self.wait_for_shutdown()
+            await self.ran.wait()
+            for _ in range(10):
+                await asyncio.sleep(0)
             job: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self.jobs.put_nowait(job)
             await job

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from tests.brokers import Broker, Mosquitto, free_port
 from tests.observer import PATIENCE_SECONDS, Observer
 
 ROOT = Path(__file__).resolve().parents[2]
+DOCKER_STOP_SECONDS = 10
 
 PROGRAM = """
 import asyncio
@@ -81,6 +83,7 @@ class Process:
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
+        self._signalled: float | None = None
 
     async def logged(self, event: str) -> dict[str, Any]:
         """The next line of the log with this event."""
@@ -95,11 +98,14 @@ class Process:
 
     def signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
+        self._signalled = time.monotonic()
 
     async def end(self) -> tuple[int | None, str]:
-        """Exit code and what was written to stderr."""
+        """Exit code and what was written to stderr; after a signal in the time Docker gives."""
         async with asyncio.timeout(PATIENCE_SECONDS):
             _, errors = await self._process.communicate()
+        if self._signalled is not None:
+            assert time.monotonic() - self._signalled < DOCKER_STOP_SECONDS
         return self._process.returncode, errors.decode()
 
     async def close(self) -> None:

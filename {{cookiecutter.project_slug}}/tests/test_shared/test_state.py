@@ -1,8 +1,11 @@
 """What a service remembers, on disks that do not always work."""
 
+import errno
 import os
+import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from structlog.stdlib import BoundLogger
@@ -60,17 +63,26 @@ def test_a_file_that_cannot_be_read_is_no_crash(state: StateFile) -> None:
     assert [(log["event"], log["log_level"]) for log in logs] == [("state_not_read", "warning")]
 
 
-def test_a_full_disk_is_told_once_and_again_after_it_worked(
-    state: StateFile, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("module", "function", "number"),
+    [(os, "fsync", errno.ENOSPC), (tempfile, "mkstemp", errno.EROFS)],
+    ids=["full", "read-only"],
+)
+def test_a_disk_that_takes_nothing_is_told_once_and_again_after_it_worked(
+    state: StateFile,
+    monkeypatch: pytest.MonkeyPatch,
+    module: ModuleType,
+    function: str,
+    number: int,
 ) -> None:
     assert state.save({"counter": 1})
 
-    def full(_descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
 
     for _ in range(2):
         with monkeypatch.context() as patch, capture_logs() as logs:
-            patch.setattr(os, "fsync", full)
+            patch.setattr(module, function, fail)
             assert not state.save({"counter": 2})
             assert not state.save({"counter": 2})
         assert [(log["event"], log["log_level"]) for log in logs] == [
