@@ -7,6 +7,9 @@ What waits is bounded, by number and by bytes. At QoS 0 the excess is dropped an
 a message is acknowledged only after it was handled, so that the broker's window of unacknowledged
 messages is the bound; of a broker that knows no such window the excess is left unacknowledged, and
 asked for again, by a new connection, as soon as the rest is handled.
+
+Acknowledgements go out as handlers end, not in the order of arrival that section 4.6 asks for: one
+slow handler would hold up all others, and brokers look only at the message id.
 """
 
 import asyncio
@@ -14,7 +17,7 @@ import inspect
 import json
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, NoReturn
@@ -353,7 +356,7 @@ class Inbox:
         trace_id = ""
         try:
             value = delivery.value(subscription.decoding)
-            if isinstance(value, Mapping):
+            if isinstance(value, dict):
                 trace_id = _id(value.get("trace_id"))
                 if subscription.recent is not None:
                     message_id = _id(value.get("request_id")) or trace_id

@@ -246,10 +246,11 @@ class MQTTClient:
     ) -> None:
         """Call `handler(topic, payload)` for what arrives on `topic`, which may hold wildcards.
 
-        The payload is decoded JSON, an instance of `model`, or what `decoding` says. With
-        `deduplicate` a message whose `request_id`, else `trace_id`, was seen lately is skipped;
-        not for requests, whose sender repeats them to be answered. May be called at any time;
-        best before connecting. Raises ValueError for a bad filter.
+        It takes the place of an earlier handler of the same `topic`. The payload is decoded JSON,
+        an instance of `model`, or what `decoding` says. With `deduplicate` a message whose
+        `request_id`, else `trace_id`, was seen lately is skipped; not for requests, whose sender
+        repeats them to be answered. May be called at any time; best before connecting. Raises
+        ValueError for a bad filter.
         """
         recent = RecentIds() if deduplicate else None
         validate_filter(topic)
@@ -426,6 +427,8 @@ def encode(payload: Payload) -> bytes:
     """What goes over the wire; raises PayloadError."""
     try:
         match payload:
+            case dict():
+                pass
             case None:
                 return b""
             case bytes():

@@ -1,8 +1,6 @@
 """The trace id: one id that follows a piece of work through handlers, log lines and messages."""
 
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 
 MAX_ID_LENGTH = 200
@@ -17,11 +15,19 @@ def current_trace_id() -> str | None:
     return _trace_id.get()
 
 
-@contextmanager
-def bind_trace_id(trace_id: str) -> Iterator[None]:
-    """Use `trace_id` in this block and in every task that is started inside it."""
-    token = _trace_id.set(trace_id)
-    try:
-        yield
-    finally:
-        _trace_id.reset(token)
+class bind_trace_id:  # noqa: N801 - used as a function
+    """Use `trace_id` in this block and in every task that is started inside it.
+
+    No `@contextmanager`: every message takes this way, and this one costs less than half.
+    """
+
+    __slots__ = ("_id", "_token")
+
+    def __init__(self, trace_id: str) -> None:
+        self._id = trace_id
+
+    def __enter__(self) -> None:
+        self._token = _trace_id.set(self._id)
+
+    def __exit__(self, *_error: object) -> None:
+        _trace_id.reset(self._token)

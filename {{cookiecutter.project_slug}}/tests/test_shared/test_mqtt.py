@@ -173,6 +173,18 @@ async def test_unsubscribe_and_subscribe_anew(client: MQTTClient, topic_prefix: 
     assert first.messages == []
 
 
+async def test_a_second_handler_takes_the_place_of_the_first(
+    client: MQTTClient, topic_prefix: str
+) -> None:
+    first, second = Recorder(), Recorder()
+    client.subscribe(f"{topic_prefix}/same", first)
+    client.subscribe(f"{topic_prefix}/same", second)
+    await flush(client)
+    await client.publish(f"{topic_prefix}/same", 1)
+    await second.next()
+    assert first.messages == []
+
+
 async def test_models_and_text(client: MQTTClient, topic_prefix: str) -> None:
     readings, texts = Recorder(), Recorder()
     client.subscribe(f"{topic_prefix}/reading", readings, model=Reading)
