@@ -11,7 +11,7 @@ import pytest
 
 from tests.baked import BakedProject, run
 from tests.conftest import Bake
-from tests.tools import needs
+from tests.tools import needs, path_without
 
 pytestmark = [pytest.mark.real, needs("git", "sops", "age-keygen")]
 
@@ -189,6 +189,36 @@ def test_lint_finds_what_no_verify_let_through(project: BakedProject) -> None:
     assert done.returncode != 0
     assert "age secret key" in done.stdout
     assert "make secrets-encrypt" in done.stdout
+
+
+def test_ci_runs_what_the_hook_runs(project: BakedProject) -> None:
+    jobs = project.yaml(".github/workflows/ci.yml")["jobs"]
+    steps = [step.get("run") for job in jobs.values() for step in job["steps"]]
+    assert "make lint" in steps
+    assert "pre-commit run --all-files" in project.run("make", "--dry-run", "lint").stdout
+
+
+@pytest.mark.docker
+def test_without_sops_and_age_all_else_works(bake_copy: Bake, tmp_path: Path) -> None:
+    """Commits, checks, tests and builds, on a machine that has neither of them."""
+    project = bake_copy(project_slug="without-sops", include_influxdb=False)
+    project.run("scripts/secrets-encrypt.sh")
+    git(project, "add", ".env.enc")
+    env = {"PATH": path_without("sops", "age", "age-keygen", folder=tmp_path / "bin")}
+    for tool in ("sops", "age", "age-keygen"):
+        assert project.run("sh", "-c", f"command -v {tool}", env=env, check=False).stdout == ""
+    project.run("git", "commit", "--message", "Share the secrets", env=env)
+    project.run("make", "lint", env={**env, **WITHOUT_PYTHON})
+    tested = project.run("make", "test", "ARGS=tests/test_example_service.py", env=env)
+    assert " passed" in tested.stdout
+    try:
+        project.run("make", "build-base", env=env)
+        project.run("docker", "compose", "build", env=env)
+    finally:
+        images = ("without-sops-base", "without-sops-example-service")
+        run("docker", "image", "rm", "--force", *images, check=False)
+    project.run("make", "setup", env=env)
+    assert git(project, "status", "--porcelain").stdout == ""
 
 
 # The installation of the hook

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import socket
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.baked import TEMPLATE, run
+from tests.baked import TEMPLATE, run, user_environment
 from tests.conftest import Bake
+from tests.tools import needs
 
 SCRIPTS = sorted(
     path.name for path in TEMPLATE.glob("scripts/*.sh") if not path.name.endswith("lib.sh")
@@ -38,3 +44,40 @@ def test_an_unknown_option_is_an_error_with_the_usage(name: str, bake: Bake) -> 
     assert "nonsense" in done.stderr or name == "run-service.sh"
     assert f"Usage: scripts/{name}" in done.stderr
     assert project.run("git", "status", "--porcelain", "--ignored").stdout == before
+
+
+@pytest.mark.real
+@needs("mosquitto", "mosquitto_sub")
+@pytest.mark.timeout(120)
+def test_run_starts_a_service_with_its_broker_and_stops_both(bake_copy: Bake) -> None:
+    project = bake_copy()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    running = subprocess.Popen(
+        ["make", "run", "SERVICE=example-service"],
+        cwd=project.path,
+        env=user_environment({**project.environment(), "MQTT_PORT": port}),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    topic = f"{project.path.name}/example-service/availability"
+    listen = ("mosquitto_sub", "-h", "127.0.0.1", "-p", port, "-t", topic, "-W", "60")
+    try:
+        # Retained, so that it is heard whenever one asks.
+        while '"online"' not in run(*listen, "-C", "1", check=False).stdout:
+            assert running.poll() is None
+        with subprocess.Popen(listen, stdout=subprocess.PIPE) as listener:
+            assert listener.stdout is not None
+            assert json.loads(listener.stdout.readline())["status"] == "online"
+            # As Ctrl-C does in a terminal. The service says farewell before its broker goes.
+            os.killpg(running.pid, signal.SIGINT)
+            assert json.loads(listener.stdout.readline())["status"] == "offline"
+            running.wait(timeout=30)
+            listener.kill()
+    finally:
+        if running.poll() is None:
+            os.killpg(running.pid, signal.SIGKILL)
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", int(port))) != 0, "the broker is left behind"
+    assert project.run("git", "status", "--porcelain").stdout == ""

@@ -18,7 +18,7 @@ import pytest
 
 from tests.baked import TEMPLATE, run
 from tests.conftest import Bake
-from tests.tools import needs
+from tests.tools import needs, path_without
 
 pytestmark = [pytest.mark.real, needs("git", "sops", "age-keygen")]
 
@@ -197,7 +197,7 @@ def test_init_leaves_an_env_of_the_user_alone(fresh: Repository) -> None:
 def test_init_without_age_is_skipped_and_says_how_to_get_it(
     fresh: Repository, tmp_path: Path
 ) -> None:
-    path = tools_without("age-keygen", "sops", folder=tmp_path / "bin")
+    path = path_without("age-keygen", "sops", folder=tmp_path / "bin")
     done = fresh.script("init-secrets.sh", check=False, PATH=path, SETUP_PYTHON="false")
     assert done.returncode == 3, done
     assert "apt install age" in done.stderr
@@ -210,22 +210,12 @@ def test_init_without_age_is_skipped_and_says_how_to_get_it(
 
 def test_init_takes_pyrage_when_age_is_missing(fresh: Repository, tmp_path: Path) -> None:
     pytest.importorskip("pyrage")
-    path = tools_without("age-keygen", folder=tmp_path / "bin")
+    path = path_without("age-keygen", folder=tmp_path / "bin")
     fresh.script("init-secrets.sh", PATH=path, SETUP_PYTHON=sys.executable)
     fresh.script("secrets-encrypt.sh")
     assert run("age-keygen", "-y", fresh.file(".sops/age-key.txt")).stdout.strip() == (
         fresh.recipient()
     )
-
-
-def tools_without(*names: str, folder: Path) -> str:
-    """A PATH with all commands of the present one, except these."""
-    folder.mkdir()
-    for entry in os.environ["PATH"].split(os.pathsep):
-        for tool in Path(entry).glob("*"):
-            if tool.name not in names and not (folder / tool.name).is_symlink():
-                (folder / tool.name).symlink_to(tool)
-    return str(folder)
 
 
 # Encrypt and decrypt
@@ -422,7 +412,7 @@ def test_a_damaged_env_enc_never_touches_env(repository: Repository, how: str) -
 def test_without_sops_the_message_says_how_to_get_it(
     repository: Repository, tmp_path: Path, name: str
 ) -> None:
-    path = tools_without("sops", folder=tmp_path / "bin")
+    path = path_without("sops", folder=tmp_path / "bin")
     assert "sops is missing: " in repository.fails(name, PATH=path)
 
 
@@ -830,7 +820,7 @@ print(json.dumps([getattr(probe, f"v{i}") for i in range(COUNT)]))
 
 
 def test_check_works_without_sops(repository: Repository, tmp_path: Path) -> None:
-    path = tools_without("sops", "age-keygen", folder=tmp_path / "bin")
+    path = path_without("sops", "age-keygen", folder=tmp_path / "bin")
     repository.write(".env", "A='1'\n")
     repository.file(".env").chmod(0o600)
     assert "sops is missing" in repository.script("secrets-check.sh", PATH=path).stdout

@@ -63,3 +63,13 @@ def _answers(*command: str | Path) -> bool:
         return subprocess.run(command, capture_output=True, timeout=60).returncode == 0
     except (OSError, subprocess.TimeoutExpired):
         return False
+
+
+def path_without(*commands: str, folder: Path) -> str:
+    """A PATH with all commands of the present one, except these."""
+    folder.mkdir()
+    for entry in os.environ["PATH"].split(os.pathsep):
+        for tool in Path(entry).glob("*"):
+            if tool.name not in commands and not (folder / tool.name).is_symlink():
+                (folder / tool.name).symlink_to(tool)
+    return str(folder)
