@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import shlex
 import shutil
 import signal
@@ -18,6 +19,7 @@ from filelock import FileLock
 
 from tests.baked import SERVICE_TEMPLATE, BakedProject, user_environment
 from tests.conftest import Bake, Cookiecutter
+from tests.rendering import render, typed_context
 from tests.tools import needs
 
 pytestmark = pytest.mark.real
@@ -253,6 +255,101 @@ def test_removal_asks_first(repository: BakedProject) -> None:
     shown = repository.run("scripts/remove-service.sh", "soil-moisture", "--dry-run").stdout
     assert "-  soil-moisture:" in shown
     assert tree(repository) == before
+
+
+@pytest.mark.parametrize(("answer", "goes"), [("y\n", True), ("n\n", False), ("\n", False)])
+def test_on_a_terminal_the_answer_decides(
+    repository: BakedProject, answer: str, goes: bool
+) -> None:
+    add(repository, "soil-moisture")
+    before = tree(repository)
+    terminal, its_other_end = pty.openpty()
+    os.write(terminal, answer.encode())
+    done = subprocess.run(
+        [repository.file("scripts/remove-service.sh"), "soil-moisture"],
+        cwd=repository.path,
+        env=user_environment(repository.environment()),
+        stdin=its_other_end,
+        capture_output=True,
+        text=True,
+    )
+    os.close(terminal)
+    os.close(its_other_end)
+    assert "This deletes services/soil-moisture and its test." in done.stdout
+    assert "It holds changes that are in no commit." in done.stdout
+    assert done.returncode == (0 if goes else 1), done.stderr
+    assert (tree(repository) == before) != goes
+    assert repository.file("services/soil-moisture").exists() != goes
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_wiring_again_changes_nothing(repository: BakedProject, tmp_path: Path, kind: str) -> None:
+    answers = {"service_name": "soil-moisture", "service_type": kind}
+    unwired = render(SERVICE_TEMPLATE, tmp_path, typed_context(SERVICE_TEMPLATE, None, answers))
+    wire = ("scripts/uv", "run", "--frozen", "python", "scripts/wire_service.py")
+    add(repository, "soil-moisture", kind)
+    added = tree(repository)
+    shutil.copytree(unwired / "wiring", repository.file("services/soil-moisture/wiring"))
+    repository.run(*wire, "add", "soil-moisture")
+    assert tree(repository) == added
+    repository.run(*wire, "remove", "soil-moisture")
+    removed = tree(repository)
+    repository.run(*wire, "remove", "soil-moisture")
+    assert tree(repository) == removed
+
+
+@pytest.mark.docker
+def test_data_is_deleted_only_when_that_is_asked_for(bake_copy: Bake) -> None:
+    project = bake_copy(project_slug="data-of-services")
+    volume = "data-of-services_soil_moisture_data"
+    local = project.file(".data/soil-moisture/state.json")
+
+    def volumes() -> list[str]:
+        listed = ("docker", "volume", "ls", "--quiet", "--filter", "name=data-of-services_")
+        return project.run(*listed).stdout.split()
+
+    project.run("docker", "volume", "create", volume)
+    try:
+        for options, is_left in (["--keep-code"], True), ([], True), (["--delete-data"], False):
+            project.run("git", "stash", "--all")
+            add(project, "soil-moisture")
+            local.parent.mkdir(parents=True, exist_ok=True)
+            local.write_text("{}")
+            project.run("scripts/remove-service.sh", "soil-moisture", "--yes", *options)
+            assert volumes() == [volume] * is_left
+            assert local.exists() == is_left
+    finally:
+        project.run("docker", "volume", "rm", "--force", volume)
+
+
+@pytest.mark.docker
+def test_a_refused_removal_leaves_container_and_data(bake_copy: Bake) -> None:
+    project = bake_copy(project_slug="refused-removal")
+    add(project, "soil-moisture")
+    edit(
+        project,
+        "docker-compose.yml",
+        lambda text: text.replace(
+            "\nvolumes:\n",
+            "\n  shop:\n    image: x\n    depends_on: [soil-moisture]\n\nvolumes:\n",
+        ),
+    )
+    remove = ("scripts/remove-service.sh", "soil-moisture", "--delete-data", "--yes")
+    before = tree(project)
+    labels = ("project=refused-removal", "service=soil-moisture", "oneoff=False", "config-hash=x")
+    container = project.run(
+        *("docker", "create", "--name", "refused-removal-soil-moisture-1"),
+        *(f"--label=com.docker.compose.{label}" for label in labels),
+        *("python:3.14-slim", "true"),
+    ).stdout.strip()
+    try:
+        done = project.run(*remove, check=False)
+        assert done.returncode == 1
+        assert "shop needs soil-moisture" in done.stderr
+        project.run("docker", "inspect", container)
+        assert tree(project) == before
+    finally:
+        project.run("docker", "rm", "--force", container)
 
 
 @pytest.mark.parametrize("name", ["mqtt", "nothing", "../shared", ".", "example-service/.."])

@@ -51,6 +51,8 @@ fi
 
 volume=''
 if $delete_data; then
+  # A refusal comes before the container is stopped.
+  "${python[@]}" scripts/wire_service.py remove "$name" ${keep_code:+"$keep_code"} --dry-run >/dev/null
   docker compose rm --stop --force "$name"
   volume=$(docker compose config --format json |
     python3 -c 'import json, sys; print(json.load(sys.stdin)["volumes"][sys.argv[1]]["name"])' "${name//-/_}_data")
