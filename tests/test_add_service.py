@@ -656,10 +656,12 @@ def test_interrupted_while_removing_all_is_as_before(
         pytest.param({"TRAP_IN": "cookiecutter.generate", "TRAP_CALLS": "chmod"}, id="rendering"),
     ],
 )
-def test_ctrl_c_ends_all_processes_and_leaves_all_as_before(
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_ctrl_c_and_a_closed_terminal_end_all_processes_and_leave_all_as_before(
     repository: BakedProject,
     trapped: Callable[[int, str, str], dict[str, str]],
     where: dict[str, str],
+    number: signal.Signals,
 ) -> None:
     """A terminal sends the signal to the script, to cookiecutter and to the hook alike."""
     before = tree(repository)
@@ -675,7 +677,7 @@ def test_ctrl_c_ends_all_processes_and_leaves_all_as_before(
         assert process.poll() is None
         signal.sigtimedwait([], 0.02)
     assert repository.file("services/soil-moisture/main.py").exists() or where
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, number)
     assert process.wait(timeout=30) != 0
     assert tree(repository) == before
 

@@ -41,6 +41,7 @@ clean_up() {
   if [ "$code" != 0 ] && $is_new && [ ! -e "$root/tests/test_${name//-/_}.py" ]; then rm -rf "$root/services/${name:?}"; fi
 }
 trap clean_up EXIT
+trap 'exit 129' HUP
 trap 'exit 130' INT
 trap 'exit 143' TERM
 # Its own configuration, so that the user's defaults for cookiecutter do not get in.
