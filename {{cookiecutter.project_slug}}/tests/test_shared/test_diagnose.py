@@ -5,10 +5,10 @@ import json
 import logging
 {% if cookiecutter.include_home_assistant or cookiecutter.include_influxdb %}
 import threading
+{% endif %}
 from collections.abc import Callable, Iterator
+{% if cookiecutter.include_home_assistant or cookiecutter.include_influxdb %}
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-{% else %}
-from collections.abc import Callable, Iterator
 {% endif %}
 from pathlib import Path
 from typing import Any
@@ -102,7 +102,9 @@ async def test_nothing_of_it_stays_at_the_broker(
     async with Observer(broker.host, broker.port, topic_prefix) as observer:
         observer.publish("marker", {})
         await observer.next("marker")
-    assert observer.seen == [f"{topic_prefix}/marker"]
+    # The embedded broker sends what it has retained for other topics as well.
+    seen = [topic for topic in observer.seen if topic.startswith(f"{topic_prefix}/")]
+    assert seen == [f"{topic_prefix}/marker"]
 
 
 @pytest.mark.integration
