@@ -308,16 +308,26 @@ def test_data_is_deleted_only_when_that_is_asked_for(bake_copy: Bake) -> None:
         listed = ("docker", "volume", "ls", "--quiet", "--filter", "name=data-of-services_")
         return project.run(*listed).stdout.split()
 
-    project.run("docker", "volume", "create", volume)
+    labels = ("project=data-of-services", "volume=soil_moisture_data")
+    project.run(
+        *("docker", "volume", "create", volume),
+        *(f"--label=com.docker.compose.{label}" for label in labels),
+    )
+    add(project, "soil-moisture")
+    local.parent.mkdir(parents=True)
+    local.write_text("{}")
+    remove = ("scripts/remove-service.sh", "soil-moisture", "--yes")
     try:
-        for options, is_left in (["--keep-code"], True), ([], True), (["--delete-data"], False):
-            project.run("git", "stash", "--all")
-            add(project, "soil-moisture")
-            local.parent.mkdir(parents=True, exist_ok=True)
-            local.write_text("{}")
-            project.run("scripts/remove-service.sh", "soil-moisture", "--yes", *options)
-            assert volumes() == [volume] * is_left
-            assert local.exists() == is_left
+        project.run(*remove, "--keep-code")
+        assert (volumes(), local.exists()) == ([volume], True)
+        project.run(*remove)
+        assert (volumes(), local.exists()) == ([volume], True)
+        add(project, "soil-moisture")
+        project.run(*remove, "--keep-code")
+        project.run(*remove, "--delete-data")
+        assert (volumes(), local.exists()) == ([], False)
+        add(project, "soil-moisture")
+        project.run(*remove, "--delete-data")
     finally:
         project.run("docker", "volume", "rm", "--force", volume)
 
@@ -441,9 +451,16 @@ def test_the_script_shows_its_own_command(repository: BakedProject) -> None:
     )
     assert done.returncode == 1
     command = next(line for line in done.stderr.splitlines() if "new-service.sh" in line)
+    assert "  - NAME: must be lower-case" in done.stderr
     repository.run(*shlex.split(command))
     assert repository.file("services/soil-moisture/api.py").is_file()
     assert "Traceback" not in done.stderr
+
+
+def test_the_script_does_not_describe_what_was_not_described(repository: BakedProject) -> None:
+    done = repository.run("scripts/new-service.sh", "Soil" * 20, check=False)
+    assert done.stderr.count("  - ") == 1
+    assert "\n  scripts/new-service.sh soil-moisture --type poller\n" in done.stderr
 
 
 def test_a_name_with_slashes_makes_no_folders(repository: BakedProject) -> None:

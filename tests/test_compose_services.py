@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 import yaml
 
-from tests.baked import TEMPLATE, run
+from tests.baked import TEMPLATE
 
 SCRIPT = TEMPLATE / "scripts/compose_services.py"
 ANCHORS = "x-build: &build\n  context: .\nx-service: &service\n  restart: always\n"
@@ -194,30 +194,15 @@ def test_a_volume_that_another_service_mounts_stays(compose: ModuleType) -> None
     assert (set(after["services"]), set(after["volumes"])) == ({"a"}, {"new_data"})
 
 
-def test_by_hand_it_edits_the_file_and_keeps_its_mode(tmp_path: Path) -> None:
-    file = tmp_path / "docker-compose.yml"
-    text = ANCHORS + EDITABLE["as generated"]
-    file.write_text(text, encoding="utf-8")
-    file.chmod(0o640)
-    command = (sys.executable, SCRIPT)
-    options = (file, "new", "--volume", "new_data")
-    run(*command, "add", *options, stdin=BLOCK)
-    assert yaml.safe_load(file.read_text(encoding="utf-8"))["services"]["new"] == MEANING
-    assert file.stat().st_mode & 0o777 == 0o640
-    run(*command, "remove", *options)
-    assert file.read_text(encoding="utf-8") == text
-    assert list(tmp_path.iterdir()) == [file]
-
-
-def test_by_hand_it_prints_what_it_cannot_insert(tmp_path: Path) -> None:
-    file = tmp_path / "docker-compose.yml"
-    file.write_text(REFUSED["services in flow style"], encoding="utf-8")
-    done = run(
-        *(sys.executable, SCRIPT, "add", file, "new", "--volume", "new_data"),
-        stdin=BLOCK,
-        check=False,
-    )
-    assert done.returncode == 1
-    assert BLOCK in done.stderr
-    assert "below `volumes:`" in done.stderr
-    assert file.read_text(encoding="utf-8") == REFUSED["services in flow style"]
+@pytest.mark.parametrize("mode", [0o600, 0o640])
+def test_a_file_is_replaced_whole_and_keeps_its_mode(
+    compose: ModuleType, tmp_path: Path, mode: int
+) -> None:
+    file, link = tmp_path / "docker-compose.yml", tmp_path / "link.yml"
+    file.write_text("old")
+    file.chmod(mode)
+    link.symlink_to(file)
+    compose.replace_file(link, b"new")
+    assert (file.read_bytes(), file.stat().st_mode & 0o777) == (b"new", mode)
+    assert link.is_symlink()
+    assert set(tmp_path.iterdir()) == {file, link}

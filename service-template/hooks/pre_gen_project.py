@@ -23,6 +23,8 @@ REPOSITORY_WORDS = {"base", "base-service", "coordinator", "errors", "mqtt", "sh
 RESERVED = WINDOWS_DEVICES | YAML_WORDS | REPOSITORY_WORDS
 MAX_NAME, MAX_TITLE, MAX_DESCRIPTION = 40, 60, 100
 
+VIA_SCRIPT = os.environ.get("NEW_SERVICE_VIA") == "script"
+
 
 def name_problem(value: str) -> str | None:
     """What stands against a name of a folder, a container and a topic level, or None."""
@@ -49,6 +51,15 @@ def text_problem(value: str, longest: int) -> str | None:
     return None
 
 
+def given(answers: dict[str, str]) -> dict[str, str]:
+    """What the user has answered in words of their own, and what they know it by."""
+    if not VIA_SCRIPT:
+        return {name: name for name in ("service_name", "service_slug", "description")}
+    # Both names are the script's NAME, and so is the beginning of a description that was made.
+    is_made = answers["description"].startswith(f"{answers['service_name']}, ")
+    return {"service_slug": "NAME"} | ({} if is_made else {"description": "--description"})
+
+
 def find_problems(answers: dict[str, str]) -> list[tuple[str, str, str]]:
     """Every problem as (answer, rule, example)."""
     checks = [
@@ -60,7 +71,11 @@ def find_problems(answers: dict[str, str]) -> list[tuple[str, str, str]]:
             "Reads the moisture of the soil",
         ),
     ]
-    return [(name, problem, example) for name, problem, example in checks if problem]
+    return [
+        (name, problem, example)
+        for name, problem, example in checks
+        if problem and name in given(answers)
+    ]
 
 
 def taken(repository: Path, slug: str) -> str | None:
@@ -77,9 +92,10 @@ def corrected_command(answers: dict[str, str], examples: dict[str, str]) -> str:
     """The command that adds the service, with the examples in place of the bad answers."""
     asked = ("service_name", "service_slug", "description", "service_type")
     values = {name: examples.get(name, answers[name]) for name in asked}
-    if os.environ.get("NEW_SERVICE_VIA") == "script":
+    if VIA_SCRIPT:
         words = [values["service_slug"], "--type", values["service_type"]]
-        words += ["--description", values["description"]]
+        if "description" in given(answers):
+            words += ["--description", values["description"]]
         return shlex.join(["scripts/new-service.sh", *words])
     template = str(answers.get("_template") or "templates/service")
     # Inside the repository of both templates, which `_template` names as a whole.
@@ -103,12 +119,12 @@ def main() -> int:
     # cookiecutter has made the folder of the service already, and runs this in it.
     folder = Path.cwd()
     repository = folder.parent.parent
-    slug = ANSWERS["service_slug"]
+    slug, names = ANSWERS["service_slug"], given(ANSWERS)
     if problems := find_problems(ANSWERS):
         return refuse(
             "These answers cannot be used:",
             *(
-                f"  - {name}: {rule} (got {ANSWERS[name]!r}; for example {example!r})"
+                f"  - {names[name]}: {rule} (got {ANSWERS[name]!r}; for example {example!r})"
                 for name, rule, example in problems
             ),
             "\nNothing was written. With the examples filled in, the command is:\n",

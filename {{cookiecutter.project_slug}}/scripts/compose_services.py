@@ -1,19 +1,13 @@
-"""Adds a service to a Compose file, or removes it, and leaves every other byte as it is.
+"""Adds a service to the text of a Compose file, or removes it, and keeps every other byte.
 
-    python scripts/compose_services.py add FILE NAME [--volume VOLUME] < BLOCK
-    python scripts/compose_services.py remove FILE NAME [--volume VOLUME]
-
-BLOCK is the service as it stands below `services:`, indented by two spaces. The text is edited,
-and the file is then loaded before and after: unless the new model is exactly the old one plus (or
-minus) the service and its volume, nothing is written, and what to do by hand is printed.
+The text is loaded before and after: unless the new model is exactly the old one plus (or minus)
+the service and its volume, the edit is refused. For scripts/wire_service.py.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -399,33 +393,3 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Command line; 1 when the file cannot be edited."""
-    parser = argparse.ArgumentParser(description="Add or remove a service of a Compose file.")
-    parser.add_argument("action", choices=["add", "remove"])
-    parser.add_argument("file", type=Path)
-    parser.add_argument("name")
-    parser.add_argument("--volume")
-    options = parser.parse_args(arguments)
-    block = sys.stdin.read() if options.action == "add" else ""
-    try:
-        text = options.file.read_bytes().decode()
-        if options.action == "add":
-            result = add(text, options.name, block, options.volume)
-        else:
-            result = remove(text, options.name, options.volume)
-        replace_file(options.file, result.encode())
-    except (CannotEditError, OSError, UnicodeDecodeError) as error:
-        sys.stderr.write(f"{options.file} was left as it is: {error}\n")
-        if block:
-            sys.stderr.write(f"Put this below `services:` by hand:\n\n{block}")
-            if options.volume:
-                sys.stderr.write(f"\nand this below `volumes:`:\n\n  {options.volume}:\n")
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

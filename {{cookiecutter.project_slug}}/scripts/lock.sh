@@ -16,6 +16,7 @@ case ${1:-} in
   --upgrade) lock+=(--upgrade) ;;
   *) bad "Unknown option $1" ;;
 esac
+no_arguments "${@:2}"
 
 scripts/uv "${lock[@]}" || { echo "uv.lock does not fit pyproject.toml: run scripts/lock.sh" >&2; exit 1; }
 

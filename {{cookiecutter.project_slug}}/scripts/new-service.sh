@@ -78,7 +78,8 @@ arguments=("service_name=$plain_name" "service_slug=$plain_name" "service_type=$
 }
 
 if $dry_run; then
-  (cd "$scratch" && git --no-pager diff --no-index --no-prefix before repository) | sed -e 's#^\(---\|+++\) before/#\1 #' -e 's#^\(---\|+++\) repository/#\1 #' || true
+  (cd "$scratch" && git --no-pager diff --no-index --src-prefix= --dst-prefix= before repository) |
+    sed -E -e '/^(---|\+\+\+|diff --git) /s#(^| )(before|repository)/#\1#g' || true
   exit 0
 fi
 echo "Added services/$name:"

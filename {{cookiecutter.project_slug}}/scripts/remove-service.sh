@@ -53,13 +53,18 @@ volume=''
 if $delete_data; then
   # A refusal comes before the container is stopped.
   "${python[@]}" scripts/wire_service.py remove "$name" ${keep_code:+"$keep_code"} --dry-run >/dev/null
-  docker compose rm --stop --force "$name"
-  volume=$(docker compose config --format json |
-    python3 -c 'import json, sys; print(json.load(sys.stdin)["volumes"][sys.argv[1]]["name"])' "${name//-/_}_data")
+  # By label, since an earlier --keep-code has taken it out of the Compose file.
+  project=$(docker compose config --format json | python3 -c 'import json, sys; print(json.load(sys.stdin)["name"])')
+  containers=$(docker ps --all --quiet --filter "label=com.docker.compose.project=$project" \
+    --filter "label=com.docker.compose.service=$name")
+  # shellcheck disable=SC2086  # one word for each container
+  [ -z "$containers" ] || { docker stop $containers && docker rm $containers; } >/dev/null
+  volume=$(docker volume ls --quiet --filter "label=com.docker.compose.project=$project" \
+    --filter "label=com.docker.compose.volume=${name//-/_}_data")
 fi
 "${python[@]}" scripts/wire_service.py remove "$name" ${keep_code:+"$keep_code"}
 if $delete_data; then
-  docker volume rm --force "$volume"
+  [ -z "$volume" ] || docker volume rm "$volume"
   rm -rf ".data/${name:?}"
 else
   echo "A container of it that still runs is stopped by: docker compose up --detach --remove-orphans"

@@ -13,6 +13,7 @@ if [ -z "$name" ] || [ ! -f "services/$name/main.py" ]; then
   for main in services/*/main.py; do echo "  $(basename "$(dirname "$main")")" >&2; done
   exit 2
 fi
+no_arguments "${@:2}"
 
 # in_env NAME: its value in .env
 in_env() { sed -n "s/^$1=//p" .env 2>/dev/null | tail -n 1 | tr -d "'\"" || true; }

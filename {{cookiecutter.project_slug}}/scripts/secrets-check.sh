@@ -96,6 +96,7 @@ mode=all
 case ${1:-} in
   '') ;;
   --stale)
+    no_arguments "${@:2}"
     mode=stale
     make_work
     check_stale

@@ -47,8 +47,8 @@ update() {
     echo "The template has nothing newer."
     return
   fi
-  # What the template says of new repositories does not apply.
-  cruft update --skip-apply-ask | sed '/^Rendered for cruft/d'
+  # What the template says of new repositories does not apply, nor praise where there are conflicts.
+  cruft update --skip-apply-ask | sed -e '/^Rendered for cruft/d' -e '/^Good work!/d'
   local files file
   for file in "${made[@]}"; do
     if [ -n "$(git ls-files --unmerged -- "$file")" ]; then
@@ -82,6 +82,7 @@ main() {
     '' | --check) ;;
     *) bad "Unknown option $1" ;;
   esac
+  no_arguments "${@:2}"
   if [ ! -f .cruft.json ]; then
     echo "This repository does not know its template: there is no .cruft.json." >&2
     echo "It gets one with: scripts/uv run --frozen cruft link URL" >&2
