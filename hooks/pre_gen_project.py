@@ -70,7 +70,7 @@ def name_problem(value: str, longest: int, reserved: set[str]) -> str | None:
     if len(value) > longest:
         return f"must have at most {longest} characters"
     if value in reserved:
-        return "is a reserved name"
+        return "is reserved: by Windows, by YAML, for a dependency or for a part of the repository"
     return None
 
 

@@ -33,7 +33,7 @@ def name_problem(value: str) -> str | None:
     if len(value) > MAX_NAME:
         return f"must have at most {MAX_NAME} characters"
     if value in RESERVED:
-        return "is a reserved name"
+        return "is reserved: by Windows, by YAML or for a part of the repository"
     return None
 
 

@@ -140,7 +140,10 @@ class Settings(BaseSettings):
 {% if cookiecutter.include_influxdb %}
 
     influx_url: str = Field(default="http://influxdb:8086", description="Address of InfluxDB")
-    influx_token: SecretStr = Field(default=SecretStr(""), description="API token of InfluxDB")
+    influx_token: SecretStr = Field(
+        default=SecretStr(""),
+        description="API token of InfluxDB; its container sets itself up with it",
+    )
     influx_org: str = Field(
         default="{{ cookiecutter.project_slug }}",
         description="Organization",

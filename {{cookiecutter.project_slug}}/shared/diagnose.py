@@ -222,7 +222,10 @@ async def check_influxdb(settings: Settings) -> Result:
     from shared.influx import InfluxClient, InfluxError  # noqa: PLC0415
 
     if not settings.influx_token.get_secret_value():
-        return warned("INFLUX_TOKEN is empty", "make an API token in InfluxDB's user interface")
+        return warned(
+            "INFLUX_TOKEN is empty",
+            "choose one in .env: the container sets itself up with it; or take one of your server",
+        )
     async with InfluxClient.from_settings(settings, structlog.stdlib.get_logger()) as client:
         try:
             await client.ping()
