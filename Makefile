@@ -16,9 +16,8 @@ help: ## Show this list
 new: export NEW_REPOSITORY_VIA := make
 new: export UV_PROJECT_ENVIRONMENT := .tools/new
 new: ## Make a repository: make new [OUT=folder] [ARGS="project_name=Greenhouse"] [NO_INPUT=1]
-	@if [ -n "$(NO_INPUT)" ] || [ ! -t 0 ]; then no_input=--no-input; fi; \
-	$(UV) run --quiet --frozen --no-default-groups --python python3 \
-		cookiecutter $$no_input --output-dir "$(OUT)" "$(CURDIR)" $(ARGS)
+	@$(UV) run --quiet --frozen --no-default-groups --python python3 \
+		python scripts/new.py $(if $(NO_INPUT),--no-input) "$(OUT)" $(ARGS)
 
 .PHONY: test test-quick
 test: ## Run all template tests: those that look at what is rendered and those that run it

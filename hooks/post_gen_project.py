@@ -51,7 +51,7 @@ def plan() -> list[Step]:
         Step(
             "template record",
             [sys.executable, "scripts/record_template.py"],
-            "make template-update, once the template is a git repository with a remote",
+            "scripts/uv run --frozen cruft link URL, with the address of the template",
             stdin=json.dumps(ANSWERS),
         ),
         Step("secrets", ["bash", "scripts/init-secrets.sh"], "scripts/init-secrets.sh"),

@@ -8,6 +8,7 @@ import re
 import shlex
 import sys
 import unicodedata
+from pathlib import Path
 
 ANSWERS = json.loads(r"""{{ cookiecutter | tojson }}""")
 
@@ -112,12 +113,20 @@ def corrected_command(answers: dict[str, object], corrections: dict[str, str]) -
     """The command that generates the repository, with the examples in place of the bad answers."""
     words = [f"{name}={corrections.get(name, answers[name])}" for name in VISIBLE]
     command = " ".join(shlex.quote(word) for word in words)
+    template = str(answers.get("_template") or "TEMPLATE")
+    output = str(answers.get("_output_dir") or "")
     if os.environ.get("NEW_REPOSITORY_VIA") == "make":
         # Two readers: Make takes `$$` for `$`, the shell takes what a backslash precedes as it is.
         escaped = re.sub(r'([\\"`$])', r"\\\1", command.replace("$", "$$"))
-        return f'make new NO_INPUT=1 ARGS="{escaped}"'
-    template = shlex.quote(str(answers.get("_template") or "TEMPLATE"))
-    return f"cookiecutter {template} --no-input {command}"
+        is_default = Path(output) == Path(template).parent
+        out = "" if is_default else f"OUT={shlex.quote(output.replace('$', '$$'))} "
+        return f'make new NO_INPUT=1 {out}ARGS="{escaped}"'
+    options = ["--no-input"]
+    if checkout := answers.get("_checkout"):
+        options += ["--checkout", str(checkout)]
+    if output and output != os.environ.get("PWD"):
+        options += ["--output-dir", output]
+    return f"{shlex.join(['cookiecutter', template, *options])} {command}"
 
 
 def main() -> int:

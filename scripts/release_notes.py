@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import sys
 from pathlib import Path
@@ -20,7 +21,9 @@ def notes(changelog: str, version: str) -> str:
 
 def main() -> int:
     """Command line; also refuses a version that the project or the template does not name."""
-    version = sys.argv[1].removeprefix("v")
+    parser = argparse.ArgumentParser(description="Print the changelog's section of a version.")
+    parser.add_argument("version", help="with or without a v before it")
+    version = parser.parse_args().version.removeprefix("v")
     for name, line in (
         ("pyproject.toml", f'version = "{version}"'),
         ("cookiecutter.json", f'"__template_version": "{version}"'),

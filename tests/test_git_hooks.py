@@ -244,7 +244,7 @@ def test_a_hook_of_the_user_is_kept_and_runs(project: BakedProject) -> None:
     hook.write_text("#!/bin/sh\ntouch .git/mine-ran\n")
     hook.chmod(0o755)
     project.run("scripts/install-hooks.sh")
-    assert "already there" in project.run("scripts/install-hooks.sh").stdout
+    assert "already installed" in project.run("scripts/install-hooks.sh").stdout
     refused(project, **{".env": "A=1\n"})
     assert project.file(".git/mine-ran").exists()
 
@@ -275,7 +275,7 @@ def test_the_hook_works_in_a_worktree(project: BakedProject, tmp_path: Path) -> 
     tree = tmp_path / "another tree"
     git(project, "worktree", "add", "--quiet", "-b", "other", str(tree))
     other = BakedProject(tree, project.answers, project.environments)
-    assert "already there" in other.run("scripts/install-hooks.sh").stdout
+    assert "already installed" in other.run("scripts/install-hooks.sh").stdout
     refused(other, **{".env": "A=1\n"})
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from tests.baked import ROOT, BakedProject, run, user_environment
+from tests.baked import ROOT, SERVICE_TEMPLATE, BakedProject, run, user_environment
 from tests.conftest import Bake, Cookiecutter
 from tests.rendering import load_hook, typed_context
 from tests.tools import needs
@@ -174,7 +174,7 @@ def test_the_corrected_command_works(
         cwd=tmp_path,
     )
     assert done.returncode == 0
-    project = BakedProject(tmp_path / DEFAULT)
+    project = BakedProject(tmp_path / "refused" / DEFAULT)
     assert project.toml("pyproject.toml")["project"]["description"] == "It's $HOME"
 
 
@@ -198,6 +198,76 @@ def test_a_refusal_leaves_no_file(
     done = cookiecutter(output=output, **answers)
     assert done.returncode == 1
     assert set(tmp_path.rglob("*")) == before
+
+
+def said_command(hook: ModuleType, word: str) -> list[str]:
+    """The corrected command of a refusal, split."""
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        assert hook.main() == 1
+    return shlex.split(next(line for line in said.getvalue().splitlines() if f"  {word} " in line))
+
+
+def test_the_corrected_command_keeps_the_folder_and_the_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PWD", str(tmp_path))
+    elsewhere = pre_gen(output=tmp_path / "my repositories", project_slug="No Slug")
+    elsewhere.ANSWERS["_checkout"] = "v1.2.3"
+    words = said_command(elsewhere, "cookiecutter")
+    assert words[words.index("--checkout") + 1] == "v1.2.3"
+    assert words[words.index("--output-dir") + 1] == str(tmp_path / "my repositories")
+    here = said_command(pre_gen(output=tmp_path, project_slug="No Slug"), "cookiecutter")
+    assert "--output-dir" not in here
+    assert "--checkout" not in here
+    monkeypatch.setenv("NEW_REPOSITORY_VIA", "make")
+    assert f"OUT={tmp_path}" in said_command(pre_gen(output=tmp_path, project_slug="No"), "make")
+    beside = said_command(pre_gen(output=ROOT.parent, project_slug="No"), "make")
+    assert not any(word.startswith("OUT=") for word in beside)
+
+
+def test_both_hooks_reserve_the_same_names() -> None:
+    repository, service = (
+        pre_gen(),
+        load_hook(SERVICE_TEMPLATE, "pre_gen_project", typed_context(SERVICE_TEMPLATE, None, {})),
+    )
+    assert repository.RESERVED_SERVICES == service.RESERVED
+    assert repository.NAME == service.NAME
+
+
+# --- make new -----------------------------------------------------------------------------------
+
+
+def new(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return run(sys.executable, "scripts/new.py", *arguments, cwd=ROOT, check=False)
+
+
+def test_answers_that_cookiecutter_would_pass_over_are_refused(tmp_path: Path) -> None:
+    done = new(
+        *(tmp_path, "first_service=good", "python_version=3.9", "include_influxdb=perhaps"),
+        *("project=x", "words", "license=mit"),
+    )
+    assert done.returncode == 2
+    assert [line.split(":")[0] for line in done.stderr.splitlines()[1:]] == [
+        *("  - python_version", "  - include_influxdb", "  - project", "  - words", "  - license"),
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
+@needs("git")
+def test_a_refusal_is_shown_without_a_traceback(tmp_path: Path) -> None:
+    done = new(tmp_path, "project_slug=No Slug")
+    assert done.returncode == 1
+    assert "  - project_slug: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+    made = new(tmp_path, "include_influxdb=No", "project_slug=made")
+    assert (made.returncode, made.stderr) == (0, "")
+    assert "influx" not in (tmp_path / "made/.env.example").read_text().lower()
+    again = new(tmp_path, "project_slug=made")
+    assert again.returncode == 1
+    assert again.stderr.count("\n") == 1
+    assert "already exists" in again.stderr
 
 
 # --- after rendering: the plan of steps ---------------------------------------------------------

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.baked import TEMPLATE, run, user_environment
 from tests.conftest import Bake
-from tests.tools import needs
+from tests.tools import needs, path_without
 
 SCRIPTS = sorted(
     path.name for path in TEMPLATE.glob("scripts/*.sh") if not path.name.endswith("lib.sh")
@@ -44,6 +46,57 @@ def test_an_unknown_option_is_an_error_with_the_usage(name: str, bake: Bake) -> 
     assert "nonsense" in done.stderr or name == "run-service.sh"
     assert f"Usage: scripts/{name}" in done.stderr
     assert project.run("git", "status", "--porcelain", "--ignored").stdout == before
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("lock.sh", "--check", "nonsense"),
+        ("template-update.sh", "--check", "nonsense"),
+        ("run-service.sh", "example-service", "nonsense"),
+        ("secrets-check.sh", "--stale", "nonsense"),
+        ("secrets-check.sh", "--encrypted"),
+        ("remove-service.sh", "example-service", "nonsense"),
+    ],
+)
+def test_one_argument_too_many_or_too_few(command: tuple[str, ...], bake: Bake) -> None:
+    name, *arguments = command
+    done = bake().run(f"scripts/{name}", *arguments, check=False)
+    assert done.returncode == 2
+    assert f"Usage: scripts/{name}" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["../services/example-service", ".", "Example"])
+def test_what_is_run_is_a_service(name: str, bake: Bake) -> None:
+    done = bake().run("scripts/run-service.sh", name, check=False)
+    assert done.returncode == 2
+    assert "  example-service\n" in done.stderr
+
+
+def test_cdpath_leads_no_script_elsewhere(bake: Bake, tmp_path: Path) -> None:
+    (tmp_path / "scripts").mkdir()
+    done = bake().run("scripts/run-service.sh", check=False, env={"CDPATH": str(tmp_path)})
+    assert "  example-service\n" in done.stderr
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("with_pip", [True, False])
+def test_uv_comes_from_pypi(bake_copy: Bake, tmp_path: Path, with_pip: bool) -> None:
+    """Debian's python3 has no pip."""
+    project, folder = bake_copy(), tmp_path / "bin"
+    path = path_without("uv", *([] if with_pip else ["python3"]), folder=folder)
+    if not with_pip:
+        (folder / "python3").write_text(
+            f'#!/bin/sh\n[ "$1 $2" != "-m pip" ] || exit 1\nexec "{sys.executable}" "$@"\n'
+        )
+        (folder / "python3").chmod(0o755)
+    pinned = re.findall(r"(?m)^version=(.*)$", project.read("scripts/uv"))
+    said = project.run("scripts/uv", "--version", env={"PATH": path})
+    assert said.stdout.split()[:2] == ["uv", *pinned]
+    assert "Installing uv" in said.stderr
+    assert [path.name for path in project.file(".tools").iterdir()] == [f"uv-{pinned[0]}"]
+    assert not list(project.file(f".tools/uv-{pinned[0]}").glob("*.whl"))
+    assert project.run("scripts/uv", "--version", env={"PATH": path}).stderr == ""
 
 
 @pytest.mark.real

@@ -780,6 +780,74 @@ def test_check_tells_that_the_key_does_not_open(
     assert "fail  Your key does not open .env.enc" in done.stdout
 
 
+def test_check_says_nothing_of_values_that_it_cannot_see(
+    repository: Repository, tmp_path: Path
+) -> None:
+    newer = repository.file(".env.enc").stat().st_mtime + 10
+    os.utime(repository.file(".env"), (newer, newer))
+    missing = str(tmp_path / "missing")
+    done = repository.script("secrets-check.sh", check=False, SOPS_AGE_KEY_FILE=missing)
+    assert "fail  No age key" in done.stdout
+    assert "in step" not in done.stdout
+    path = path_without("sops", folder=tmp_path / "bin")
+    stale = ("secrets-check.sh", "--stale")
+    assert repository.script(*stale, SOPS_AGE_KEY_FILE=missing).stdout == ""
+    assert repository.script(*stale, PATH=path).stdout == ""
+
+
+def test_without_an_env_the_way_to_one_is_named(repository: Repository) -> None:
+    repository.file(".env").unlink()
+    assert "secrets-decrypt.sh makes .env" in repository.script("init-secrets.sh").stdout
+    assert "no .env: scripts/secrets-decrypt.sh" in repository.script("secrets-check.sh").stdout
+    repository.file(".env.enc").unlink()
+    assert "no .env: scripts/init-secrets.sh" in repository.script("secrets-check.sh").stdout
+
+
+def test_a_damaged_key_file_stops_the_setup(fresh: Repository) -> None:
+    shutil.copy(TEMPLATE / "Makefile", fresh.path)
+    fresh.file(".sops").mkdir()
+    fresh.write(".sops/age-key.txt", "no key\n")
+    done = run("make", "setup", cwd=fresh.path, check=False)
+    assert done.returncode != 0
+    assert "holds no age key: move it away" in done.stderr
+    assert "init-git" not in done.stdout
+
+
+def test_a_rule_without_an_age_key_is_told(repository: Repository) -> None:
+    repository.write(".sops.yaml", "creation_rules:\n  - pgp: ABCD\n")
+    for command in (["list"], ["sync"], ["remove", repository.recipient()]):
+        assert "names no age key" in repository.fails("secrets-recipients.sh", *command)
+    done = repository.script("secrets-check.sh", check=False)
+    assert done.returncode == 1
+    assert "names no age key" in done.stdout
+    assert "your key opens .env.enc" in done.stdout
+
+
+def test_a_mistyped_key_is_refused_before_there_is_anything_to_encrypt(
+    fresh: Repository, other_key: tuple[Path, str]
+) -> None:
+    fresh.script("init-secrets.sh")
+    before = fresh.read(".sops.yaml")
+    wrong = other_key[1][:-1] + ("q" if other_key[1][-1] != "q" else "p")
+    assert "Not an age public key" in fresh.fails("secrets-recipients.sh", "add", wrong)
+    assert fresh.read(".sops.yaml") == before
+    said = fresh.script("secrets-recipients.sh", "add", other_key[1]).stdout
+    assert said.endswith("Commit .sops.yaml.\n")
+
+
+def test_a_key_file_may_hold_several_keys(
+    repository: Repository, other_key: tuple[Path, str]
+) -> None:
+    mine = repository.recipient()
+    repository.script("secrets-recipients.sh", "add", other_key[1])
+    both = repository.read(".sops/age-key.txt") + other_key[0].read_text()
+    repository.write(".sops/age-key.txt", both)
+    assert repository.script("secrets-recipients.sh", "list").stdout.count("(you)") == 2
+    for key in (mine, other_key[1]):
+        assert "That is your own key" in repository.fails("secrets-recipients.sh", "remove", key)
+    assert "several keys" in repository.fails("secrets-recipients.sh", "rotate")
+
+
 def test_check_tells_what_a_killed_run_left(repository: Repository) -> None:
     repository.file(".env.tmp.abc").mkdir()
     said = repository.script("secrets-check.sh", check=False).stdout

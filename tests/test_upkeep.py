@@ -125,6 +125,100 @@ def test_doctor_needs_nothing_but_python_and_git(bake_copy: Bake, tmp_path: Path
     assert findings["git"]["status"] == "PASS"
 
 
+@pytest.mark.parametrize(
+    "record", ["{}", "[]", "<<<<<<< ours\n", '{"template": "x", "commit": "y", "context": []}']
+)
+@needs("git")
+def test_a_damaged_record_of_the_template_is_told(bake_copy: Bake, record: str) -> None:
+    project = bake_copy()
+    project.file(".cruft.json").write_text(record)
+    finding = doctor(project)["template"]
+    assert (finding["status"], ".cruft.json cannot be read" in finding["detail"]) == ("FAIL", True)
+    if "commit" not in record:
+        done = project.run("scripts/template-update.sh", "--check", check=False)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert ".cruft.json cannot be read" in done.stderr
+
+
+@needs("git")
+def test_a_tool_that_does_not_run_is_told(bake_copy: Bake, tmp_path: Path) -> None:
+    project = bake_copy()
+    for name in ("docker", "age", "sops"):
+        (tmp_path / name).write_text("#!/bin/sh\necho 'no plugin' >&2\nexit 1\n")
+        (tmp_path / name).chmod(0o755)
+    findings = doctor(project, PATH=f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    for name in ("docker", "docker compose", "age", "sops"):
+        assert findings[name]["status"] == "WARN"
+        assert "does not run" in findings[name]["detail"]
+
+
+@needs("git")
+def test_hooks_that_are_kept_elsewhere(bake_copy: Bake, tmp_path: Path) -> None:
+    project = bake_copy()
+    project.run("git", "config", "core.hooksPath", tmp_path / "hooks")
+    assert "leads to none" in doctor(project)["git hooks"]["detail"]
+    (tmp_path / "hooks").mkdir()
+    (tmp_path / "hooks/pre-commit").write_text("#!/bin/sh\nmake lint\n")
+    assert doctor(project)["git hooks"]["status"] == "PASS"
+    inner = tmp_path / "outer/inner"
+    shutil.copytree(project.path, inner, ignore=shutil.ignore_patterns(".git"))
+    run("git", "init", "--quiet", inner.parent)
+    around = doctor(BakedProject(inner, environments=project.environments))["git hooks"]
+    assert (around["status"], "around this folder" in around["detail"]) == ("WARN", True)
+
+
+@needs("git")
+def test_a_key_in_the_environment_counts(bake_copy: Bake) -> None:
+    project = bake_copy()
+    shutil.rmtree(project.file(".sops"))
+    assert doctor(project)["age key"]["status"] == "WARN"
+    assert doctor(project, SOPS_AGE_KEY_CMD="true")["age key"]["status"] == "PASS"
+
+
+@needs("git")
+def test_doctor_by_make_prints_json_alone(bake: Bake) -> None:
+    done = bake().run("make", "--silent", "doctor", "ARGS=--json", check=False)
+    loud = bake().run("make", "doctor", "ARGS=--json", check=False)
+    assert json.loads(loud.stdout) == json.loads(done.stdout)
+
+
+# --- the record of the template ------------------------------------------------------------------
+
+
+@needs("git")
+@pytest.mark.parametrize(
+    ("address", "recorded"),
+    [
+        ("https://bob:s3cret@example.org/t.git", "https://example.org/t.git"),
+        ("https://s3cret@example.org/t.git", "https://example.org/t.git"),
+        ("git@example.org:t.git", "git@example.org:t.git"),
+        ("ssh://git@example.org/t.git", "ssh://git@example.org/t.git"),
+    ],
+)
+def test_credentials_in_the_address_are_not_recorded(
+    bake_copy: Bake, template: Path, tmp_path: Path, address: str, recorded: str
+) -> None:
+    project, clone = bake_copy(), tmp_path / "template"
+    run("git", "clone", "--quiet", template, clone)
+    run("git", "remote", "set-url", "origin", address, cwd=clone)
+    project.file(".cruft.json").unlink()
+    answers = json.dumps({"_repo_dir": str(clone), "_template": address})
+    said = project.run(sys.executable, "scripts/record_template.py", stdin=answers)
+    assert project.json(".cruft.json")["template"] == recorded
+    assert "s3cret" not in project.read(".cruft.json") + said.stdout + said.stderr
+
+
+@needs("git")
+def test_the_record_by_hand(bake_copy: Bake) -> None:
+    project = bake_copy()
+    project.file(".cruft.json").unlink()
+    record = (sys.executable, "scripts/record_template.py")
+    assert "usage" in project.run(*record, "--help").stdout
+    done = project.run(*record, stdin="", check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert not project.file(".cruft.json").exists()
+
+
 @pytest.mark.docker
 @pytest.mark.real
 @pytest.mark.xdist_group("docker")

@@ -33,7 +33,8 @@ copy_mounted_folders() {
   # shellcheck disable=SC2064  # the name of now
   trap "rm -f -- '$marker'" EXIT
   # Folders stay, for running containers have them mounted; files that are gone here go there.
-  tar -cf - --exclude __pycache__ shared infrastructure |
+  # On macOS tar would add files of its own.
+  COPYFILE_DISABLE=1 tar -cf - --exclude __pycache__ shared infrastructure |
     docker run --rm --interactive --network none --user 0 --volume "$PWD:/target" --workdir /target "$1" sh -c '
       if [ -e "$1" ]; then cat >/dev/null; echo "The context leads to this folder: nothing to copy"; exit; fi
       mkdir -p shared infrastructure && find shared infrastructure -type f -delete && tar -xf -
@@ -49,9 +50,11 @@ fi
 
 code=0
 # The broker is restarted only when its own part of the compose file has changed.
-docker compose config --services | while read -r service; do
-  if [ -d "services/$service" ]; then printf '%s\0' "$service"; fi
-done | xargs -0 docker compose up --detach --force-recreate || code=$?
+services=()
+while read -r service; do
+  if [ -d "services/$service" ]; then services+=("$service"); fi
+done < <(docker compose config --services)
+if [ ${#services[@]} -gt 0 ]; then docker compose up --detach --force-recreate "${services[@]}" || code=$?; fi
 docker compose up --detach --wait --wait-timeout "$timeout" --remove-orphans || code=$?
 scripts/status.sh || code=1
 if [ "$code" != 0 ]; then

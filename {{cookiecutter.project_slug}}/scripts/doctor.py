@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Checks this repository and the tools on this machine, and says how to mend what is wrong.
+"""Checks this repository and the tools on this machine, and says how to fix what is wrong.
 
     scripts/doctor.py [--json]
 
@@ -68,6 +68,9 @@ def check_tools() -> list[Finding]:
         if result.returncode == 127:  # noqa: PLR2004
             status = "FAIL" if is_needed else "WARN"
             findings.append(Finding(name, status, f"missing ({purpose})", f"install {name}"))
+        elif result.returncode and not found:
+            fix = f"see what `{' '.join(command)}` says"
+            findings.append(Finding(name, "WARN", f"does not run ({purpose})", fix))
         else:
             findings.append(Finding(name, "PASS", found.group(1) if found else "present"))
     return findings
@@ -91,8 +94,16 @@ def _check_uv() -> Finding:
 def check_git() -> list[Finding]:
     if run("git", "rev-parse", "--git-dir").returncode != 0:
         return [Finding("git repository", "FAIL", "there is none", "scripts/init-git.sh")]
+    if run("git", "rev-parse", "--show-prefix").stdout.strip():
+        detail = "those of the repository around this folder"
+        return [Finding("git hooks", "WARN", detail, 'have its pre-commit hook run "make lint" here')]
     hook = run("git", "rev-parse", "--git-path", "hooks/pre-commit").stdout.strip()
     path = ROOT / hook
+    if run("git", "config", "core.hooksPath").returncode == 0:
+        if path.is_file():
+            return [Finding("git hooks", "PASS", f"your own: {hook} (core.hooksPath)")]
+        fix = f'write {hook}, which runs "make lint", or unset core.hooksPath'
+        return [Finding("git hooks", "FAIL", "core.hooksPath leads to none", fix)]
     if path.is_file() and "pre-commit" in path.read_text(encoding="utf-8", errors="replace"):
         return [Finding("git hooks", "PASS", "installed")]
     return [Finding("git hooks", "FAIL", "not installed", "scripts/install-hooks.sh")]
@@ -101,7 +112,9 @@ def check_git() -> list[Finding]:
 def check_secrets() -> list[Finding]:
     key = Path(os.environ.get("SOPS_AGE_KEY_FILE") or ROOT / ".sops" / "age-key.txt")
     findings = []
-    if not key.is_file():
+    if any(os.environ.get(name) for name in ("SOPS_AGE_KEY", "SOPS_AGE_KEY_CMD")):
+        findings.append(Finding("age key", "PASS", "the one that the environment names"))
+    elif not key.is_file():
         findings.append(Finding("age key", "WARN", "there is none", "scripts/init-secrets.sh"))
     elif key.stat().st_mode & 0o077:
         findings.append(Finding("age key", "FAIL", "others can read it", f"chmod 600 {key}"))
@@ -164,18 +177,22 @@ def check_template() -> list[Finding]:
     if not record.is_file():
         fix = "scripts/uv run --frozen cruft link URL"
         return [Finding("template", "WARN", "unknown: there is no .cruft.json", fix)]
-    state = json.loads(record.read_text(encoding="utf-8"))
-    commit = state["commit"]
-    version = state["context"]["cookiecutter"].get("__template_version")
+    try:
+        state = json.loads(record.read_text(encoding="utf-8"))
+        address, commit = str(state["template"]), str(state["commit"])
+        version = state["context"]["cookiecutter"].get("__template_version")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        detail = f".cruft.json cannot be read: {type(error).__name__}: {error}"
+        return [Finding("template", "FAIL", detail, "git log -- .cruft.json shows when it could")]
     known = f"version {version} ({commit[:8]})" if version else commit[:8]
-    result = run("git", "ls-remote", state["template"], "HEAD", GIT_TERMINAL_PROMPT="0")
+    result = run("git", "ls-remote", "--exit-code", address, "HEAD", GIT_TERMINAL_PROMPT="0")
     if result.returncode != 0:
-        detail = f"{known}; {state['template']} cannot be reached"
+        detail = f"{known}; {address} cannot be reached"
         return [Finding("template", "WARN", detail, "check the network and .cruft.json")]
     newest = result.stdout.split()[0]
     if newest == commit:
         return [Finding("template", "PASS", f"{known}, the newest")]
-    detail = f"{known}, the newest is {newest[:8]}{_how_far(state['template'], commit)}"
+    detail = f"{known}, the newest is {newest[:8]}{_how_far(address, commit)}"
     return [Finding("template", "WARN", detail, "make template-update")]
 
 

@@ -18,7 +18,7 @@ if [ ! -e .git ]; then
   git init --quiet --initial-branch=main
 fi
 if git rev-parse --quiet --verify HEAD >/dev/null; then
-  echo "there already, on branch $(git branch --show-current)"
+  echo "already a repository, on branch $(git branch --show-current)"
   exit 0
 fi
 git add --all

@@ -38,7 +38,7 @@ if [ ! -e "$key" ]; then
   note "$key (back it up in a password manager)"
 fi
 recipient=$(own_recipients "$key")
-[ -n "$recipient" ] || die "$key holds no age key. $how_to_get_age"
+[ -n "$recipient" ] || die "$key holds no age key: move it away, then run this again"
 # The one of a key that was lost may be there still.
 if [ "$(cat "$public_key" 2>/dev/null)" != "$recipient" ]; then
   say "$recipient" >"$work/age-key.pub"
@@ -61,5 +61,11 @@ elif ! recipients_in_config .sops.yaml | grep -qxF -- "$recipient"; then
   ask="Your key opens nothing yet: ask a recipient to run scripts/secrets-recipients.sh add $recipient"
 fi
 
-if [ -n "$made" ]; then say "made $made"; else say "already there: key, .sops.yaml and .env"; fi
+if [ -n "$made" ]; then
+  say "made $made"
+elif [ -e .env ]; then
+  say "already there: key, .sops.yaml and .env"
+else
+  say "already there: key and .sops.yaml; scripts/secrets-decrypt.sh makes .env"
+fi
 if [ -n "$ask" ]; then say "$ask"; fi

@@ -27,6 +27,7 @@ cat >"$new" <<'END'
 #!/usr/bin/env bash
 # Written by scripts/install-hooks.sh
 set -euo pipefail
+unset CDPATH
 hooks=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cd "$(git rev-parse --show-toplevel)"
 exec scripts/uv run --frozen --quiet pre-commit hook-impl --config .pre-commit-config.yaml \
@@ -36,7 +37,7 @@ chmod 755 "$new"
 
 if [ -e "$hook" ] || [ -L "$hook" ]; then
   if cmp -s "$new" "$hook"; then
-    echo "already there: $hook"
+    echo "already installed: $hook"
     exit 0
   fi
   # Hooks that this script or pre-commit wrote hold nothing of the user's.
@@ -49,4 +50,4 @@ if [ -e "$hook" ] || [ -L "$hook" ]; then
   fi
 fi
 mv "$new" "$hook"
-echo "$hook$([ ! -e "$hook.legacy" ] || echo ", after your own ($hook.legacy)")"
+echo "installed $hook$([ ! -e "$hook.legacy" ] || echo ", after your own ($hook.legacy)")"

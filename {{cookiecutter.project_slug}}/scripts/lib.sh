@@ -3,6 +3,8 @@
 # first comment on --help, and defines the functions below.
 set -euo pipefail
 
+# It would lead elsewhere.
+unset CDPATH
 script=$(basename "$0")
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # A repository may be without services.

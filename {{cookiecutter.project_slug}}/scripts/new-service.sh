@@ -49,6 +49,8 @@ printf '{"replay_dir": "%s", "cookiecutters_dir": "%s"}\n' "$scratch" "$scratch"
 
 target=$root
 if $dry_run; then
+  # Here, since a version manager chooses the Python by the folder.
+  if [ "${cookiecutter[0]}" != cookiecutter ]; then "$root/scripts/uv" sync --quiet --frozen; fi
   # A copy of what can change is enough to see what would.
   target=$scratch/repository
   mkdir -p "$target/services"

@@ -9,8 +9,10 @@ given. Standard library only.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -45,7 +47,7 @@ def make_record(context: dict[str, Any]) -> dict[str, Any]:
     if not (template / "cookiecutter.json").is_file() or not git(template, "rev-parse", "HEAD"):
         message = "the template is no git repository"
         raise NothingToRecordError(message)
-    address = git(template, "remote", "get-url", "origin")
+    address = without_credentials(git(template, "remote", "get-url", "origin"))
     if not address:
         message = "the template's git repository has no remote `origin`"
         raise NothingToRecordError(message)
@@ -64,6 +66,11 @@ def make_record(context: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def without_credentials(address: str) -> str:
+    """The record is committed, and may be published."""
+    return re.sub(r"^(https?://)[^/@]*@", r"\1", address)
+
+
 def escape(value: Any) -> Any:  # noqa: ANN401 - any JSON
     """An update renders answers once more: braces in them must come out as they are."""
     if not isinstance(value, str) or not any("{" + mark in value for mark in "{%#"):
@@ -72,12 +79,19 @@ def escape(value: Any) -> Any:  # noqa: ANN401 - any JSON
 
 
 def main() -> int:
-    """Command line."""
+    """Command line; 2 when the answers are no JSON."""
+    parser = argparse.ArgumentParser(
+        description="Write .cruft.json from cookiecutter's context, which is read as JSON from stdin."
+    )
+    parser.parse_args()
     if RECORD.exists():
         sys.stdout.write(".cruft.json was there already\n")
         return 0
     try:
         record = make_record(json.load(sys.stdin))
+    except ValueError as error:
+        sys.stderr.write(f"stdin is no JSON: {error}\n")
+        return 2
     except NothingToRecordError as error:
         sys.stderr.write(f"{error}\n")
         return SKIPPED

@@ -2,7 +2,8 @@
 # Takes a service out of this repository: what new-service.sh has entered, and its code.
 #
 # Usage: scripts/remove-service.sh NAME [--keep-code] [--delete-data] [--yes] [--dry-run]
-#   --keep-code    leave its code, test, settings and topics; take it out of the compose files only
+#   --keep-code    leave its code, test, settings and topics; take it out of the compose files and
+#                  of VS Code's launch.json only
 #   --delete-data  delete its Docker volume and .data/NAME as well; without this its data stays
 #   --yes          do not ask
 #   --dry-run      show what would change, and change nothing
@@ -32,8 +33,11 @@ fi
 python=(scripts/uv run --quiet --frozen python)
 if ! uv --version >/dev/null 2>&1 && python3 -c 'import yaml' 2>/dev/null; then python=(python3); fi
 
+data="the volume ${name//-/_}_data and .data/$name"
 if $dry_run; then
-  exec "${python[@]}" scripts/wire_service.py remove "$name" ${keep_code:+"$keep_code"} --dry-run
+  "${python[@]}" scripts/wire_service.py remove "$name" ${keep_code:+"$keep_code"} --dry-run
+  if $delete_data; then echo "$data would be deleted"; fi
+  exit
 fi
 
 if ! $yes; then
@@ -44,7 +48,7 @@ if ! $yes; then
       echo "It holds changes that are in no commit."
     fi
   fi
-  if $delete_data; then echo "This deletes the data of $name."; fi
+  if $delete_data; then echo "This deletes its data: $data."; fi
   read -r -p "Remove $name? [y/N] " answer
   case $answer in [yY]*) ;; *) echo "Nothing was changed"; exit 1 ;; esac
 fi
@@ -67,5 +71,5 @@ if $delete_data; then
   [ -z "$volume" ] || docker volume rm "$volume"
   rm -rf ".data/${name:?}"
 else
-  echo "A container of it that still runs is stopped by: docker compose up --detach --remove-orphans"
+  echo "If its container still runs: docker compose up --detach --remove-orphans stops it, and starts all others"
 fi

@@ -8,7 +8,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 root=$PWD
 
 name=${1:-}
-if [ -z "$name" ] || [ ! -f "services/$name/main.py" ]; then
+if [[ ! $name =~ ^[a-z][a-z0-9-]*$ ]] || [ ! -f "services/$name/main.py" ]; then
   echo "Usage: scripts/run-service.sh NAME, where NAME is one of:" >&2
   for main in services/*/main.py; do echo "  $(basename "$(dirname "$main")")" >&2; done
   exit 2

@@ -19,8 +19,13 @@ fail() {
 
 check_stale() {
   if [ ! -f .env ] || [ ! -f .env.enc ]; then return; fi
-  if in_step; then
+  local code=0
+  in_step || code=$?
+  if [ "$code" = 0 ]; then
     if [ "$mode" = all ]; then good ".env is in step with .env.enc"; fi
+  elif [ "$code" = 2 ]; then
+    # Said already, or of no use to somebody without sops or key.
+    return
   elif [ .env -nt .env.enc ]; then
     warn ".env is newer than .env.enc: scripts/secrets-encrypt.sh brings it in step"
   elif [ "$mode" = all ]; then
@@ -48,7 +53,7 @@ check_key() {
 check_env() {
   local problems name names=''
   if [ ! -f .env ]; then
-    warn "no .env: scripts/secrets-decrypt.sh or scripts/init-secrets.sh makes one"
+    warn "no .env: scripts/$([ -f .env.enc ] && echo secrets-decrypt || echo init-secrets).sh makes one"
     return
   fi
   case $(ls -l .env) in
@@ -104,7 +109,9 @@ case ${1:-} in
     ;;
   --encrypted)
     shift
+    [ $# -gt 0 ] || bad "The files are missing"
     for file in "$@"; do
+      [ -f "$file" ] || die "There is no file $file"
       problems=$(check_encrypted "$file") || fail "$file is in the clear. Encrypt it (scripts/secrets-encrypt.sh), or take it out of the commit: git rm --cached -- '$file'"$'\n'"$problems"
     done
     exit "$failed"
@@ -119,7 +126,7 @@ make_work
 check_key
 if [ -f .sops.yaml ]; then
   say "      recipients:"
-  scripts/secrets-recipients.sh list | sed 's/^/        /'
+  scripts/secrets-recipients.sh list 2>&1 | sed 's/^/        /' || failed=1
 else
   warn "no .sops.yaml: scripts/init-secrets.sh makes it, with a key"
 fi

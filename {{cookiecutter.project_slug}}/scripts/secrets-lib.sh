@@ -166,9 +166,9 @@ open_env_enc() {
   run_sops decrypt "${dotenv[@]}" .env.enc >"$1"
 }
 
-# in_step: whether .env.enc holds what .env holds. Needs $work; false too when it cannot be opened.
+# in_step: whether .env.enc holds what .env holds; 2 when it cannot be opened. Needs $work.
 in_step() {
   use_key
-  sops --config .sops.yaml decrypt "${dotenv[@]}" .env.enc >"$work/in-step" 2>/dev/null || return 1
+  sops --config .sops.yaml decrypt "${dotenv[@]}" .env.enc >"$work/in-step" 2>/dev/null || return 2
   without_blank_lines .env | cmp -s - "$work/in-step"
 }

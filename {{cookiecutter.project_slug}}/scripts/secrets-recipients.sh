@@ -15,9 +15,14 @@ valid() {
     AGE-SECRET-KEY-*) die "That is a secret key: keep it to yourself. The public one begins with age1." ;;
   esac
   [[ $1 =~ ^age1[0-9a-z]{50,}$ ]] || die "Not an age public key (age1...): $1"
+  if command -v age >/dev/null && ! age --encrypt --recipient "$1" </dev/null >/dev/null 2>&1; then
+    die "Not an age public key, a letter of it is wrong: $1"
+  fi
 }
 
 listed() { grep -qxF -- "$1" <<<"$before"; }
+# A key file may hold several.
+is_mine() { grep -qxF -- "$1" <<<"$mine"; }
 
 # reencrypt: for the recipients of $work/.sops.yaml, into $work/.env.enc. The values get a new key
 # of their own, so that who was removed cannot open what comes later.
@@ -56,7 +61,9 @@ if [ "$command" != list ] && [ -f .env.enc ]; then need_sops; fi
 make_work
 use_key
 mine=$(own_recipients "${SOPS_AGE_KEY_FILE:-$key}")
-before=$(recipients_in_config .sops.yaml)
+before=$(recipients_in_config .sops.yaml) || die ".sops.yaml names no age key: put one in by hand, as scripts/init-secrets.sh does in a new one"
+to_commit=.sops.yaml
+if [ -f .env.enc ]; then to_commit=".sops.yaml and .env.enc"; fi
 
 case $command in
   list)
@@ -65,7 +72,7 @@ case $command in
       recipient=$(grep -oE 'age1[0-9a-z]+' <<<"$line" | head -n 1)
       name=''
       case $line in *'#'*) name=${line#*#} ;; esac
-      if [ "$recipient" = "$mine" ]; then name="$name (you)"; fi
+      if is_mine "$recipient"; then name="$name (you)"; fi
       say "$recipient$name"
     done
     ;;
@@ -91,29 +98,30 @@ case $command in
     expect "$before"$'\n'"$recipient"
     reencrypt
     replace
-    say "Added $recipient. Commit .sops.yaml and .env.enc."
+    say "Added $recipient. Commit $to_commit."
     ;;
   remove)
     [ $# -eq 1 ] || bad "One public key is needed"
     recipient=$1
     valid "$recipient"
     if ! listed "$recipient"; then
-      say "No recipient: $recipient"
+      say "Not a recipient: $recipient"
       exit 0
     fi
     [ "$before" != "$recipient" ] || die "The only recipient: without it nobody could open .env.enc"
-    [ "$mine" != "$recipient" ] || die "That is your own key: another recipient has to remove it"
+    ! is_mine "$recipient" || die "That is your own key: another recipient has to remove it"
     grep -vE "^[ ]*- $recipient([^0-9a-z]|$)" .sops.yaml >"$work/.sops.yaml"
     expect "${before/$recipient/}"
     reencrypt
     replace
-    say "Removed $recipient. Commit .sops.yaml and .env.enc."
+    say "Removed $recipient. Commit $to_commit."
     say "It still opens the versions in git's history: change the passwords and tokens themselves, too."
     ;;
   rotate)
     no_arguments "$@"
     [ "${SOPS_AGE_KEY_FILE:-}" = "$root/$key" ] ||
       die "Only $key can be rotated, and only when the environment names no other key"
+    case $mine in *$'\n'*) die "$key holds several keys: leave one in it, then try again" ;; esac
     listed "$mine" || die "Your key is no recipient: $mine"
     make_key "$work/age-key.txt" || die "$how_to_get_age"
     new=$(own_recipients "$work/age-key.txt")
@@ -128,7 +136,7 @@ case $command in
     mv "$work/age-key.txt" "$key"
     mv "$work/age-key.pub" "$public_key"
     replace
-    say "Your key is now $new; the old one is kept as $old. Back up $key, commit .sops.yaml and .env.enc."
+    say "Your key is now $new; the old one is kept as $old. Back up $key, commit $to_commit."
     ;;
   sync)
     no_arguments "$@"

@@ -11,12 +11,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 cruft() { scripts/uv run --quiet --frozen cruft "$@"; }
 
-# Exit code 0 when the template has nothing newer.
-is_current() { cruft check >/dev/null; }
-
-# The template's address, as .cruft.json has it.
-address() { sed -n 's/^  "template": "\(.*\)",$/\1/p' .cruft.json; }
-
 # Made, not written: where both sides have changed them they are made anew.
 made=(uv.lock base/requirements.txt templates/service/templates/http-api/requirements.txt docs/topics.md)
 
@@ -30,10 +24,10 @@ unmerged() {
 }
 
 check() {
-  if is_current; then
+  if [ "$newest" = "$ours" ]; then
     echo "The template has nothing newer."
   else
-    echo "A newer template is there: run make template-update." >&2
+    echo "A newer template is available: run make template-update." >&2
     exit 1
   fi
 }
@@ -43,13 +37,21 @@ update() {
     echo "There are changes that are not committed: commit or stash them first." >&2
     exit 1
   fi
-  if is_current; then
+  if [ "$newest" = "$ours" ]; then
     echo "The template has nothing newer."
     return
   fi
+  local files file log
+  log=$(mktemp)
   # What the template says of new repositories does not apply, nor praise where there are conflicts.
-  cruft update --skip-apply-ask | sed -e '/^Rendered for cruft/d' -e '/^Good work!/d'
-  local files file
+  cruft update --skip-apply-ask 2>"$log" | sed -e '/^Rendered for cruft/d' -e '/^Good work!/d' || {
+    grep -v '^ *$' "$log" | tail -n 5 >&2
+    echo "cruft could not update. Does the template's history hold the commit $ours of .cruft.json?" >&2
+    rm -f "$log"
+    exit 2
+  }
+  cat "$log" >&2
+  rm -f "$log"
   for file in "${made[@]}"; do
     if [ -n "$(git ls-files --unmerged -- "$file")" ]; then
       git checkout --quiet --theirs -- "$file"
@@ -88,10 +90,17 @@ main() {
     echo "It gets one with: scripts/uv run --frozen cruft link URL" >&2
     exit 2
   fi
-  if ! git ls-remote --exit-code "$(address)" HEAD >/dev/null; then
-    echo "The template cannot be reached: $(address)" >&2
+  local record template ours newest
+  record=$(python3 -c 'import json; state = json.load(open(".cruft.json")); print(state["template"], state["commit"], sep="\n")' 2>/dev/null) || {
+    echo ".cruft.json cannot be read: git log -- .cruft.json shows when it could" >&2
     exit 2
-  fi
+  }
+  template=${record%$'\n'*} ours=${record##*$'\n'}
+  newest=$(git ls-remote --exit-code "$template" HEAD) || {
+    echo "The template cannot be reached: $template" >&2
+    exit 2
+  }
+  newest=${newest%%[[:space:]]*}
   if [ "${1:-}" = --check ]; then check; else update; fi
 }
 
