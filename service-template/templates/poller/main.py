@@ -26,7 +26,7 @@ class {{ cookiecutter.__class }}(BaseService[ServiceSettings]):
             try:
                 await self.measure()
             except Exception:
-                # The next round may do better, and the age of the last success tells on us.
+                # The next round may do better; the health check sees the age of the last success.
                 self.logger.exception("round_failed")
             else:
                 self.touch_healthcheck()
