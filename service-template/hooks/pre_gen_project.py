@@ -19,7 +19,7 @@ WINDOWS_DEVICES = {"con", "prn", "aux", "nul"} | {
 # What YAML takes for a truth value or for nothing.
 YAML_WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
 # Folders, compose keys and topic levels of the repository, and the name of a class.
-REPOSITORY_WORDS = {"base", "base-service", "coordinator", "errors", "influxdb", "mqtt", "shared"}
+REPOSITORY_WORDS = {"base", "base-service", "coordinator", "errors", "mqtt", "shared"}
 RESERVED = WINDOWS_DEVICES | YAML_WORDS | REPOSITORY_WORDS
 MAX_NAME, MAX_TITLE, MAX_DESCRIPTION = 40, 60, 100
 
