@@ -95,8 +95,8 @@ def check_git() -> list[Finding]:
     if run("git", "rev-parse", "--git-dir").returncode != 0:
         return [Finding("git repository", "FAIL", "there is none", "scripts/init-git.sh")]
     if run("git", "rev-parse", "--show-prefix").stdout.strip():
-        detail = "those of the repository around this folder"
-        return [Finding("git hooks", "WARN", detail, 'have its pre-commit hook run "make lint" here')]
+        detail, fix = "those of the repository around this folder", 'have them run "make lint" here'
+        return [Finding("git hooks", "WARN", detail, fix)]
     hook = run("git", "rev-parse", "--git-path", "hooks/pre-commit").stdout.strip()
     path = ROOT / hook
     if run("git", "config", "core.hooksPath").returncode == 0:

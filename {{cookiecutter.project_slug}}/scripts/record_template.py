@@ -80,10 +80,8 @@ def escape(value: Any) -> Any:  # noqa: ANN401 - any JSON
 
 def main() -> int:
     """Command line; 2 when the answers are no JSON."""
-    parser = argparse.ArgumentParser(
-        description="Write .cruft.json from cookiecutter's context, which is read as JSON from stdin."
-    )
-    parser.parse_args()
+    what = "Write .cruft.json from cookiecutter's context, which is read as JSON from stdin."
+    argparse.ArgumentParser(description=what).parse_args()
     if RECORD.exists():
         sys.stdout.write(".cruft.json was there already\n")
         return 0
