@@ -232,7 +232,7 @@ def test_both_hooks_reserve_the_same_names() -> None:
         load_hook(SERVICE_TEMPLATE, "pre_gen_project", typed_context(SERVICE_TEMPLATE, None, {})),
     )
     # Where the container is there, its key in the compose file is what refuses a later service.
-    assert repository.RESERVED_SERVICES == service.RESERVED | {"influxdb"}
+    assert service.RESERVED | {"influxdb"} == repository.RESERVED_SERVICES
     assert repository.NAME == service.NAME
 
 

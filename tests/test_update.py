@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -371,3 +372,17 @@ def test_without_the_template_nothing_happens(make: Maker, tmp_path: Path, targe
     done = project.run("make", target, check=False)
     assert done.returncode != 0
     assert "there is no .cruft.json" in done.stderr
+
+
+def test_a_commit_that_the_template_has_no_more_is_told_in_few_words(
+    make: Maker, tmp_path: Path
+) -> None:
+    project = make(Published(tmp_path / "template"))
+    record = project.json(".cruft.json") | {"commit": "1" * 40}
+    project.file(".cruft.json").write_text(json.dumps(record, indent=2) + "\n")
+    commit(project, "Another commit")
+    done = project.run("scripts/template-update.sh", check=False)
+    assert done.returncode == 2
+    assert "history hold the commit 1111" in done.stderr
+    assert len(done.stderr.splitlines()) < 8
+    assert project.run("git", "status", "--porcelain").stdout == ""

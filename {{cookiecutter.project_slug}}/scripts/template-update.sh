@@ -45,7 +45,8 @@ update() {
   log=$(mktemp)
   # What the template says of new repositories does not apply, nor praise where there are conflicts.
   cruft update --skip-apply-ask 2>"$log" | sed -e '/^Rendered for cruft/d' -e '/^Good work!/d' || {
-    grep -v '^ *$' "$log" | tail -n 5 >&2
+    # Without the frames of its traceback.
+    sed -e '/^╭/,/^╰/d' -e '/^ *$/d' "$log" >&2
     echo "cruft could not update. Does the template's history hold the commit $ours of .cruft.json?" >&2
     rm -f "$log"
     exit 2
