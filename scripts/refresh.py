@@ -10,6 +10,7 @@ GitHub can be reached) the commits of pinned actions.
 from __future__ import annotations
 
 import argparse
+import functools
 import re
 import shutil
 import subprocess
@@ -110,6 +111,7 @@ def refresh_actions() -> None:
             workflow.write_text(new, encoding="utf-8")
 
 
+@functools.cache
 def newest_action(name: str, path: str, commit: str, version: str) -> str:
     """The `uses:` of the newest version; the old one, with a word, where GitHub is out of reach."""
     listed = subprocess.run(
