@@ -37,6 +37,9 @@ class Recent[V]:
         if len(self._entries) > self._max_count:
             self._entries.popitem(last=False)
 
+    def forget(self, message_id: Hashable) -> None:
+        self._entries.pop(message_id, None)
+
 
 class RecentIds(Recent[Literal[True]]):
     """Ids by themselves."""

@@ -36,6 +36,8 @@ type Decoding = Literal["json", "text", "bytes"]
 MAX_QUEUED_BYTES = 32 * 2**20
 SLOW_HANDLER_SECONDS = 10.0
 _DROP_REPORT_SECONDS = 5.0
+_CANCELLATION_SECONDS = 0.4
+_REPETITION_SECONDS = 60.0
 # A burst must leave the loop time for everything else.
 _SLICE_SECONDS = 0.02
 
@@ -137,14 +139,17 @@ class Inbox:
         acknowledge: Callable[[Received], None],
         ask_again: Callable[[int], None],
         bury: Callable[[Received, BaseException, str], Awaitable[bool]],
+        urgent_topics: frozenset[str] = frozenset(),
         logger: BoundLogger,
     ) -> None:
         """`schedule` runs a function on the loop, from any thread.
 
         `ask_again` ends a connection; on the next one the broker repeats what is unacknowledged.
         `bury` publishes a dead letter and tells whether the broker has it; it never raises.
+        `urgent_topics` have room of their own: what handlers wait for must not find it taken.
         """
         self._backlogs = (_Backlog(max_queued_messages), _Backlog(max_queued_messages))
+        self._urgent_backlog, self._urgent_topics = _Backlog(max_queued_messages), urgent_topics
         self._schedule = schedule
         self._acknowledge = acknowledge
         self._ask_again = ask_again
@@ -159,9 +164,11 @@ class Inbox:
         self._idle = asyncio.Event()
         self._unfinished = 0
         self._unacknowledged: dict[int, _Delivery] = {}
-        self._overrun_connection = 0
+        self._overrun_connection = self._asked_connection = 0
+        self._repetition: asyncio.TimerHandle | None = None
         self._dropped = 0
         self._dropped_reported = 0
+        self._drop_report_due = False
         self._drop_report: asyncio.TimerHandle | None = None
 
     @property
@@ -199,6 +206,8 @@ class Inbox:
         """Handle nothing any more."""
         self._closed = True
         await self._cut_off()
+        if self._repetition is not None:
+            self._repetition.cancel()
         if self._drop_report is not None:
             self._drop_report.cancel()
             self._report_drops()
@@ -208,22 +217,28 @@ class Inbox:
         workers = self._workers - {asyncio.current_task()}
         for worker in workers:
             worker.cancel()
-        await asyncio.gather(*workers, return_exceptions=True)
+        if workers:
+            _, stuck = await asyncio.wait(workers, timeout=_CANCELLATION_SECONDS)
+            for worker in stuck:
+                self._logger.error("handler_not_cancelled", task=worker.get_name())
 
     # Network thread
 
     def put(self, message: Received) -> None:
         """Take a message in, or leave it."""
-        backlog, size = self._backlogs[message.qos], len(message.payload)
+        backlog, size = self._backlog_of(message), len(message.payload)
         # After one that was left, the rest of the connection: they are to come in order.
         if message.qos and message.connection == self._overrun_connection:
             return
         if not backlog.has_room(size):
             if message.qos:
                 self._overrun_connection = message.connection
+                # The loop may have handled the last one at this very moment.
+                self._schedule(self._ask_again_after_overrun)
             else:
                 self._dropped += 1
-                if self._drop_report is None:
+                if not self._drop_report_due:
+                    self._drop_report_due = True
                     self._schedule(self._plan_drop_report)
             return
         backlog.add(size)
@@ -232,15 +247,21 @@ class Inbox:
             self._wake_up_due = True
             self._schedule(self._distribute)
 
+    def _backlog_of(self, message: Received) -> _Backlog:
+        if not message.qos and message.topic in self._urgent_topics:
+            return self._urgent_backlog
+        return self._backlogs[message.qos]
+
     # Event loop
 
     def _plan_drop_report(self) -> None:
-        if self._drop_report is None and not self._closed:
+        if not self._closed:
             loop = asyncio.get_running_loop()
             self._drop_report = loop.call_later(_DROP_REPORT_SECONDS, self._report_drops)
 
     def _report_drops(self) -> None:
         self._drop_report = None
+        self._drop_report_due = False
         total = self._dropped
         self._logger.warning(
             "messages_dropped", dropped=total - self._dropped_reported, dropped_in_total=total
@@ -254,7 +275,7 @@ class Inbox:
         while self._arrived and not self._closed:
             message = self._arrived.popleft()
             if message.duplicate and self._waits_already(message):
-                self._backlogs[message.qos].remove(len(message.payload))
+                self._backlog_of(message).remove(len(message.payload))
                 continue
             found = self._match(message.topic)
             delivery = _Delivery(message, len(found))
@@ -336,33 +357,47 @@ class Inbox:
 
     def _finish(self, delivery: _Delivery) -> None:
         message = delivery.message
-        backlog = self._backlogs[message.qos]
-        backlog.remove(len(message.payload))
+        self._backlog_of(message).remove(len(message.payload))
         if message.qos:
             if self._unacknowledged.get(message.mid) is delivery:
                 del self._unacknowledged[message.mid]
             if delivery.succeeded:
                 self._acknowledge(message)
-            if message.connection == self._overrun_connection and not backlog.messages:
-                self._logger.warning("messages_too_many", hint="the broker sends them again")
-                self._ask_again(message.connection)
+            elif self._repetition is None and not self._closed:
+                self._repetition = asyncio.get_running_loop().call_later(
+                    _REPETITION_SECONDS, self._ask_again_after_failure, message.connection
+                )
+            self._ask_again_after_overrun()
         self._unfinished -= 1
         if not self._unfinished:
             self._idle.set()
 
+    def _ask_again_after_overrun(self) -> None:
+        connection = self._overrun_connection
+        if connection > self._asked_connection and not self._backlogs[1].messages:
+            self._asked_connection = connection
+            self._logger.warning("messages_too_many", hint="the broker sends them again")
+            self._ask_again(connection)
+
+    def _ask_again_after_failure(self, connection: int) -> None:
+        # Else it would keep its place in the broker's window until the connection breaks by itself.
+        self._repetition = None
+        self._logger.warning("messages_not_handled", hint="the broker sends them again")
+        self._ask_again(connection)
+
     async def _handle(self, subscription: Subscription, delivery: _Delivery) -> bool:
         """Call the handler; True when the message is done with, also as a dead letter."""
-        message = delivery.message
-        trace_id = ""
+        message, recent = delivery.message, subscription.recent
+        trace_id, key = "", None
         try:
             value = delivery.value(subscription.decoding)
             if isinstance(value, dict):
                 trace_id = _id(value.get("trace_id"))
-                if subscription.recent is not None:
-                    message_id = _id(value.get("request_id")) or trace_id
-                    if message_id and subscription.recent.seen((message.topic, message_id)):
+                if recent is not None and (sent_as := _id(value.get("request_id")) or trace_id):
+                    key = message.topic, sent_as
+                    if recent.seen(key):
                         self._logger.debug(
-                            "message_repeated", topic=message.topic, message_id=message_id
+                            "message_repeated", topic=message.topic, message_id=sent_as
                         )
                         return True
             if subscription.model is not None:
@@ -372,13 +407,16 @@ class Inbox:
                 result = subscription.handler(message.topic, value)
                 if inspect.isawaitable(result):
                     await result
-        except asyncio.CancelledError as error:
+        except (Exception, asyncio.CancelledError) as error:
             # Ours when the client closes; else the handler was cancelled from within.
-            if (task := asyncio.current_task()) is not None and task.cancelling():
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
                 raise
-            return await self._bury(message, error, trace_id or new_trace_id())
-        except Exception as error:  # noqa: BLE001 - reported as a dead letter, with its traceback
-            return await self._bury(message, error, trace_id or new_trace_id())
+            is_buried = await self._bury(message, error, trace_id or new_trace_id())
+            if recent is not None and key and not is_buried:
+                # It will come again, for another try.
+                recent.forget(key)
+            return is_buried
         return True
 
 

@@ -50,6 +50,9 @@ __all__ = [
 type Payload = Mapping[str, Any] | BaseModel | list[Any] | str | bytes | bool | float | None
 type QoS = Literal[0, 1]
 
+# An error may quote the whole payload, which the dead letter holds already.
+_MAX_ERROR_LENGTH = 2000
+
 
 class MQTTClient:
     """Survives a broker that is away: connects again, subscribes again, announces itself again.
@@ -111,6 +114,7 @@ class MQTTClient:
             acknowledge=self._link.acknowledge,
             ask_again=self._link.renew,
             bury=self._bury,
+            urgent_topics=frozenset({self._reply_topic, self._availability_topic}),
             logger=logger,
         )
         # At QoS 0: handlers that wait for an answer keep the broker from sending more at QoS 1.
@@ -199,14 +203,17 @@ class MQTTClient:
             # A clean disconnect keeps the broker from publishing the last will.
             offline = Availability(status="offline", reason="stopped")
             content = encode(offline if keep_status else None)
-            await self._say_goodbye(content, max(deadline - time.monotonic(), 0.1))
+            has_said = await self._say_goodbye(content, max(deadline - time.monotonic(), 0.1))
+            if keep_status and not has_said:
+                # `online` would stay.
+                self._link.break_off()
         self._ready.clear()
         for reply in self._requests.values():
             if not reply.done():
                 reply.set_exception(NotConnectedError("the client has disconnected"))
         await self._link.stop(max(deadline - time.monotonic(), 0.1))
 
-    async def _say_goodbye(self, content: bytes, timeout_seconds: float) -> None:
+    async def _say_goodbye(self, content: bytes, timeout_seconds: float) -> bool:
         try:
             await self._link.publish(
                 self._availability_topic,
@@ -218,6 +225,8 @@ class MQTTClient:
             )
         except MQTTError as error:
             self._logger.warning("offline_not_announced", error=error)
+            return False
+        return True
 
     # Availability
 
@@ -298,7 +307,10 @@ class MQTTClient:
         # What the broker has retained of ourselves is older than our birth.
         is_stale = message.retain and message.topic == self._availability_topic
         is_late = self._draining and message.topic != self._reply_topic
-        if not is_stale and not is_late:
+        if is_stale:
+            # Else it would keep a place in the broker's window for as long as the session lasts.
+            self._link.schedule(self._link.acknowledge, message)
+        elif not is_late:
             self._inbox.put(message)
 
     # Publishing
@@ -396,7 +408,14 @@ class MQTTClient:
                 return True
             topic = f"{self._prefix}/errors/{self._service}"
             try:
-                await self.publish(topic, self._dead_letter(message, error, trace_id))
+                await self._link.publish(
+                    topic,
+                    encode(self._dead_letter(message, error, trace_id)),
+                    qos=1,
+                    retain=False,
+                    timeout_seconds=self._publish_timeout_seconds,
+                    beyond_limit=True,
+                )
             except Exception:
                 self._logger.exception("dead_letter_not_sent", topic=message.topic)
                 return False
@@ -408,7 +427,8 @@ class MQTTClient:
         except UnicodeDecodeError:
             payload, encoding = b64encode(message.payload).decode(), "base64"
         # JSON may hold half a surrogate pair ("\ud800"), which UTF-8 cannot.
-        text = redact_text(str(error)).encode(errors="backslashreplace").decode()
+        text = redact_text(str(error))[:_MAX_ERROR_LENGTH]
+        text = text.encode(errors="backslashreplace").decode()
         return DeadLetter.model_validate(
             {
                 "timestamp": datetime.now(UTC),

@@ -159,7 +159,12 @@ class Link:
     def renew(self, connection: int) -> None:
         """Break this connection, if it still stands; paho makes a new one, in the same session."""
         self._short_connections = 0
-        sock = self._client.socket() if self.up and connection == self._connection else None
+        if self.up and connection == self._connection:
+            self.break_off()
+
+    def break_off(self) -> None:
+        """End the connection without a word, which makes the broker publish the last will."""
+        sock = self._client.socket()
         if isinstance(sock, socket.socket):
             # Not `sock.shutdown`: with TLS the network thread would go on reading, in the clear.
             with contextlib.suppress(OSError):

@@ -18,7 +18,8 @@ _IN_TEXT = [
     re.compile(r"""(authorization["']?\s*[:=]\s*["']?(?:[a-z]+\s+)?)[^\s"',}]+""", re.IGNORECASE),
     re.compile(r"(\bbearer\s+)[\w.~+/=-]{8,}", re.IGNORECASE),
     # scheme://user:password@host
-    re.compile(r"([a-z][a-z0-9+.-]*://)[^\s/@]+(?=@)", re.IGNORECASE),
+    # Within bounds and without going back, else the time grows with the square of the length.
+    re.compile(r"([a-z][a-z0-9+.-]{0,30}://)[^\s/@]++(?=@)", re.IGNORECASE),
     # ?access_token=abc, password=abc, "api_key": "abc"
     re.compile(
         rf"""({_SENSITIVE}["']?\s*[=:]\s*["']?)(?!\[redacted\])[^\s"'&,;\}}\])]+""", re.IGNORECASE

@@ -21,7 +21,7 @@ from shared.config import ConfigurationError, Settings, load_settings
 from shared.debugger import wait_for_debugger
 from shared.health import HealthMonitor, HealthStatus
 from shared.log import get_logger
-from shared.mqtt import MQTTClient, MQTTError, QoS
+from shared.mqtt import MQTTClient, MQTTError, QoS, encode
 from shared.schemas import Command
 from shared.signals import stop_on_signal
 from shared.tracing import current_trace_id, new_trace_id
@@ -335,10 +335,12 @@ class BaseService[S: Settings](ABC):
             "memory_mb": round(psutil.Process().memory_info().rss / 2**20, 1),
         }
         try:
-            return heartbeat | self.health_check()
+            fields = self.health_check()
+            encode(fields)
         except Exception as error:
             self.logger.exception("health_check_failed")
             return heartbeat | {"status": "degraded", "reasons": [f"health_check: {error!r}"]}
+        return heartbeat | fields
 
 
 def run_service(service_class: type[BaseService[Any]]) -> int:

@@ -46,6 +46,8 @@ def stop_on_signal(stop: Callable[[str], None]) -> Iterator[None]:
         for number, handler in previous.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(previous_descriptor)
-        sender.close()
+        # Not `close` alone: a forked child holds a copy of it.
+        sender.shutdown(socket.SHUT_WR)
         watcher.join()
+        sender.close()
         receiver.close()

@@ -53,6 +53,7 @@ class ScriptedBroker:
         self.refused_topic = "none"
         self.connections = 0
         self._received: asyncio.Queue[Packet] = asyncio.Queue()
+        self._closed = asyncio.Event()
         self._writer: asyncio.StreamWriter | None = None
 
     async def __aenter__(self) -> Self:
@@ -71,6 +72,11 @@ class ScriptedBroker:
             pass
         return packet
 
+    async def rest_of_connection(self) -> list[Kind]:
+        """What came and was not asked for yet, once the client has closed the connection."""
+        await soon(self._closed.wait())
+        return [self._received.get_nowait().kind for _ in range(self._received.qsize())]
+
     async def next_publish(self, topic: str) -> Packet:
         while (packet := await self.next(Kind.PUBLISH)).topic != topic:
             pass
@@ -82,11 +88,17 @@ class ScriptedBroker:
         self._writer.write(bytes([kind << 4 | flags, len(body)]) + body)
 
     def deliver(
-        self, topic: bytes, payload: bytes, *, mid: int = 0, duplicate: bool = False
+        self,
+        topic: bytes,
+        payload: bytes,
+        *,
+        mid: int = 0,
+        duplicate: bool = False,
+        retain: bool = False,
     ) -> None:
         """Send a message to the client: at QoS 1 with a message id, else at QoS 0."""
         identifier = struct.pack("!H", mid) if mid else b""
-        flags = (2 if mid else 0) | (8 if duplicate else 0)
+        flags = (2 if mid else 0) | (8 if duplicate else 0) | int(retain)
         self.send(Kind.PUBLISH, struct.pack("!H", len(topic)) + topic + identifier + payload, flags)
 
     def acknowledge_subscription(self, packet: Packet) -> None:
@@ -104,6 +116,7 @@ class ScriptedBroker:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writer = writer
+        self._closed.clear()
         self.connections += 1
         try:
             while True:
@@ -113,6 +126,7 @@ class ScriptedBroker:
                 self._received.put_nowait(packet)
         except (asyncio.IncompleteReadError, ConnectionError):
             writer.close()
+            self._closed.set()
 
     async def _read(self, reader: asyncio.StreamReader) -> Packet:
         first = (await reader.readexactly(1))[0]

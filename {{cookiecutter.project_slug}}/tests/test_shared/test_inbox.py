@@ -1,12 +1,14 @@
 """The inbox by itself: what takes too long or is too large to wait for with a broker."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import structlog
 
+from shared.dedup import RecentIds
 from shared.inbox import MAX_QUEUED_BYTES, Handler, Inbox, Received, Subscription
 from tests.probes import LogProbe, Recorder, soon
 
@@ -17,12 +19,15 @@ class Harness:
     def __init__(self, logger: structlog.stdlib.BoundLogger) -> None:
         self.acknowledged: list[int] = []
         self.asked_again: list[int] = []
+        self.scheduled = 0
+        self.buries = True
         self.inbox = Inbox(
             max_queued_messages=3,
             schedule=self._schedule,
             acknowledge=lambda message: self.acknowledged.append(message.mid),
             ask_again=self.asked_again.append,
             bury=self._bury,
+            urgent_topics=frozenset({"urgent"}),
             logger=logger,
         )
 
@@ -35,10 +40,11 @@ class Harness:
         self.inbox.put(message._replace(connection=connection, **fields))
 
     def _schedule(self, function: Callable[[], None]) -> None:
+        self.scheduled += 1
         asyncio.get_running_loop().call_soon(function)
 
     async def _bury(self, _message: Received, _error: BaseException, _trace_id: str) -> bool:
-        return True
+        return self.buries
 
 
 @pytest.fixture
@@ -90,6 +96,122 @@ async def test_an_overrun_at_qos_1_is_asked_for_again_when_the_rest_is_handled(
     assert recorder.payloads == [b"1", b"2", b"3", b"0", b"4"]
     await soon(harness.inbox.drain(1))
     assert harness.asked_again == [1]
+
+
+async def test_an_overrun_on_the_next_connection_is_asked_for_again_as_well(
+    harness: Harness,
+) -> None:
+    recorder, release = Recorder(), asyncio.Event()
+
+    async def wait(topic: str, payload: Any) -> None:
+        await release.wait()
+        recorder(topic, payload)
+
+    harness.subscribe("t", wait)
+    for n in (1, 2, 3):
+        harness.put(b"%d" % n, mid=n)
+    # The broker repeats what is not acknowledged, and has one more.
+    for n in (1, 2, 3, 4):
+        harness.put(b"%d" % n, mid=n, connection=2, duplicate=n < 4)
+    assert harness.asked_again == []
+    release.set()
+    await recorder.until_payload(b"3")
+    await soon(harness.inbox.drain(1))
+    assert harness.asked_again == [2]
+    harness.put(b"4", mid=4, connection=3)
+    await recorder.until_payload(b"4")
+
+
+async def test_an_overrun_just_when_the_last_message_is_done_is_not_forgotten(
+    harness: Harness, log: LogProbe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("shared.inbox._Backlog.has_room", lambda *_: False)
+        harness.put(b"1", mid=1)
+    await log.next("messages_too_many")
+    assert harness.asked_again == [1]
+
+
+async def test_what_handlers_wait_for_has_room_of_its_own(harness: Harness) -> None:
+    answer = asyncio.Event()
+
+    async def ask(_topic: str, _payload: Any) -> None:
+        await answer.wait()
+
+    harness.subscribe("t", ask)
+    harness.subscribe("urgent", lambda *_: answer.set())
+    for _ in range(5):
+        harness.put(b"x")
+    assert harness.inbox.dropped == 2
+    harness.put(b"x", topic="urgent")
+    await soon(harness.inbox.drain(10))
+    assert answer.is_set()
+    assert harness.inbox.dropped == 2
+
+
+@pytest.mark.parametrize("is_buried", [True, False])
+async def test_a_message_that_failed_counts_as_handled_once_it_is_a_dead_letter(
+    harness: Harness, is_buried: bool
+) -> None:
+    harness.buries = is_buried
+    calls: list[Any] = []
+
+    def fail(_topic: str, payload: Any) -> None:
+        calls.append(payload)
+        raise LookupError
+
+    harness.inbox.add(Subscription("t", fail, qos=1, recent=RecentIds()))
+    for connection in (1, 2):
+        harness.put(b'{"request_id": "1"}', mid=1, connection=connection)
+        await soon(harness.inbox.drain(1))
+    assert len(calls) == (1 if is_buried else 2)
+    assert harness.acknowledged == ([1, 1] if is_buried else [])
+
+
+async def test_a_message_without_a_dead_letter_is_asked_for_again_later(
+    harness: Harness, log: LogProbe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.inbox._REPETITION_SECONDS", 0.01)
+    harness.buries = False
+
+    def fail(_topic: str, _payload: Any) -> None:
+        raise LookupError
+
+    harness.subscribe("t", fail)
+    harness.put(b"1", mid=1, connection=7)
+    harness.put(b"2", mid=2, connection=7)
+    await log.next("messages_not_handled")
+    assert harness.asked_again == [7]
+    await harness.inbox.close()
+
+
+async def test_a_flood_that_is_dropped_is_no_work_for_the_loop(harness: Harness) -> None:
+    harness.subscribe("t", print)
+    for _ in range(1000):
+        harness.put(b"x")
+    assert harness.inbox.dropped == 997
+    assert harness.scheduled == 2
+    await harness.inbox.close()
+
+
+async def test_a_handler_that_will_not_be_cancelled_is_left(
+    harness: Harness, log: LogProbe
+) -> None:
+    started, release = asyncio.Event(), asyncio.Event()
+
+    async def stubborn(_topic: str, _payload: Any) -> None:
+        while not release.is_set():
+            started.set()
+            with contextlib.suppress(asyncio.CancelledError):
+                await release.wait()
+
+    harness.subscribe("t", stubborn)
+    harness.put(b"x")
+    await soon(started.wait())
+    await soon(harness.inbox.drain(0.01))
+    assert (await log.next("handler_not_cancelled"))["task"] == "mqtt-handler t"
+    release.set()
+    await soon(harness.inbox.close())
 
 
 async def test_a_slow_handler_that_others_wait_for_is_reported_once(

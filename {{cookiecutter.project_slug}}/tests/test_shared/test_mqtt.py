@@ -498,6 +498,19 @@ async def test_text_that_is_no_text_and_a_model_that_does_not_fit(
     assert (await dead_letters.next())[1]["error_type"] == "ValidationError"
 
 
+async def test_an_error_that_quotes_the_whole_payload_is_cut(
+    client: MQTTClient, topic_prefix: str, dead_letters: Recorder
+) -> None:
+    def fail(_topic: str, payload: Any) -> None:
+        raise ValueError(payload)
+
+    client.subscribe(f"{topic_prefix}/long", fail, decoding="text")
+    await flush(client)
+    await client.publish(f"{topic_prefix}/long", "x" * 100_000)
+    _, letter = await dead_letters.next()
+    assert (len(letter["error"]), len(letter["payload"])) == (2000, 100_000)
+
+
 async def test_half_a_surrogate_pair_in_the_error(
     client: MQTTClient, topic_prefix: str, dead_letters: Recorder
 ) -> None:

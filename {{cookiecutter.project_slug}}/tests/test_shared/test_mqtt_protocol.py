@@ -257,6 +257,22 @@ async def test_qos_0_fails_at_once_when_the_connection_is_lost(
         await client.publish("now", 1, qos=0)
 
 
+async def test_its_own_retained_status_is_acknowledged_though_not_handled(
+    scripted: ScriptedBroker, client: MQTTClient, topic_prefix: str
+) -> None:
+    """Else each connection would take one more place in the broker's window."""
+    recorder = Recorder()
+    client.subscribe(f"{topic_prefix}/+/availability", recorder)
+    client.connect_background()
+    await soon(client.wait_connected())
+    own = f"{topic_prefix}/tested/availability".encode()
+    scripted.deliver(own, b'{"status": "offline"}', mid=7, retain=True)
+    assert (await scripted.next(Kind.PUBACK)).mid == b"\0\7"
+    scripted.deliver(f"{topic_prefix}/other/availability".encode(), b"1", mid=8, retain=True)
+    await recorder.next()
+    assert recorder.payloads == [1]
+
+
 async def test_disconnect_says_goodbye_in_order(
     scripted: ScriptedBroker, client: MQTTClient, topic_prefix: str
 ) -> None:
@@ -272,6 +288,19 @@ async def test_disconnect_says_goodbye_in_order(
     }
     await scripted.next(Kind.DISCONNECT)
     assert scripted.connections == 1
+
+
+async def test_without_a_farewell_the_last_will_is_left_to_tell(
+    scripted: ScriptedBroker, client: MQTTClient, log: LogProbe
+) -> None:
+    client.connect_background()
+    await soon(client.wait_connected())
+    scripted.silent_on = {Kind.PUBLISH}
+    await soon(client.disconnect(0.1))
+    assert "offline_not_announced" in log.names()
+    # Which the broker does not publish after a DISCONNECT (section 3.14.4).
+    assert Kind.DISCONNECT not in await scripted.rest_of_connection()
+    assert not client.thread_alive
 
 
 async def test_a_connection_that_comes_back_at_the_end_takes_no_more_messages(

@@ -116,6 +116,19 @@ async def test_a_health_check_that_fails_shows_in_the_heartbeat(
     assert heartbeat["reasons"] == ["health_check: LookupError('no data')"]
 
 
+async def test_a_health_check_that_is_no_json_shows_in_the_heartbeat(
+    observer: Observer, settings: Settings
+) -> None:
+    class Odd(Probe):
+        def health_check(self) -> dict[str, Any]:
+            return {"ratio": float("nan")}
+
+    async with running(Odd(settings)):
+        heartbeat = await observer.next("probe/heartbeat")
+    assert heartbeat["status"] == "degraded"
+    assert "cannot be written as JSON" in heartbeat["reasons"][0]
+
+
 async def test_a_heartbeat_that_cannot_be_sent_is_followed_by_the_next(
     make_settings: MakeSettings,
 ) -> None:

@@ -31,6 +31,25 @@ async def test_the_second_signal_exits_at_once(monkeypatch: pytest.MonkeyPatch) 
     assert codes == [128 + signal.SIGINT]
 
 
+def test_a_forked_child_does_not_hold_up_the_end() -> None:
+    program = """
+import asyncio, os, signal, time
+from shared.signals import stop_on_signal
+
+async def main():
+    with stop_on_signal(print):
+        child = os.fork()
+        if not child:
+            time.sleep(600)
+    os.kill(child, signal.SIGKILL)
+
+asyncio.run(main())
+"""
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", program]
+    ended = subprocess.run(command, cwd=ROOT, check=False, timeout=60)  # noqa: S603
+    assert ended.returncode == 0
+
+
 def test_the_second_signal_ends_a_process_whose_loop_is_blocked() -> None:
     program = """
 import asyncio, os, signal, time
