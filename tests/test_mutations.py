@@ -159,8 +159,8 @@ GENERATED_FAULTS = {
     ),
     "a message that is lost when its handler fails": Fault(
         "shared/mqtt.py",
-        "await self.publish(topic, self._dead_letter(message, error, trace_id))",
-        "pass",
+        "topic,\n                    encode(self._dead_letter(",
+        "'nowhere',\n                    encode(self._dead_letter(",
         "tests/test_shared/test_mqtt.py",
     ),
     "subscriptions that a new connection does not renew": Fault(
