@@ -34,6 +34,17 @@ class Harness:
     def subscribe(self, topic_filter: str, handler: Handler) -> None:
         self.inbox.add(Subscription(topic_filter, handler, qos=1, decoding="bytes"))
 
+    def subscribe_held(self, topic_filter: str, recorder: Recorder) -> asyncio.Event:
+        """The recorder gets nothing before the event is set."""
+        release = asyncio.Event()
+
+        async def wait(topic: str, payload: Any) -> None:
+            await release.wait()
+            recorder(topic, payload)
+
+        self.subscribe(topic_filter, wait)
+        return release
+
     def put(self, payload: bytes, *, mid: int = 0, connection: int = 1, **fields: Any) -> None:
         qos = 1 if mid else 0
         message = Received("t", payload, qos, retain=False, duplicate=False, mid=mid, connection=1)
@@ -75,13 +86,8 @@ async def test_a_message_larger_than_the_limit_comes_through_alone(harness: Harn
 async def test_an_overrun_at_qos_1_is_asked_for_again_when_the_rest_is_handled(
     harness: Harness, log: LogProbe
 ) -> None:
-    recorder, release = Recorder(), asyncio.Event()
-
-    async def wait(topic: str, payload: Any) -> None:
-        await release.wait()
-        recorder(topic, payload)
-
-    harness.subscribe("t", wait)
+    recorder = Recorder()
+    release = harness.subscribe_held("t", recorder)
     for n in range(1, 6):
         harness.put(b"%d" % n, mid=n)
     # Room at QoS 0 is its own.
@@ -101,13 +107,8 @@ async def test_an_overrun_at_qos_1_is_asked_for_again_when_the_rest_is_handled(
 async def test_an_overrun_on_the_next_connection_is_asked_for_again_as_well(
     harness: Harness,
 ) -> None:
-    recorder, release = Recorder(), asyncio.Event()
-
-    async def wait(topic: str, payload: Any) -> None:
-        await release.wait()
-        recorder(topic, payload)
-
-    harness.subscribe("t", wait)
+    recorder = Recorder()
+    release = harness.subscribe_held("t", recorder)
     for n in (1, 2, 3):
         harness.put(b"%d" % n, mid=n)
     # The broker repeats what is not acknowledged, and has one more.
