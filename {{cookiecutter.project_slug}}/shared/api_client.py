@@ -2,16 +2,17 @@
 
 import asyncio
 import email.utils
+import functools
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Self
 
 import httpx
-import stamina
 from pydantic import SecretStr
 from structlog.stdlib import BoundLogger
 
 from shared.redaction import redact_text
+from shared.retry import async_retry
 
 _SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
 _TRY_LATER = {429, 503}
@@ -57,7 +58,7 @@ class APIClient:
 
     The connection is opened at first use and again after `aclose()`. `timeout_seconds` limits a
     whole request with all its repetitions. Only methods that change nothing are repeated, after
-    a failed connection and where the server asks for it with `Retry-After`.
+    a failed connection and where the server asks for it with `Retry-After` and there is time.
     """
 
     def __init__(
@@ -126,28 +127,19 @@ class APIClient:
     ) -> httpx.Response:
         """Send a request and return the successful answer, read completely; raises APIError."""
         try:
-            async with asyncio.timeout(self._timeout_seconds):
-                return await self._send_repeatedly(method, path, params=params, json=json)
+            async with asyncio.timeout(self._timeout_seconds) as limit:
+                if method not in _SAFE_METHODS:
+                    return await self._send_once(method, path, params=params, json=json)
+                repeated = async_retry(
+                    self._max_retries,
+                    base_delay=0.5,
+                    max_delay=10.0,
+                    exceptions=functools.partial(_worth_repeating, limit=limit),
+                )(self._send_once)
+                return await repeated(method, path, params=params, json=json)
         except TimeoutError as error:
             message = f"{method} {path}: no answer in {self._timeout_seconds:g} s"
             raise APITimeoutError(message) from error
-
-    async def _send_repeatedly(
-        self, method: str, path: str, *, params: Mapping[str, str] | None, json: object
-    ) -> httpx.Response:
-        attempts = stamina.retry_context(
-            on=_worth_repeating,
-            attempts=self._max_retries + 1 if method in _SAFE_METHODS else 1,
-            timeout=None,
-            wait_initial=0.5,
-            wait_max=10.0,
-            wait_jitter=0.5,
-        )
-        async for attempt in attempts:
-            with attempt:
-                return await self._send_once(method, path, params=params, json=json)
-        message = "stamina ends with an answer or an error"
-        raise AssertionError(message)
 
     async def _send_once(
         self, method: str, path: str, *, params: Mapping[str, str] | None, json: object
@@ -193,11 +185,16 @@ def _status_error(method: str, path: str, response: httpx.Response) -> APIStatus
     return kind(message, status, _retry_after_seconds(response))
 
 
-def _worth_repeating(error: Exception) -> bool | float:
-    """For stamina: whether to send again, or after how many seconds."""
-    if isinstance(error, APIStatusError) and error.status in _TRY_LATER:
-        return False if error.retry_after_seconds is None else error.retry_after_seconds
-    return isinstance(error, APIConnectionError)
+def _worth_repeating(error: Exception, limit: asyncio.Timeout) -> bool | float:
+    """Whether to send again, or after how many seconds."""
+    if not isinstance(error, APIStatusError):
+        return isinstance(error, APIConnectionError)
+    wait_seconds, ends = error.retry_after_seconds, limit.when()
+    if error.status not in _TRY_LATER or wait_seconds is None or ends is None:
+        return False
+    # Else what the server says would become a timeout of our own.
+    is_in_time = asyncio.get_running_loop().time() + wait_seconds < ends
+    return wait_seconds if is_in_time else False
 
 
 def _shown(response: httpx.Response) -> str:

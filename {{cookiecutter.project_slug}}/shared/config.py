@@ -5,7 +5,15 @@ from pathlib import Path
 from typing import Annotated, Literal, override
 
 from dotenv import dotenv_values
-from pydantic import AfterValidator, BeforeValidator, Field, FilePath, SecretStr, ValidationError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     DotEnvSettingsSource,
@@ -80,6 +88,7 @@ class Settings(BaseSettings):
         # A field whose variable has another name (`validation_alias`) still has its own in code.
         validate_by_name=True,
         validate_by_alias=True,
+        dotenv_filtering="only_existing",
     )
 
     topic_prefix: str = Field(
@@ -112,7 +121,7 @@ class Settings(BaseSettings):
         default=SecretStr(""), description="Password; empty connects without user name"
     )
     mqtt_tls: bool = Field(default=False, description="true encrypts the connection to the broker")
-    mqtt_tls_ca_file: FilePath | None = Field(
+    mqtt_tls_ca_file: Path | None = Field(
         default=None,
         description="CA certificate that signed the broker's; empty trusts the system's",
     )
@@ -174,6 +183,14 @@ class Settings(BaseSettings):
         description="Longest orderly stop, in seconds; Docker kills after 10",
     )
 
+    @field_validator("mqtt_tls_ca_file")
+    @classmethod
+    def _is_there_when_needed(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if value is not None and info.data.get("mqtt_tls") and not value.is_file():
+            message = f"there is no file {value}; in a container its path is the one inside"
+            raise ValueError(message)
+        return value
+
     @override
     @classmethod
     def settings_customise_sources(
@@ -186,6 +203,9 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         env_file = getattr(dotenv_settings, "env_file", None)
         dotenv = _LiteralDotEnvSource(settings_cls, env_file=env_file)
+        for source in (env_settings, dotenv):
+            # Its own name is for code alone: `SOURCE` in the environment may be anybody's.
+            source.config = {**source.config, "validate_by_name": False}
         return init_settings, env_settings, dotenv, file_secret_settings
 
 

@@ -55,14 +55,19 @@ def write_envelope(
     schema_version: str = "1.0",
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> None:
-    """Write `data` as JSON for other programs, under a `_metadata` header; raises OSError."""
+    """Write `data` as JSON for other programs, under a `_metadata` header; raises OSError.
+
+    Raises ValueError for NaN and infinity, which JSON does not know, and TypeError for what it
+    cannot hold.
+    """
     metadata = {
         "schema_version": schema_version,
         "produced_by": produced_by,
         "produced_at": now().isoformat(),
     }
     document = {"_metadata": metadata, "data": data}
-    atomic_write(path, json.dumps(document, ensure_ascii=False, indent=2) + "\n")
+    content = json.dumps(document, ensure_ascii=False, allow_nan=False, indent=2)
+    atomic_write(path, content + "\n")
 
 
 def read_envelope(path: Path, *, schema_version: str = "1.0") -> Any:  # noqa: ANN401 - any JSON
@@ -71,7 +76,11 @@ def read_envelope(path: Path, *, schema_version: str = "1.0") -> Any:  # noqa: A
     A newer minor version is read, another major version raises SchemaVersionError. Raises OSError
     and, for a file of another shape, ValueError.
     """
-    document = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        message = f"{path} is nested too deeply"
+        raise ValueError(message) from error
     try:
         found = str(document["_metadata"]["schema_version"])
         data = document["data"]

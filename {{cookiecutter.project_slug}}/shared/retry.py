@@ -3,21 +3,28 @@
 from collections.abc import Awaitable, Callable
 
 import stamina
+import structlog
+from stamina.instrumentation import RetryDetails, set_on_retry_hooks
+
+type Judge = Callable[[Exception], bool | float]
+
+_logger = structlog.stdlib.get_logger(__name__)
 
 
 def async_retry[**P, T](
     max_retries: int = 3,
     base_delay: float = 1.0,
     max_delay: float = 60.0,
-    exceptions: tuple[type[Exception], ...] = (),
+    exceptions: tuple[type[Exception], ...] | Judge = (),
     *,
     timeout: float | None = None,
 ) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Awaitable[T]]]:
     """Decorate an async function that is safe to repeat, with the errors that are worth it.
 
-    Waits `base_delay` seconds, then twice as long each time, `max_delay` at most, each with a
-    random part on top; gives up after `max_retries` repetitions, or when `timeout` seconds would
-    be exceeded, and raises the last error itself. Each repetition is logged at WARNING.
+    `exceptions` may be a function that says of an error whether to try again, or after how many
+    seconds. Waits `base_delay` seconds, then twice as long each time, `max_delay` at most, each
+    with a random part on top; gives up after `max_retries` repetitions, or when `timeout` seconds
+    have passed, and raises the last error itself. Each repetition is logged at WARNING.
     Cancellation is not caught. Raises ValueError without `exceptions`.
     """
     if not exceptions:
@@ -32,3 +39,17 @@ def async_retry[**P, T](
         wait_jitter=min(base_delay, 1.0),
         wait_exp_base=2,
     )
+
+
+def _log_retry(details: RetryDetails) -> None:
+    """In place of stamina's own line, which holds the arguments of the call: secrets, maybe."""
+    _logger.warning(
+        "retry_scheduled",
+        function=details.name,
+        retry=details.retry_num,
+        wait_seconds=round(details.wait_for, 2),
+        error=details.caused_by,
+    )
+
+
+set_on_retry_hooks([_log_retry])

@@ -13,7 +13,12 @@ from shared.tracing import MAX_ID_LENGTH
 
 
 class Message(BaseModel):
-    """What every message carries; `BaseService.publish` fills in what is missing."""
+    """What every message carries; `BaseService.publish` fills in what is missing.
+
+    NaN and infinity are refused: JSON does not know them.
+    """
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     timestamp: AwareDatetime | None = Field(default=None, description="Time of sending, UTC")
     service: str | None = Field(default=None, description="Name of the sending service")
@@ -45,7 +50,7 @@ class Command(Message):
 
     model_config = ConfigDict(extra="allow")
 
-    command: str
+    command: str = Field(max_length=MAX_ID_LENGTH)
     request_id: str | None = Field(
         default=None, max_length=MAX_ID_LENGTH, description="Kept when the command is repeated"
     )

@@ -4,8 +4,9 @@ import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
+from pydantic import BaseModel, ValidationError
 from structlog.stdlib import BoundLogger
 
 from shared.files import atomic_write
@@ -22,11 +23,45 @@ class StateFile:
         self._logger = logger
         self._save_failed = False
 
-    def load(self) -> dict[str, Any]:
+    @overload
+    def load(self) -> dict[str, Any]: ...
+    @overload
+    def load[M: BaseModel](self, model: type[M]) -> M: ...
+    def load(self, model: type[BaseModel] | None = None) -> dict[str, Any] | BaseModel:
         """The saved state with its `saved_at` (ISO 8601, UTC); empty when there is none.
 
-        A file that is no JSON object is set aside as `*.corrupt`, with a warning.
+        With a model whose fields all have defaults, an instance of it. A file that holds something
+        else is set aside as `*.corrupt`, with a warning.
         """
+        state = self._read()
+        if model is None:
+            return state
+        if not state:
+            return model()
+        try:
+            return model.model_validate(state)
+        except ValidationError as error:
+            fields = {".".join(map(str, problem["loc"])) for problem in error.errors()}
+            self._set_aside(f"no {model.__name__}: {', '.join(sorted(fields))}")
+            return model()
+
+    def save(self, state: Mapping[str, Any] | BaseModel) -> bool:
+        """Save the state with the time; False, and one warning, when that fails."""
+        try:
+            values = state.model_dump(mode="json") if isinstance(state, BaseModel) else state
+            stamped = {**values, "saved_at": datetime.now(UTC).isoformat()}
+            content = json.dumps(stamped, ensure_ascii=False, allow_nan=False, indent=2)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write(self.path, content + "\n")
+        except (OSError, TypeError, ValueError) as error:
+            if not self._save_failed:
+                self._logger.warning("state_not_saved", path=str(self.path), error=error)
+            self._save_failed = True
+            return False
+        self._save_failed = False
+        return True
+
+    def _read(self) -> dict[str, Any]:
         try:
             state = json.loads(self.path.read_bytes())
         except FileNotFoundError:
@@ -41,21 +76,6 @@ class StateFile:
             self._set_aside(f"a JSON object was expected, not {type(state).__name__}")
             return {}
         return state
-
-    def save(self, state: Mapping[str, Any]) -> bool:
-        """Save the state with the time; False, and one warning, when that fails."""
-        stamped = {**state, "saved_at": datetime.now(UTC).isoformat()}
-        try:
-            content = json.dumps(stamped, ensure_ascii=False, indent=2) + "\n"
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(self.path, content)
-        except (OSError, TypeError, ValueError) as error:
-            if not self._save_failed:
-                self._logger.warning("state_not_saved", path=str(self.path), error=error)
-            self._save_failed = True
-            return False
-        self._save_failed = False
-        return True
 
     def _set_aside(self, reason: str) -> None:
         aside = self.path.with_name(f"{self.path.name}.corrupt")

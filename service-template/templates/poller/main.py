@@ -3,11 +3,18 @@
 import os
 
 from config import ServiceSettings
+from pydantic import BaseModel, Field
 from schemas import Reading
 
 from shared.schemas import Command
 from shared.service import BaseService, run_service
 from shared.state import StateFile
+
+
+class Progress(BaseModel):
+    """What outlives a restart."""
+
+    round: int = Field(default=0, ge=0)
 
 
 class {{ cookiecutter.__class }}(BaseService[ServiceSettings]):
@@ -16,10 +23,10 @@ class {{ cookiecutter.__class }}(BaseService[ServiceSettings]):
     def __init__(self, settings: ServiceSettings) -> None:
         super().__init__(settings)
         self._state = StateFile(settings.data_dir / "state.json", self.logger)
-        self._round = 0
+        self._progress = Progress()
 
     async def run(self) -> None:
-        self._round = int(self._state.load().get("round", 0))
+        self._progress = self._state.load(Progress)
         self.on_command("refresh", self._on_refresh)
         self.mqtt.connect_background()
         while True:
@@ -35,10 +42,10 @@ class {{ cookiecutter.__class }}(BaseService[ServiceSettings]):
 
     async def measure(self) -> Reading:
         """Take one reading and publish it."""
-        self._round += 1
-        reading = Reading(value=os.getloadavg()[0], round=self._round)
+        self._progress.round += 1
+        reading = Reading(value=os.getloadavg()[0], round=self._progress.round)
         await self.publish("reading", reading)
-        self._state.save({"round": self._round})
+        self._state.save(self._progress)
         self.logger.info("reading_published", value=reading.value, round=reading.round)
         return reading
 

@@ -75,6 +75,22 @@ async def test_counts_on_after_a_restart(service: SimpleNamespace) -> None:
     assert saved["round"] == service.mqtt.payloads(topic)[-1]["round"]
 
 
+async def test_starts_anew_when_what_it_kept_is_no_use(
+    load_service: LoadService, make_settings: MakeSettings, topic_prefix: str
+) -> None:
+    modules = load_service("{{ cookiecutter.service_slug }}")
+    settings = make_settings(modules.config.ServiceSettings)
+    settings.data_dir.mkdir()
+    (settings.data_dir / "state.json").write_text('{"round": null}')
+    instance = modules.main.{{ cookiecutter.__class }}(settings)
+    instance.mqtt = mqtt = FakeMQTT(instance.name, topic_prefix)
+    running = asyncio.create_task(instance.start())
+    await mqtt.wait_for(lambda: bool(mqtt.payloads(instance.topic("reading"))))
+    assert mqtt.payloads(instance.topic("reading"))[0]["round"] == 1
+    instance.stop()
+    await running
+
+
 async def test_the_health_check_passes_while_it_works(
     service: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,11 +3,19 @@
 from typing import Any
 
 from config import ServiceSettings
+from pydantic import BaseModel, Field
 from schemas import Alarm, Reading, Statistics
 
 from shared.schemas import Command
 from shared.service import BaseService, run_service
 from shared.state import StateFile
+
+
+class Totals(BaseModel):
+    """What outlives a restart."""
+
+    readings: int = Field(default=0, ge=0)
+    highest: float | None = Field(default=None, allow_inf_nan=False)
 
 
 class {{ cookiecutter.__class }}(BaseService[ServiceSettings]):
@@ -16,13 +24,10 @@ class {{ cookiecutter.__class }}(BaseService[ServiceSettings]):
     def __init__(self, settings: ServiceSettings) -> None:
         super().__init__(settings)
         self._state = StateFile(settings.data_dir / "state.json", self.logger)
-        self._statistics = Statistics(readings=0)
+        self._totals = Totals()
 
     async def run(self) -> None:
-        saved = self._state.load()
-        self._statistics = Statistics(
-            readings=saved.get("readings", 0), highest=saved.get("highest")
-        )
+        self._totals = self._state.load(Totals)
         self.on_command("statistics", self._on_statistics)
         self.mqtt.subscribe(
             f"{self.settings.topic_prefix}/{self.settings.source}",
@@ -34,20 +39,21 @@ class {{ cookiecutter.__class }}(BaseService[ServiceSettings]):
         await self.wait_for_shutdown()
 
     async def _on_reading(self, topic: str, reading: Reading) -> None:
-        highest = self._statistics.highest
-        self._statistics = Statistics(
-            readings=self._statistics.readings + 1,
+        highest = self._totals.highest
+        self._totals = Totals(
+            readings=self._totals.readings + 1,
             highest=reading.value if highest is None else max(highest, reading.value),
         )
-        self._state.save(self._statistics.model_dump(include={"readings", "highest"}))
+        self._state.save(self._totals)
         limit = self.settings.alarm_above
         if reading.value > limit:
             self.logger.warning("alarm_raised", source=topic, value=reading.value, limit=limit)
             await self.publish("alarm", Alarm(source=topic, value=reading.value, limit=limit))
-        await self.publish("statistics", self._statistics, retain=True)
+        statistics = Statistics(**self._totals.model_dump())
+        await self.publish("statistics", statistics, retain=True)
 
     def _on_statistics(self, _command: Command) -> dict[str, Any]:
-        return self._statistics.model_dump(include={"readings", "highest"})
+        return self._totals.model_dump()
 
 
 if __name__ == "__main__":

@@ -56,9 +56,12 @@ async def test_raises_an_alarm_above_the_limit_only(service: SimpleNamespace) ->
     assert alarm["source"].endswith("/sensor/reading")
 
 
-async def test_refuses_a_reading_without_a_value(service: SimpleNamespace) -> None:
+@pytest.mark.parametrize("reading", [{"temperature": 3.5}, {"value": "nan"}, {"value": 1e999}])
+async def test_refuses_a_reading_without_a_value(
+    service: SimpleNamespace, reading: dict[str, Any]
+) -> None:
     with pytest.raises(pydantic.ValidationError):
-        await send(service, temperature=3.5)
+        await send(service, **reading)
     assert service.mqtt.published == []
 
 
@@ -70,6 +73,19 @@ async def test_counts_on_after_a_restart(service: SimpleNamespace) -> None:
     await send(again, value=1.0)
     statistics = again.mqtt.retained[again.instance.topic("statistics")]
     assert (statistics["readings"], statistics["highest"]) == (2, 3.5)
+    again.instance.stop()
+    await again.running
+
+
+async def test_starts_anew_when_what_it_kept_is_no_use(service: SimpleNamespace) -> None:
+    await send(service, value=3.5)
+    service.instance.stop()
+    await service.running
+    (service.settings.data_dir / "state.json").write_text('{"readings": null}')
+    again = await service.start()
+    await send(again, value=1.0)
+    statistics = again.mqtt.retained[again.instance.topic("statistics")]
+    assert (statistics["readings"], statistics["highest"]) == (1, 1.0)
     again.instance.stop()
     await again.running
 

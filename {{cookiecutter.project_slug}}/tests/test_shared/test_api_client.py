@@ -182,8 +182,19 @@ async def test_retry_after_is_capped(
     make_client: MakeClient, waits: list[float], value: str, wait: float
 ) -> None:
     busy = httpx.Response(503, headers={"Retry-After": value})
-    await make_client(Server(busy, httpx.Response(200, json=1))).get("/state")
+    client = make_client(Server(busy, httpx.Response(200, json=1)), timeout_seconds=100)
+    await client.get("/state")
     assert waits == [wait]
+
+
+async def test_a_wait_beyond_the_time_limit_ends_with_what_the_server_said(
+    make_client: MakeClient, waits: list[float]
+) -> None:
+    server = Server(httpx.Response(503, headers={"Retry-After": "7"}))
+    with pytest.raises(APIStatusError, match="status 503") as caught:
+        await make_client(server, timeout_seconds=5).get("/state")
+    assert caught.value.retry_after_seconds == 7
+    assert (len(server.requests), waits) == (1, [])
 
 
 @pytest.mark.parametrize("headers", [{"Retry-After": "soon"}, {"Retry-After": ""}, {}])

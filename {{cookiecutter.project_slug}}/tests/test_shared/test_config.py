@@ -82,6 +82,23 @@ def test_a_variable_may_have_another_name_than_its_field(monkeypatch: pytest.Mon
     assert problems_of(OwnSettings) == ["OWN_INTERVAL_SECONDS: Input should be greater than 0"]
 
 
+def test_and_is_then_not_read_from_the_name_of_the_field(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path(".env").write_text("INTERVAL_SECONDS='4'\n", encoding="utf-8")
+    monkeypatch.setenv("INTERVAL_SECONDS", "5")
+    assert load_settings(OwnSettings).interval_seconds == 30
+
+
+def test_a_ca_certificate_is_looked_for_when_tls_is_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MQTT_TLS_CA_FILE", "missing.pem")
+    load_settings(Settings)
+    monkeypatch.setenv("MQTT_TLS", "true")
+    [problem] = problems_of(Settings)
+    assert problem.startswith("MQTT_TLS_CA_FILE: ")
+    assert "missing.pem" in problem
+    Path("missing.pem").touch()
+    load_settings(Settings)
+
+
 def test_log_level_is_taken_in_any_case(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOG_LEVEL", "debug")
     assert load_settings(Settings).log_level == "DEBUG"
@@ -94,6 +111,7 @@ def test_each_problem_is_one_line_with_the_name_of_the_variable(
     monkeypatch.setenv("LOG_FORMAT", "xml")
     monkeypatch.setenv("TOPIC_PREFIX", "home/#")
     monkeypatch.setenv("ALLOWED_IDS", "1,two")
+    monkeypatch.setenv("MQTT_TLS", "true")
     monkeypatch.setenv("MQTT_TLS_CA_FILE", "missing.pem")
     monkeypatch.setenv("MQTT_HOST", "broker..lan")
     problems = problems_of(OwnSettings)

@@ -101,9 +101,21 @@ def test_another_major_version_is_refused(tmp_path: Path) -> None:
         read_envelope(path, schema_version="1.9")
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", '{"_metadata": {}}', '{"_metadata": 1}', "{"])
+@pytest.mark.parametrize(
+    "content",
+    ["[]", "{}", '{"_metadata": {}}', '{"_metadata": 1}', "{", "[" * 100_000],
+    ids=["list", "empty", "no version", "no header", "cut off", "deep"],
+)
 def test_another_shape_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "file.json"
     path.write_text(content)
-    with pytest.raises(ValueError, match=r"_metadata|Expecting"):
+    with pytest.raises(ValueError, match=r"_metadata|Expecting|nested"):
         read_envelope(path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_json_does_not_know_is_not_written(tmp_path: Path, value: float) -> None:
+    path = tmp_path / "file.json"
+    with pytest.raises(ValueError, match="JSON"):
+        write_envelope(path, {"kwh": value}, produced_by="test")
+    assert list(tmp_path.iterdir()) == []

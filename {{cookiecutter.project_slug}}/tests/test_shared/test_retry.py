@@ -101,11 +101,25 @@ async def test_is_cancelled_at_once() -> None:
 
 
 @pytest.mark.usefixtures("no_wait")
-async def test_logs_each_repetition_as_a_warning() -> None:
+async def test_a_function_may_say_what_to_retry_and_when() -> None:
+    def judge(error: Exception) -> bool | float:
+        return 7.0 if str(error) == "attempt 1" else str(error) == "attempt 2"
+
+    flaky = Flaky(failures=9)
+    with capture_logs() as logs, pytest.raises(FlakyError, match="attempt 3"):
+        await async_retry(max_retries=5, exceptions=judge)(flaky.call)(7)
+    assert [log["wait_seconds"] == 7.0 for log in logs] == [True, False]
+
+
+@pytest.mark.usefixtures("no_wait")
+async def test_logs_each_repetition_as_a_warning_without_the_arguments() -> None:
     with capture_logs() as logs:
-        await async_retry(exceptions=(FlakyError,))(Flaky(failures=2).call)(7)
-    retries = [log for log in logs if log["event"] == "stamina.retry_scheduled"]
-    assert [log["log_level"] for log in retries] == ["warning", "warning"]
+        await async_retry(exceptions=(FlakyError,))(Flaky(failures=2).call)(4711)
+    assert {(log["event"], log["log_level"]) for log in logs} == {("retry_scheduled", "warning")}
+    errors = [(log["retry"], str(log["error"])) for log in logs]
+    assert errors == [(1, "attempt 1"), (2, "attempt 2")]
+    assert logs[0]["function"].endswith("Flaky.call")
+    assert "4711" not in str(logs)
 
 
 def test_wants_to_know_what_to_retry() -> None:

@@ -21,6 +21,15 @@ def test_a_timestamp_without_a_zone_is_refused() -> None:
         Message.model_validate({"timestamp": "2026-01-01T00:00:00"})
 
 
+@pytest.mark.parametrize("value", ["nan", float("inf"), "-Infinity"])
+def test_what_json_does_not_know_is_refused(value: str | float) -> None:
+    class Reading(Message):
+        value: float
+
+    with pytest.raises(ValidationError, match="finite"):
+        Reading.model_validate({"value": value})
+
+
 def test_topics_of_the_library_are_distinct() -> None:
     patterns = [topic.pattern for topic in LIBRARY_TOPICS]
     assert len(set(patterns)) == len(patterns)

@@ -8,10 +8,16 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from pydantic import BaseModel, Field
 from structlog.stdlib import BoundLogger
 from structlog.testing import capture_logs
 
 from shared.state import StateFile
+
+
+class Counter(BaseModel):
+    counter: int = Field(default=0, ge=0)
+    since: datetime | None = None
 
 
 @pytest.fixture
@@ -26,6 +32,24 @@ def test_starts_empty_and_comes_back_with_the_time(state: StateFile) -> None:
     loaded = state.load()
     assert before <= datetime.fromisoformat(loaded.pop("saved_at")) <= datetime.now(UTC)
     assert loaded == {"counter": 3, "name": "Küche"}
+
+
+def test_a_model_comes_back(state: StateFile) -> None:
+    assert state.load(Counter) == Counter()
+    kept = Counter(counter=3, since=datetime(2026, 1, 2, tzinfo=UTC))
+    assert state.save(kept)
+    assert state.load(Counter) == kept
+
+
+@pytest.mark.parametrize("content", ['{"counter": null}', '{"counter": -1, "since": "?"}', "[]"])
+def test_what_does_not_fit_the_model_is_set_aside(state: StateFile, content: str) -> None:
+    state.path.parent.mkdir()
+    state.path.write_text(content)
+    with capture_logs() as logs:
+        assert state.load(Counter) == Counter()
+        assert state.load(Counter) == Counter()
+    assert [(log["event"], log["log_level"]) for log in logs] == [("state_corrupt", "warning")]
+    assert state.path.with_name("state.json.corrupt").read_text() == content
 
 
 @pytest.mark.parametrize("content", [b'{"counter": 3', b"", b"\xff\xfe", b"[1]", b"[" * 100_000])
@@ -97,7 +121,8 @@ def test_a_file_in_place_of_the_folder_is_no_crash(tmp_path: Path, logger: Bound
     assert not StateFile(tmp_path / "data" / "state.json", logger).save({})
 
 
-def test_what_is_no_json_is_told(state: StateFile) -> None:
+@pytest.mark.parametrize("value", [object(), float("nan")])
+def test_what_is_no_json_is_told(state: StateFile, value: object) -> None:
     with capture_logs() as logs:
-        assert not state.save({"value": object()})
+        assert not state.save({"value": value})
     assert [log["event"] for log in logs] == ["state_not_saved"]
