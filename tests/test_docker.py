@@ -75,6 +75,11 @@ class Stack:
         form = "{{.State.StartedAt}}"
         return run("docker", "inspect", "--format", form, self.state(service)["ID"]).stdout
 
+    def diagnosis(self, service: str = SERVICE) -> dict[str, str]:
+        """The status of each step."""
+        text = self.exec(service, "python", "diagnose.py", "--json", check=False)
+        return {step["step"]: step["status"] for step in json.loads(text)}
+
     def is_healthy(self, service: str = SERVICE) -> bool:
         return bool(self.state(service)["Health"] == "healthy")
 
@@ -620,30 +625,66 @@ def test_the_smallest_stack_on_other_images(
     assert version.strip() == python
 
 
-INFLUX_STAND_IN = """\
-FROM debian:bookworm-slim
-RUN printf '#!/bin/sh\\nexit 0\\n' >/usr/local/bin/influx && chmod +x /usr/local/bin/influx
-CMD ["sleep", "infinity"]
-"""
+INFLUX_STAND_IN = Path(__file__).parent / "influxdb_stand_in"
 
 
-def test_the_default_stack(make_stack: Callable[..., Stack], tmp_path: Path) -> None:
+def test_the_default_stack(make_stack: Callable[..., Stack]) -> None:
     """All options on. A stand-in takes InfluxDB's place where its image cannot be had."""
     if run("docker", "image", "inspect", "influxdb:2", check=False).returncode != 0:
-        (tmp_path / "Dockerfile").write_text(INFLUX_STAND_IN)
-        run("docker", "build", "--quiet", "--tag", "influxdb:2", tmp_path)
+        run("docker", "build", "--quiet", "--tag", "influxdb:2", INFLUX_STAND_IN)
     stack = make_stack()
     stack.compose("up", "--detach", "--build", "--wait", timeout=600)
     assert stack.is_healthy()
     assert stack.is_healthy("influxdb")
-    steps = json.loads(stack.exec(SERVICE, "python", "diagnose.py", "--json"))
-    assert {step["step"]: step["status"] for step in steps} == {
+    assert stack.diagnosis() == {
         "config": "PASS",
         "data": "PASS",
         "mqtt": "PASS",
         "home-assistant": "WARN",
         "influxdb": "WARN",
     }
+    # It has not set itself up without a token, so the first one is the right one.
+    write_env(stack.project, INFLUX_TOKEN="a-token-of-ours")
+    stack.compose("up", "--detach", "--wait")
+    assert stack.diagnosis()["influxdb"] == "PASS"
+    write_env(stack.project, INFLUX_TOKEN="another-token")
+    stack.compose("up", "--detach", "--wait")
+    assert stack.diagnosis()["influxdb"] == "FAIL"
+
+
+def test_a_broker_with_tls_as_documented(make_stack: Callable[..., Stack]) -> None:
+    stack = make_stack(include_home_assistant=False, include_influxdb=False)
+    project = stack.project
+    section = project.read("docs/containers.md").split("## A broker elsewhere, with TLS")[1]
+    env, block = re.findall(r"```(?:bash|yaml)\n(.*?)```", section, re.DOTALL)[:2]
+    project.file(".env").write_text(env)
+    make_certificates = (
+        "import trustme; ca = trustme.CA(); ca.cert_pem.write_to_path('infrastructure/ca.crt')"
+        "; own = ca.issue_cert('broker.example.org')"
+        "; own.private_key_and_cert_chain_pem.write_to_path('infrastructure/broker.pem')"
+    )
+    project.uv_run("python", "-c", make_certificates)
+    project.file("infrastructure/broker.pem").chmod(0o644)
+    project.file("infrastructure/broker.conf").write_text(
+        "listener 8883\nallow_anonymous true\ncertfile /run/broker.pem\nkeyfile /run/broker.pem\n"
+    )
+    broker = f"""\
+  broker:
+    image: eclipse-mosquitto:2
+    command: mosquitto -c /run/broker.conf
+    volumes:
+      - ./infrastructure/broker.pem:/run/broker.pem:ro
+      - ./infrastructure/broker.conf:/run/broker.conf:ro
+    networks:
+      internal:
+        aliases: [broker.example.org]
+"""
+    override = project.file("docker-compose.override.yml")
+    override.write_text(f"services:\n{block.replace('my-service', SERVICE)}{broker}")
+    stack.compose("up", "--detach", "--build", "--wait", timeout=600)
+    assert stack.diagnosis() == {"config": "PASS", "data": "PASS", "mqtt": "PASS"}
+    # As the services on the host read it.
+    project.uv_run("python", "-c", "from shared.config import Settings; Settings()")
 
 
 def test_a_volume_is_shared_as_documented(make_stack: Callable[..., Stack]) -> None:

@@ -58,7 +58,10 @@ class Repository:
         path.mkdir()
         shutil.copytree(TEMPLATE / "scripts", path / "scripts")
         shutil.copy(TEMPLATE / ".gitignore", path)
-        self.write(".env.example", "MQTT_HOST='mqtt'\n\nMQTT_PASSWORD=''\n")
+        self.write(
+            ".env.example",
+            "# Host\nMQTT_HOST='mqtt'\n\n# Password, random in a first .env\nMQTT_PASSWORD=''\n",
+        )
         run("git", "init", "--quiet", cwd=path)
 
     def file(self, name: str) -> Path:
@@ -152,8 +155,8 @@ def test_init_makes_key_rule_and_env_for_the_owner_alone(fresh: Repository) -> N
     assert mode(fresh.file(".sops")) == 0o700
     assert mode(fresh.file(".sops.yaml")) == 0o644
     assert fresh.recipient() in fresh.read(".sops.yaml")
-    host, blank, password = fresh.read(".env").splitlines()
-    assert (host, blank) == ("MQTT_HOST='mqtt'", "")
+    *others, password = fresh.read(".env").splitlines()
+    assert others == fresh.read(".env.example").splitlines()[:-1]
     name, _, value = password.partition("=")
     assert name == "MQTT_PASSWORD"
     assert len(value.strip("'")) == 32

@@ -18,14 +18,16 @@ make_work
 
 # With an .env.enc, .env comes from there.
 if [ ! -e .env ] && [ ! -e .env.enc ] && [ -f .env.example ]; then
+  above=''
   while IFS= read -r line || [ -n "$line" ]; do
-    case $line in
-      MQTT_PASSWORD=*) printf "%s='%s'\n" "${line%%=*}" "$(random_password)" ;;
-      *) printf '%s\n' "$line" ;;
+    case $above in
+      "#"*"random in a first .env"*) line="${line%%=*}='$(random_password)'" ;;
     esac
+    printf '%s\n' "$line"
+    above=$line
   done <.env.example >"$work/.env"
   keep "$work/.env" .env
-  note ".env with a random password for the broker"
+  note ".env with random secrets for the containers"
 fi
 
 if [ ! -e "$key" ]; then

@@ -118,7 +118,8 @@ class Settings(BaseSettings):
         default="services", description="User name, sent when there is a password"
     )
     mqtt_password: SecretStr = Field(
-        default=SecretStr(""), description="Password; empty connects without user name"
+        default=SecretStr(""),
+        description="Password, random in a first .env; empty connects without user name",
     )
     mqtt_tls: bool = Field(default=False, description="true encrypts the connection to the broker")
     mqtt_tls_ca_file: Path | None = Field(
@@ -151,7 +152,7 @@ class Settings(BaseSettings):
     influx_url: str = Field(default="http://influxdb:8086", description="Address of InfluxDB")
     influx_token: SecretStr = Field(
         default=SecretStr(""),
-        description="API token of InfluxDB; its container sets itself up with it",
+        description="API token of InfluxDB, random in a first .env; its container starts with it",
     )
     influx_org: str = Field(
         default="{{ cookiecutter.project_slug }}",

@@ -224,7 +224,7 @@ async def check_influxdb(settings: Settings) -> Result:
     if not settings.influx_token.get_secret_value():
         return warned(
             "INFLUX_TOKEN is empty",
-            "choose one in .env: the container sets itself up with it; or take one of your server",
+            "choose one of 8 to 72 characters for the container, or take one of your own server",
         )
     async with InfluxClient.from_settings(settings, structlog.stdlib.get_logger()) as client:
         try:
@@ -234,7 +234,11 @@ async def check_influxdb(settings: Settings) -> Result:
         try:
             await client.query("buckets() |> limit(n: 1)")
         except InfluxError as error:
-            return failed(str(error), "check INFLUX_TOKEN and INFLUX_ORG")
+            return failed(
+                str(error),
+                "INFLUX_TOKEN and INFLUX_ORG have to be those of the container's first start, or"
+                " made in InfluxDB since",
+            )
     return passed(f"{settings.influx_url}: reached, query answered")
 {% endif %}
 
