@@ -1,19 +1,23 @@
 """Commands from the coordinator: found by name, run once, answered as often as asked."""
 
 import inspect
-from collections.abc import Awaitable, Callable, Hashable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from structlog.stdlib import BoundLogger
 
-from shared.dedup import Recent
+from shared.dedup import Recent, message_id
 from shared.redaction import redact_text
-from shared.schemas import Command, CommandReply
+from shared.schemas import Command, CommandReply, dump_message
 
 type Result = Mapping[str, Any] | None
 type CommandHandler = Callable[[Command], Awaitable[Result] | Result]
 type Answer = dict[str, Any]
 type Respond = Callable[[Command, Answer], Awaitable[None]]
+
+
+# What the library says of a command, whatever its handler returns.
+_OUTCOME = {"command", "request_id", "status"}
 
 
 class CommandRouter:
@@ -34,23 +38,25 @@ class CommandRouter:
     async def handle(self, _topic: str, command: Command) -> None:
         """Run the command and answer; an error is answered and then raised (dead letter).
 
-        A repeated one is not run again. With a `request_id` somebody waits, who has missed the
-        first answer, and gets it once more.
+        A repeated one is not run again, unless it failed. With a `request_id` somebody waits, who
+        has missed the first answer, and gets it once more.
         """
-        message_id = command.request_id or command.trace_id
-        # With the name, because two commands of one trace may carry the same trace id.
-        key = (command.command, message_id) if message_id else None
+        content = command.model_dump_json().encode()
+        sent_as = message_id(command.request_id, command.trace_id, content)
+        key = (command.command, sent_as) if sent_as else None
         if key and (earlier := self._answers.get(key)) is not None:
-            self._logger.info("command_repeated", command=command.command, message_id=message_id)
+            self._logger.info("command_repeated", command=command.command, id=sent_as)
             if command.request_id:
                 await self._respond(command, earlier)
             return
         try:
             answer = await self._run(command)
         except Exception as error:
-            await self._answer(command, key, _failure(command, f"{type(error).__name__}: {error}"))
+            await self._respond(command, _failure(command, f"{type(error).__name__}: {error}"))
             raise
-        await self._answer(command, key, answer)
+        if key:
+            self._answers.add(key, answer)
+        await self._respond(command, answer)
 
     async def _run(self, command: Command) -> Answer:
         handler = self._handlers.get(command.command)
@@ -61,14 +67,14 @@ class CommandRouter:
         result = handler(command)
         if inspect.isawaitable(result):
             result = await result
-        answer = _reply(command, result or {}, status="ok")
+        result = result or {}
+        if overridden := result.keys() & _OUTCOME:
+            self._logger.warning(
+                "command_result_overridden", command=command.command, fields=sorted(overridden)
+            )
+        answer = _reply(command, result, status="ok")
         self._logger.info("command_done", command=command.command)
         return answer
-
-    async def _answer(self, command: Command, key: Hashable, answer: Answer) -> None:
-        if key:
-            self._answers.add(key, answer)
-        await self._respond(command, answer)
 
 
 def _failure(command: Command, error: str) -> Answer:
@@ -79,4 +85,4 @@ def _reply(command: Command, result: Mapping[str, Any], **outcome: str) -> Answe
     """A CommandReply as JSON data; raises ValueError for a result that cannot be written so."""
     fields = {"request_id": command.request_id, "command": command.command, **outcome}
     reply = CommandReply.model_validate({**result, **fields})
-    return reply.model_dump(mode="json", exclude_none=True)
+    return dump_message(reply)

@@ -1,9 +1,20 @@
 """Remember what was handled, since a message may arrive twice (MQTT 3.1.1, section 4.3.2)."""
 
+import hashlib
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Literal
+
+
+def message_id(request_id: str | None, trace_id: str | None, content: bytes) -> str | None:
+    """What tells a message from all others: a request by its id, else trace and content together.
+
+    Many messages may belong to one trace, but one that arrives again is the same to the byte.
+    """
+    if request_id or not trace_id:
+        return request_id or None
+    return f"{trace_id} {hashlib.blake2b(content, digest_size=16).hexdigest()}"
 
 
 class Recent[V]:

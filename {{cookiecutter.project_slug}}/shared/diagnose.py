@@ -21,6 +21,7 @@ from structlog.testing import capture_logs
 
 from shared.config import ConfigurationError, Settings, load_settings
 from shared.mqtt import MQTTClient, MQTTError
+from shared.redaction import redact_text
 
 _STEP_TIMEOUT_SECONDS = 30.0
 _MQTT_TIMEOUT_SECONDS = 10.0
@@ -109,7 +110,11 @@ async def _run(settings_class: type[Settings], steps: Sequence[Step]) -> list[Re
         ]
     results = [replace(passed("all settings are valid"), step="config")]
     results += [replace(await _guarded(step, settings), step=step.name) for step in steps]
-    return results
+    # An address may hold a password.
+    return [
+        replace(result, detail=redact_text(result.detail), fix=redact_text(result.fix))
+        for result in results
+    ]
 
 
 async def _guarded(step: Step, settings: Settings) -> Result:

@@ -25,9 +25,9 @@ from typing import Any, Literal, NamedTuple, NoReturn
 from pydantic import BaseModel
 from structlog.stdlib import BoundLogger
 
-from shared.dedup import RecentIds
+from shared.dedup import RecentIds, message_id
 from shared.mqtt_errors import PayloadError
-from shared.topics import is_wildcard, matches
+from shared.topics import is_exact, matches
 from shared.tracing import MAX_ID_LENGTH, bind_trace_id, new_trace_id
 
 type Handler = Callable[[str, Any], Awaitable[object] | object]
@@ -122,6 +122,7 @@ class Subscription:
     model: type[BaseModel] | None = None
     decoding: Decoding = "json"
     recent: RecentIds | None = None
+    retained: bool = True
     queue: deque[_Delivery] = field(default_factory=deque)
     worker: asyncio.Task[None] | None = None
     busy_since: float = 0.0
@@ -160,11 +161,13 @@ class Inbox:
         self._arrived: deque[Received] = deque()
         self._wake_up_due = False
         self._closed = False
-        self._workers: set[asyncio.Task[None]] = set()
+        self._workers: dict[asyncio.Task[None], Subscription] = {}
+        self._watch: asyncio.TimerHandle | None = None
         self._idle = asyncio.Event()
         self._unfinished = 0
         self._unacknowledged: dict[int, _Delivery] = {}
         self._overrun_connection = self._asked_connection = 0
+        self._failed_connection = 0
         self._repetition: asyncio.TimerHandle | None = None
         self._dropped = 0
         self._dropped_reported = 0
@@ -206,15 +209,16 @@ class Inbox:
         """Handle nothing any more."""
         self._closed = True
         await self._cut_off()
-        if self._repetition is not None:
-            self._repetition.cancel()
+        for timer in (self._repetition, self._watch):
+            if timer is not None:
+                timer.cancel()
         if self._drop_report is not None:
             self._drop_report.cancel()
             self._report_drops()
 
     async def _cut_off(self) -> None:
         # Without the one that a handler runs in which closes the client itself.
-        workers = self._workers - {asyncio.current_task()}
+        workers = self._workers.keys() - {asyncio.current_task()}
         for worker in workers:
             worker.cancel()
         if workers:
@@ -278,6 +282,8 @@ class Inbox:
                 self._backlog_of(message).remove(len(message.payload))
                 continue
             found = self._match(message.topic)
+            if message.retain:
+                found = tuple(subscription for subscription in found if subscription.retained)
             delivery = _Delivery(message, len(found))
             self._unfinished += 1
             if message.qos:
@@ -286,9 +292,8 @@ class Inbox:
                 subscription.queue.append(delivery)
                 if subscription.worker is None:
                     idle[subscription] = None
-                elif subscription.busy_since:
-                    self._report_slow(subscription)
             if not found:
+                self._logger.debug("message_not_wanted", topic=message.topic, retain=message.retain)
                 self._finish(delivery)
         for subscription in idle:
             self._start_worker(subscription)
@@ -315,23 +320,37 @@ class Inbox:
         )
         if not worker.done():
             subscription.worker = worker
-            self._workers.add(worker)
-            worker.add_done_callback(self._workers.discard)
+            self._workers[worker] = subscription
+            worker.add_done_callback(self._workers.pop)
+            self._watch_workers()
 
-    def _report_slow(self, subscription: Subscription) -> None:
-        busy_seconds = time.monotonic() - subscription.busy_since
-        if busy_seconds > SLOW_HANDLER_SECONDS and not subscription.found_slow:
-            subscription.found_slow = True
-            self._logger.warning(
-                "handler_slow", topic=subscription.topic_filter, seconds=round(busy_seconds)
-            )
+    def _watch_workers(self) -> None:
+        if self._watch is None and self._workers and not self._closed:
+            loop = asyncio.get_running_loop()
+            self._watch = loop.call_later(SLOW_HANDLER_SECONDS, self._report_slow)
+
+    def _report_slow(self) -> None:
+        # A handler that never ends shows in nothing else: the broker just sends no more.
+        self._watch = None
+        now = time.monotonic()
+        for subscription in self._workers.values():
+            seconds = now - (subscription.busy_since or now)
+            if seconds >= SLOW_HANDLER_SECONDS and not subscription.found_slow:
+                subscription.found_slow = True
+                self._logger.warning(
+                    "handler_slow",
+                    topic=subscription.topic_filter,
+                    seconds=round(seconds),
+                    hint="its messages wait; enough of them at QoS 1 hold up all others",
+                )
+        self._watch_workers()
 
     def _find(self, topic: str) -> tuple[Subscription, ...]:
         exact = self._subscriptions.get(topic)
         wild = (
             subscription
             for subscription in self._subscriptions.values()
-            if is_wildcard(subscription.topic_filter) and matches(subscription.topic_filter, topic)
+            if not is_exact(subscription.topic_filter) and matches(subscription.topic_filter, topic)
         )
         return (*((exact,) if exact else ()), *wild)
 
@@ -363,10 +382,8 @@ class Inbox:
                 del self._unacknowledged[message.mid]
             if delivery.succeeded:
                 self._acknowledge(message)
-            elif self._repetition is None and not self._closed:
-                self._repetition = asyncio.get_running_loop().call_later(
-                    _REPETITION_SECONDS, self._ask_again_after_failure, message.connection
-                )
+            else:
+                self._plan_repetition(message.connection)
             self._ask_again_after_overrun()
         self._unfinished -= 1
         if not self._unfinished:
@@ -379,11 +396,18 @@ class Inbox:
             self._logger.warning("messages_too_many", hint="the broker sends them again")
             self._ask_again(connection)
 
-    def _ask_again_after_failure(self, connection: int) -> None:
+    def _plan_repetition(self, connection: int) -> None:
+        # It may have failed on an earlier connection as well, whose time is still running.
+        self._failed_connection = connection
+        if self._repetition is None and not self._closed:
+            loop = asyncio.get_running_loop()
+            self._repetition = loop.call_later(_REPETITION_SECONDS, self._ask_again_after_failure)
+
+    def _ask_again_after_failure(self) -> None:
         # Else it would keep its place in the broker's window until the connection breaks by itself.
         self._repetition = None
         self._logger.warning("messages_not_handled", hint="the broker sends them again")
-        self._ask_again(connection)
+        self._ask_again(self._failed_connection)
 
     async def _handle(self, subscription: Subscription, delivery: _Delivery) -> bool:
         """Call the handler; True when the message is done with, also as a dead letter."""
@@ -393,14 +417,15 @@ class Inbox:
             value = delivery.value(subscription.decoding)
             if isinstance(value, dict):
                 trace_id = _id(value.get("trace_id"))
-                if recent is not None and (sent_as := _id(value.get("request_id")) or trace_id):
-                    key = message.topic, sent_as
-                    if recent.seen(key):
-                        self._logger.debug(
-                            "message_repeated", topic=message.topic, message_id=sent_as
-                        )
+                if recent is not None:
+                    sent_as = message_id(_id(value.get("request_id")), trace_id, message.payload)
+                    key = sent_as and (message.topic, sent_as)
+                    if key and recent.seen(key):
+                        self._logger.debug("message_repeated", topic=message.topic, id=sent_as)
                         return True
             if subscription.model is not None:
+                if value is None and not message.payload:
+                    return True
                 value = subscription.model.model_validate(value)
             trace_id = trace_id or new_trace_id()
             with bind_trace_id(trace_id):

@@ -29,7 +29,8 @@ from shared.mqtt_errors import (
 )
 from shared.mqtt_link import Link
 from shared.redaction import redact_text
-from shared.schemas import Availability, DeadLetter
+from shared.schemas import Availability, DeadLetter, dump_message
+from shared.session import Session
 from shared.topics import validate_filter, validate_topic
 from shared.tracing import bind_trace_id, current_trace_id, new_trace_id
 
@@ -57,8 +58,9 @@ _MAX_ERROR_LENGTH = 2000
 class MQTTClient:
     """Survives a broker that is away: connects again, subscribes again, announces itself again.
 
-    Messages at QoS 1 are acknowledged after they were handled, and the session lives as long as
-    the client, so that a broken connection loses none of them. A message whose handler fails goes
+    Messages at QoS 1 are acknowledged after they were handled, and the session outlives the
+    connection, so that a broken one loses none of them. A `session` that is kept outlives the
+    client as well: the broker collects for the next start. A message whose handler fails goes
     to `{prefix}/errors/{service}`. Messages of one subscription are handled one at a time, in
     order. While as many messages are not handled as the broker leaves unacknowledged (Mosquitto:
     20), it sends no others at QoS 1.
@@ -78,9 +80,10 @@ class MQTTClient:
         keepalive_seconds: int = 30,
         publish_timeout_seconds: float = 10.0,
         max_queued_messages: int = 1000,
-        client_id: str = "",
+        session: Session | None = None,
     ) -> None:
-        self.client_id = client_id or f"{service}-{secrets.token_hex(4)}"
+        self._session = session or Session.new(service)
+        self.client_id = self._session.client_id
         self._broker = f"{host}:{port}"
         self._service, self._prefix, self._logger = service, topic_prefix, logger
         self._publish_timeout_seconds = publish_timeout_seconds
@@ -122,7 +125,14 @@ class MQTTClient:
         self.subscribe(self._availability_topic, self._on_availability, qos=0)
 
     @classmethod
-    def from_settings(cls, settings: Settings, service: str, logger: BoundLogger) -> Self:
+    def from_settings(
+        cls,
+        settings: Settings,
+        service: str,
+        logger: BoundLogger,
+        *,
+        session: Session | None = None,
+    ) -> Self:
         """Raises ConfigurationError for a CA file that cannot be used."""
         tls = None
         if settings.mqtt_tls:
@@ -143,6 +153,7 @@ class MQTTClient:
             keepalive_seconds=settings.mqtt_keepalive_seconds,
             publish_timeout_seconds=settings.mqtt_publish_timeout_seconds,
             max_queued_messages=settings.mqtt_max_queued_messages,
+            session=session,
         )
 
     @property
@@ -252,25 +263,42 @@ class MQTTClient:
         model: type[BaseModel] | None = None,
         decoding: Decoding = "json",
         deduplicate: bool = False,
+        retained: bool = True,
     ) -> None:
         """Call `handler(topic, payload)` for what arrives on `topic`, which may hold wildcards.
 
         It takes the place of an earlier handler of the same `topic`. The payload is decoded JSON,
-        an instance of `model`, or what `decoding` says. With `deduplicate` a message whose
-        `request_id`, else `trace_id`, was seen lately is skipped; not for requests, whose sender
-        repeats them to be answered. May be called at any time; best before connecting. Raises
-        ValueError for a bad filter.
+        an instance of `model`, or what `decoding` says; an empty one is None, and nothing to a
+        `model`. May be called at any time; best before connecting. Raises ValueError for a bad
+        filter.
+
+        With `deduplicate` a message is skipped whose `request_id` was seen lately, or its content
+        with its `trace_id`; not for requests, whose sender repeats them to be answered. With
+        `retained=False` what the broker has kept is skipped, which comes anew with every
+        connection. Where filters overlap, a broker may send a message once for each, and each
+        time every handler gets it.
         """
         recent = RecentIds() if deduplicate else None
         validate_filter(topic)
-        self._inbox.add(Subscription(topic, handler, qos, model, decoding, recent))
+        self._inbox.add(Subscription(topic, handler, qos, model, decoding, recent, retained))
         if self._link.up:
+            self._change_session()
             self._send_subscribe([(topic, qos)])
 
     def unsubscribe(self, topic: str) -> None:
         """End a subscription; what has arrived for it is still handled."""
         if self._inbox.remove(topic) and self._link.up:
-            self._link.unsubscribe([topic])
+            self._change_session()
+
+    def _change_session(self) -> None:
+        # The session may be older than this process, or a subscription have ended meanwhile.
+        obsolete = self._session.change(name for name, _ in self._inbox.filters())
+        if obsolete:
+            self._link.unsubscribe(sorted(obsolete))
+        try:
+            self._session.save()
+        except OSError as error:
+            self._logger.warning("session_not_saved", error=error)
 
     def _subscribe_all(self) -> None:
         # On every connection: a session that the broker claims to have may lack the newest ones.
@@ -279,10 +307,14 @@ class MQTTClient:
         if self._draining:
             self._end_subscriptions()
             filters = [(self._reply_topic, 0)]
+        else:
+            self._change_session()
         self._opening = self._send_subscribe(filters)
 
     def _end_subscriptions(self) -> None:
-        # The session outlives the connection: without this the broker would go on collecting.
+        # Unless it is for the next start, the broker would go on collecting for nobody.
+        if self._session.is_kept:
+            return
         topic_filters = [name for name, _ in self._inbox.filters() if name != self._reply_topic]
         self._link.unsubscribe(topic_filters)
 
@@ -349,8 +381,12 @@ class MQTTClient:
         """Publish a request and return the answer that carries its `request_id`.
 
         Adds `reply_to` and, when missing, `request_id` and `trace_id`. Raises RequestTimeoutError,
-        and ValueError while another request with this `request_id` waits.
+        NotConnectedError after a disconnect, what `publish` raises, and ValueError for a
+        `request_id` that is no text or that another request waits with.
         """
+        if self._stopping:
+            message = "the client has disconnected"
+            raise NotConnectedError(message)
         envelope = {
             "trace_id": current_trace_id() or new_trace_id(),
             "request_id": secrets.token_hex(16),
@@ -358,6 +394,9 @@ class MQTTClient:
             "reply_to": self._reply_topic,
         }
         request_id = envelope["request_id"]
+        if not isinstance(request_id, str):
+            message = f"a request_id is text, not {request_id!r}"
+            raise ValueError(message)  # noqa: TRY004 - one kind of error for a bad id
         if request_id in self._requests:
             message = f"a request with the id {request_id!r} waits already"
             raise ValueError(message)
@@ -456,7 +495,7 @@ def encode(payload: Payload) -> bytes:
             case str():
                 return payload.encode()
             case BaseModel():
-                return payload.model_dump_json(exclude_none=True).encode()
+                payload = dump_message(payload)
             case Mapping():
                 payload = dict(payload)
         return _JSON.encode(payload).encode()

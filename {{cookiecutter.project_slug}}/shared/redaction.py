@@ -9,23 +9,35 @@ from structlog.typing import EventDict, WrappedLogger
 REDACTED = "[redacted]"
 
 _SENSITIVE = (
-    r"(?:password|passwd|passphrase|secret|token|api[_-]?key|private[_-]?key|credentials?"
-    r"|authorization|cookie)"
+    r"(?:passwords?|passwd|passphrases?|\bpass|_pass|pwd|secrets?|tokens?|api[_-]?keys?"
+    r"|private[_-]?keys?|credentials?|authorization|cookies?)"
 )
 _SENSITIVE_KEY = re.compile(rf"{_SENSITIVE}$", re.IGNORECASE)
 _IN_TEXT = [
     # Authorization: Bearer abc, "authorization": "Token abc"
     re.compile(r"""(authorization["']?\s*[:=]\s*["']?(?:[a-z]+\s+)?)[^\s"',}]+""", re.IGNORECASE),
     re.compile(r"(\bbearer\s+)[\w.~+/=-]{8,}", re.IGNORECASE),
-    # scheme://user:password@host
-    # Within bounds and without going back, else the time grows with the square of the length.
-    re.compile(r"([a-z][a-z0-9+.-]{0,30}://)[^\s/@]++(?=@)", re.IGNORECASE),
-    # ?access_token=abc, password=abc, "api_key": "abc"
+    # In a header, such as Cookie: a=b; session=abc
+    re.compile(r"""(cookie["']?\s*[:=]\s*["']?)[^\r\n"']+""", re.IGNORECASE),
+    # password="a b", "api_key": 'a b'
     re.compile(
-        rf"""({_SENSITIVE}["']?\s*[=:]\s*["']?)(?!\[redacted\])[^\s"'&,;\}}\])]+""", re.IGNORECASE
+        rf"""({_SENSITIVE}["']?\s*[=:]\s*(["']))(?!\[redacted\])(?:(?!\2)[^\\\r\n]|\\.)++""",
+        re.IGNORECASE,
+    ),
+    # ?access_token=abc, password=abc
+    re.compile(
+        rf"""({_SENSITIVE}["']?\s*[=:]\s*)(?!["']|\[redacted\])(?:[^\s"'&,;\}}\])]|[,;](?=\S))++""",
+        re.IGNORECASE,
     ),
     re.compile(r"([?&](?:key|auth|sig|signature)=)[^\s\"'&#]+", re.IGNORECASE),
 ]
+# scheme://user:password@host, the password with all that should be written otherwise. Within bounds
+# and without going back, else the time grows with the square of the length.
+_IN_ADDRESS = re.compile(
+    r"""([a-z][a-z0-9+.-]{0,30}://)
+    (?:(?:[^\s/@"']{1,200}+@)++|[^\s/@:"']{0,200}+:(?!\d{1,5}[/?#])(?:[^\s@"']{1,200}+@)++)""",
+    re.IGNORECASE | re.VERBOSE,
+)
 _MAX_DEPTH = 8
 
 
@@ -33,7 +45,7 @@ def redact_text(text: str) -> str:
     """`text` without bearer tokens, URL credentials and the values of secret-looking names."""
     for pattern in _IN_TEXT:
         text = pattern.sub(rf"\1{REDACTED}", text)
-    return text
+    return _IN_ADDRESS.sub(rf"\1{REDACTED}@", text)
 
 
 def redact(value: object, *, depth: int = 0) -> object:

@@ -5,7 +5,7 @@ A service describes its own in its `schemas.py`, with a list `TOPICS` of `Topic`
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
@@ -25,6 +25,19 @@ class Message(BaseModel):
     trace_id: str | None = Field(
         default=None, max_length=MAX_ID_LENGTH, description="Id of the work that it belongs to"
     )
+
+
+def dump_message(message: BaseModel) -> dict[str, Any]:
+    """What is sent of a message: all that a reader with the same model needs to get it back.
+
+    None is left out where it is the default. Raises PydanticSerializationError, a ValueError.
+    """
+    content = message.model_dump(mode="json", by_alias=True)
+    for name, field in type(message).model_fields.items():
+        key = field.serialization_alias or name
+        if field.default is None and content.get(key) is None:
+            content.pop(key, None)
+    return content
 
 
 class Availability(BaseModel):

@@ -22,7 +22,9 @@ from shared.debugger import wait_for_debugger
 from shared.health import HealthMonitor, HealthStatus
 from shared.log import get_logger
 from shared.mqtt import MQTTClient, MQTTError, QoS, encode
-from shared.schemas import Command
+from shared.redaction import redact_text
+from shared.schemas import Command, dump_message
+from shared.session import Session
 from shared.signals import stop_on_signal
 from shared.tracing import current_trace_id, new_trace_id
 
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 
 {% endif %}
 HEALTH_FILE_NAME = "healthcheck"
+SESSION_FILE_NAME = "mqtt-session.json"
 _LINGERING_THREADS_SECONDS = 1.0
 # Shares of the time for an orderly stop; what is left is for the other clients.
 _SHARE_OF_HANDLERS = 0.2
@@ -84,7 +87,9 @@ class BaseService[S: Settings](ABC):
 
     @cached_property
     def mqtt(self) -> MQTTClient:
-        return MQTTClient.from_settings(self.settings, self.name, self.logger)
+        session = Session.claim(self.settings.data_dir / SESSION_FILE_NAME, self.name, self.logger)
+        self._clients.callback(session.close)
+        return MQTTClient.from_settings(self.settings, self.name, self.logger, session=session)
 {% if cookiecutter.include_home_assistant %}
 
     @cached_property
@@ -241,7 +246,10 @@ class BaseService[S: Settings](ABC):
         if self._stopping.is_set():
             return
         self.logger.info("service_starting")
-        self.mqtt.subscribe(self._command_topic(self.name), self._commands.handle, model=Command)
+        # A command that somebody has retained would be run again with every connection.
+        self.mqtt.subscribe(
+            self._command_topic(self.name), self._commands.handle, model=Command, retained=False
+        )
         self.create_task(self._watch_health(), name="health")
         if self.settings.heartbeat_interval_seconds:
             self.create_task(self._send_heartbeats(), name="heartbeat")
@@ -268,7 +276,12 @@ class BaseService[S: Settings](ABC):
 
     def _on_task_done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
-        error = None if task.cancelled() else task.exception()
+        if not task.cancelled():
+            error = task.exception()
+        elif task is self._run_task and not self._stopping.is_set():
+            error = RuntimeError("run() was cancelled, and not by a stop")
+        else:
+            error = None
         if error is not None:
             self.logger.error("task_crashed", task=task.get_name(), error=error)
             self._crash = self._crash or error
@@ -296,7 +309,7 @@ class BaseService[S: Settings](ABC):
 
     def _stamped(self, data: Mapping[str, Any] | BaseModel) -> dict[str, Any]:
         if isinstance(data, BaseModel):
-            data = data.model_dump(mode="json", exclude_none=True)
+            data = dump_message(data)
         return {
             "timestamp": datetime.now(UTC).isoformat(),
             "service": self.name,
@@ -339,7 +352,8 @@ class BaseService[S: Settings](ABC):
             encode(fields)
         except Exception as error:
             self.logger.exception("health_check_failed")
-            return heartbeat | {"status": "degraded", "reasons": [f"health_check: {error!r}"]}
+            reason = f"health_check: {redact_text(repr(error))}"
+            return heartbeat | {"status": "degraded", "reasons": [reason]}
         return heartbeat | fields
 
 

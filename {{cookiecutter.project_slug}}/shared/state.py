@@ -53,7 +53,7 @@ class StateFile:
             content = json.dumps(stamped, ensure_ascii=False, allow_nan=False, indent=2)
             self.path.parent.mkdir(parents=True, exist_ok=True)
             atomic_write(self.path, content + "\n")
-        except (OSError, TypeError, ValueError) as error:
+        except (OSError, TypeError, ValueError, RecursionError) as error:
             if not self._save_failed:
                 self._logger.warning("state_not_saved", path=str(self.path), error=error)
             self._save_failed = True

@@ -3,6 +3,7 @@
 from functools import lru_cache
 
 _MAX_BYTES = 65535
+_SHARED = "$share/"
 
 
 @lru_cache(maxsize=1024)
@@ -18,6 +19,11 @@ def validate_topic(topic: str) -> str:
 def validate_filter(topic_filter: str) -> str:
     """Return `topic_filter` if it may be subscribed to; raises ValueError."""
     _validate_text(topic_filter)
+    if topic_filter.startswith(_SHARED):
+        _, group, *filters = topic_filter.split("/", 2)
+        if not group or not any(filters):
+            message = f"a shared subscription is to a filter, $share/GROUP/FILTER: {topic_filter!r}"
+            raise ValueError(message)
     *levels, last = topic_filter.split("/")
     if any("#" in level for level in levels) or ("#" in last and last != "#"):
         message = f"'#' stands alone in the last level of a filter: {topic_filter!r}"
@@ -28,12 +34,18 @@ def validate_filter(topic_filter: str) -> str:
     return topic_filter
 
 
-def is_wildcard(topic_filter: str) -> bool:
-    return "+" in topic_filter or "#" in topic_filter
+def is_exact(topic_filter: str) -> bool:
+    """Whether only the topic of the same name matches."""
+    return not ("+" in topic_filter or "#" in topic_filter or topic_filter.startswith(_SHARED))
 
 
 def matches(topic_filter: str, topic: str) -> bool:
-    """Whether a subscription to `topic_filter` receives what is published on `topic`."""
+    """Whether a subscription to `topic_filter` receives what is published on `topic`.
+
+    One to `$share/{group}/{filter}`, an extension that most brokers know, is one to the filter.
+    """
+    if topic_filter.startswith(_SHARED):
+        topic_filter = topic_filter.split("/", 2)[2]
     # Section 4.7.2: a leading wildcard does not reach the broker's own topics.
     if topic.startswith("$") and topic_filter[:1] in {"+", "#"}:
         return False

@@ -16,6 +16,7 @@ import structlog
 from shared.config import Settings
 from shared.log import get_logger
 from shared.mqtt import MQTTClient
+from shared.session import Session
 from tests.brokers import Broker, EmbeddedBroker, Mosquitto, find_mosquitto
 from tests.fakes import FakeMQTT
 from tests.probes import LogProbe
@@ -156,6 +157,24 @@ async def make_client(
     yield make
     for client in reversed(made):
         await client.disconnect()
+
+
+@pytest.fixture
+def claim_session(
+    tmp_path: Path, logger: structlog.stdlib.BoundLogger
+) -> Iterator[Callable[[], Session]]:
+    """Claims the session of one service, again and again, as its process does when it starts."""
+    claimed: list[Session] = []
+
+    def claim() -> Session:
+        for session in claimed:
+            session.close()
+        claimed.append(Session.claim(tmp_path / "session.json", "restarted", logger))
+        return claimed[-1]
+
+    yield claim
+    for session in claimed:
+        session.close()
 
 
 @pytest.fixture

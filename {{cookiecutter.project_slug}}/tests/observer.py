@@ -44,7 +44,10 @@ class Observer:
             while True:
                 got, payload = await self._messages.get()
                 self.seen.append(got)
-                if got == f"{self._prefix}/{topic}" and fields.items() <= payload.items():
+                has_fields = not fields or (
+                    isinstance(payload, dict) and fields.items() <= payload.items()
+                )
+                if got == f"{self._prefix}/{topic}" and has_fields:
                     return payload
 
     def publish(self, topic: str, payload: object) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ from shared.service import BaseService
 from tests.brokers import Broker
 from tests.observer import Observer
 from tests.probes import soon
+from tests.running import running
 
 pytestmark = pytest.mark.integration
 
@@ -44,15 +44,6 @@ class Display(BaseService[Settings]):
         self.mqtt.subscribe(topic, lambda _topic, payload: self.shown.put_nowait(payload))
         self.mqtt.connect_background()
         await self.wait_for_shutdown()
-
-
-@asynccontextmanager
-async def running[T: BaseService[Any]](service: T) -> AsyncIterator[T]:
-    task = asyncio.create_task(service.start())
-    await soon(service.mqtt.wait_connected())
-    yield service
-    service.stop("the test is over")
-    await soon(task)
 
 
 @pytest.fixture

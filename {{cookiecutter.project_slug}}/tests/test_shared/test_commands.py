@@ -45,8 +45,21 @@ async def test_a_result_cannot_pretend_to_be_another_answer(
     router: CommandRouter, replies: list[CommandReply]
 ) -> None:
     router.register("refresh", lambda _command: {"status": "error", "request_id": "other"})
-    await send(router, command="refresh", request_id="1")
+    with structlog.testing.capture_logs() as lines:
+        await send(router, command="refresh", request_id="1")
     assert (replies[0].status, replies[0].request_id) == ("ok", "1")
+    assert (lines[0]["event"], lines[0]["fields"]) == (
+        "command_result_overridden",
+        ["request_id", "status"],
+    )
+
+
+async def test_nothing_is_a_result_as_well(
+    router: CommandRouter, replies: list[CommandReply]
+) -> None:
+    router.register("refresh", lambda _command: {"highest": None})
+    await send(router, command="refresh", request_id="1")
+    assert replies[0].model_extra == {"highest": None}
 
 
 async def test_an_unknown_command_is_logged_and_answered(
@@ -110,17 +123,23 @@ async def test_a_repeated_request_is_handled_once_and_answered_again(
     ]
 
 
-async def test_a_repeated_request_that_failed_is_answered_alike_and_raises_nothing(
+async def test_a_command_that_failed_is_tried_again_when_it_is_repeated(
     router: CommandRouter, replies: list[CommandReply]
 ) -> None:
+    calls = []
+
     def refresh(_command: Command) -> None:
-        raise LookupError("broken")
+        calls.append(1)
+        if len(calls) == 1:
+            raise LookupError("broken")
 
     router.register("refresh", refresh)
     with pytest.raises(LookupError):
         await send(router, command="refresh", request_id="1")
     await send(router, command="refresh", request_id="1")
-    assert [reply.error for reply in replies] == ["LookupError: broken"] * 2
+    await send(router, command="refresh", request_id="1")
+    assert [reply.status for reply in replies] == ["error", "ok", "ok"]
+    assert len(calls) == 2
 
 
 async def test_without_a_request_id_a_repeated_trace_is_skipped(
@@ -128,11 +147,12 @@ async def test_without_a_request_id_a_repeated_trace_is_skipped(
 ) -> None:
     await send(router, command="refresh", trace_id="t")
     await send(router, command="refresh", trace_id="t")
+    await send(router, command="refresh", trace_id="t", room="hall")
     await send(router, command="reset", trace_id="t")
     await send(router, command="reset")
     await send(router, command="reset")
-    assert handled == ["refresh"] + ["reset"] * 3
-    assert len(replies) == 4
+    assert handled == ["refresh"] * 2 + ["reset"] * 3
+    assert len(replies) == 5
 
 
 async def test_what_is_remembered_is_bounded(

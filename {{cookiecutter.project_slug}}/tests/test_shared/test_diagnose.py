@@ -199,6 +199,17 @@ def test_all_is_every_step(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert some == every
 
 
+def test_a_password_in_an_address_is_not_shown(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def look(_settings: Settings) -> diagnose.Result:
+        return diagnose.failed("http://user:hunter2@meter is away", "see http://user:hunter2@meter")
+
+    _, results = run(steps=[diagnose.Step("meter", look)])
+    assert "meter is away" in results["meter"]["detail"]
+    assert "hunter2" not in str(results)
+
+
 def test_an_unknown_step_is_refused() -> None:
     with pytest.raises(SystemExit, match="2"):
         diagnose.main(Settings, (), ["--step", "nonsense"])

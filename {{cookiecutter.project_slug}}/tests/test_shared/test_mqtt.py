@@ -1,6 +1,9 @@
 """The MQTT client with a broker: a real Mosquitto, or the embedded one."""
 
 import asyncio
+import errno
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from shared.mqtt import (
     PublishTimeoutError,
     RequestTimeoutError,
 )
+from shared.session import Session
 from shared.tracing import bind_trace_id, current_trace_id
 from tests.brokers import Broker
 from tests.conftest import MakeClient
@@ -213,7 +217,7 @@ async def test_a_repeated_message_is_handled_once(
     recorder = Recorder()
     client.subscribe(f"{topic_prefix}/once", recorder, deduplicate=True)
     await flush(client)
-    same_trace: list[dict[str, Any]] = [{"trace_id": "t", "n": 1}, {"trace_id": "t", "n": 2}]
+    same_trace: list[dict[str, Any]] = [{"trace_id": "t", "n": n} for n in (1, 2, 1)]
     same_request: list[dict[str, Any]] = [{"trace_id": "t", "request_id": "r", "n": 3}] * 2
     unknown: list[dict[str, Any]] = [
         {"n": 4},
@@ -224,8 +228,9 @@ async def test_a_repeated_message_is_handled_once(
     for payload in [*same_trace, *same_request, *unknown, {"n": "end"}]:
         await client.publish(f"{topic_prefix}/once", payload)
     await recorder.until_payload({"n": "end"})
-    assert [payload["n"] for payload in recorder.payloads] == [1, 3, 4, 4, 5, 6, "end"]
-    assert (await log.next("message_repeated"))["message_id"] == "t"
+    assert [payload["n"] for payload in recorder.payloads] == [1, 2, 3, 4, 4, 5, 6, "end"]
+    assert (await log.next("message_repeated"))["id"].startswith("t ")
+    assert (await log.next("message_repeated"))["id"] == "r"
 
 
 async def test_the_trace_id_of_a_message_is_bound(client: MQTTClient, topic_prefix: str) -> None:
@@ -381,6 +386,8 @@ async def test_a_request_whose_answer_was_lost_is_repeated_under_its_id(
     await seen.next()
     with pytest.raises(ValueError, match="'r' waits already"):
         await client.request("unused", {"request_id": "r"})
+    with pytest.raises(ValueError, match="text"):
+        await client.request("unused", {"request_id": 7})
     with pytest.raises(RequestTimeoutError):
         await first
     reply = await client.request(f"{topic_prefix}/ask", {"request_id": "r"})
@@ -399,6 +406,8 @@ async def test_a_request_ends_with_the_client(client: MQTTClient) -> None:
     await client.disconnect()
     with pytest.raises(NotConnectedError):
         await asking
+    with pytest.raises(NotConnectedError):
+        await client.request("nobody", {}, timeout_seconds=60)
 
 
 async def test_strange_replies_are_ignored(
@@ -662,7 +671,7 @@ async def test_a_handler_may_disconnect(client: MQTTClient, topic_prefix: str) -
     done = asyncio.Event()
 
     async def leave(_topic: str, _payload: Any) -> None:
-        await client.disconnect(0.5)
+        await client.disconnect(4)
         done.set()
 
     client.subscribe(f"{topic_prefix}/leave", leave)
@@ -670,6 +679,23 @@ async def test_a_handler_may_disconnect(client: MQTTClient, topic_prefix: str) -
     await client.publish(f"{topic_prefix}/leave", 1)
     await soon(done.wait())
     assert not client.thread_alive
+
+
+async def test_a_full_disk_does_not_keep_it_from_connecting(
+    broker: Broker,
+    make_client: MakeClient,
+    claim_session: Callable[[], Session],
+    log: LogProbe,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", fail)
+    client = make_client(broker, session=claim_session())
+    client.connect_background()
+    await soon(client.wait_connected())
+    await log.next("session_not_saved")
 
 
 # Settings

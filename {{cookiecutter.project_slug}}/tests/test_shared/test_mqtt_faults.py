@@ -26,6 +26,7 @@ from shared.mqtt import (
     PublishTimeoutError,
     QueueFullError,
 )
+from shared.session import Session
 from tests.brokers import HOST, Mosquitto
 from tests.conftest import MakeClient
 from tests.observer import Observer
@@ -182,6 +183,59 @@ async def test_nothing_acknowledged_is_lost_when_a_persistent_broker_restarts(
     await soon(publishing)
     await until(lambda: set(acknowledged) <= set(recorder.payloads))
     assert list(dict.fromkeys(recorder.payloads)) == list(range(200))
+
+
+async def test_nothing_acknowledged_is_lost_when_a_service_restarts(
+    mosquitto: Mosquitto,
+    make_client: MakeClient,
+    topic_prefix: str,
+    claim_session: Callable[[], Session],
+) -> None:
+    publisher = await connected(make_client(mosquitto, "publisher"))
+    first = make_client(mosquitto, "restarted", session=claim_session())
+    recorder, never = Recorder(), asyncio.Event()
+
+    async def handle(topic: str, payload: Any) -> None:
+        if payload >= 5:
+            await never.wait()
+        recorder(topic, payload)
+
+    first.subscribe(f"{topic_prefix}/flow", handle)
+    await connected(first)
+
+    async def publish(numbers: range) -> None:
+        for n in numbers:
+            await publisher.publish(f"{topic_prefix}/flow", n)
+
+    # More than fit into the broker's window, and some while nobody is there.
+    await publish(range(50))
+    await until(lambda: len(recorder.payloads) == 5)
+    await first.disconnect(timeout_seconds=0.2)
+    await publish(range(50, 80))
+    second = make_client(mosquitto, "restarted", session=claim_session())
+    second.subscribe(f"{topic_prefix}/flow", recorder)
+    await connected(second)
+    await recorder.until_payload(79)
+    assert recorder.payloads == list(range(80))
+
+
+async def test_a_subscription_of_an_earlier_start_ends(
+    mosquitto: Mosquitto,
+    make_client: MakeClient,
+    topic_prefix: str,
+    claim_session: Callable[[], Session],
+    log: LogProbe,
+) -> None:
+    for topic in ("old", "new"):
+        client = make_client(mosquitto, "restarted", session=claim_session())
+        recorder = Recorder()
+        client.subscribe(f"{topic_prefix}/{topic}", recorder)
+        await connected(client)
+        await client.publish(f"{topic_prefix}/old", {"for": "old"})
+        await client.publish(f"{topic_prefix}/new", {"for": "new"})
+        await recorder.until_payload({"for": topic})
+        await client.disconnect()
+    assert "message_not_wanted" not in log.names()
 
 
 @pytest.mark.parametrize("end", ["stop", "kill"])
@@ -435,7 +489,7 @@ async def test_a_message_of_5_mb(client: MQTTClient, topic_prefix: str) -> None:
 async def test_a_second_client_with_the_same_id_is_reported(
     mosquitto: Mosquitto, make_client: MakeClient, log: LogProbe
 ) -> None:
-    clients = [make_client(mosquitto, client_id="same") for _ in range(2)]
+    clients = [make_client(mosquitto, session=Session("same")) for _ in range(2)]
     for client in clients:
         client.connect_background()
     warning = await log.next("mqtt_connection_flapping")

@@ -20,6 +20,13 @@ from shared.redaction import REDACTED, redact, redact_text
         "GET /api?page=2&key=hunter2hunter2",
         '{"api_key": "hunter2hunter2"}',
         "MQTT_PASSWORD='hunter2hunter2'",
+        '{"password": "correct horse hunter2 staple"}',
+        r"passwords='it\'s hunter2'",
+        "password=ab,hunter2",
+        "pwd: hunter2",
+        "http://user:p@ss@hunter2@host/path",  # pragma: allowlist secret
+        "mqtt://user:pa/hunter2@host",  # pragma: allowlist secret
+        "Cookie: theme=dark; session=hunter2",
     ],
 )
 def test_secrets_within_text(text: str) -> None:
@@ -34,6 +41,8 @@ def test_secrets_within_text(text: str) -> None:
         "https://example.org/path?page=2",
         "homelab/example/heartbeat",
         "mail to someone@example.org",
+        "http://example.org:8080/path?mail=someone@example.org",
+        "the compass: north, bypass=on",
         "",
     ],
 )
@@ -41,7 +50,9 @@ def test_harmless_text_stays(text: str) -> None:
     assert redact_text(text) == text
 
 
-@pytest.mark.parametrize("key", ["token", "api_token", "PASSWORD", "apiKey", "Authorization"])
+@pytest.mark.parametrize(
+    "key", ["token", "api_token", "PASSWORD", "apiKey", "Authorization", "pass"]
+)
 def test_secrets_by_the_name_of_the_key(key: str) -> None:
     assert redact({"outer": [{key: "hunter2"}, {key: {"nested": "hunter2"}}]}) == {
         "outer": [{key: REDACTED}, {key: REDACTED}]
@@ -49,7 +60,7 @@ def test_secrets_by_the_name_of_the_key(key: str) -> None:
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("unit", ["a", "1f", "a.", "://", "a://", "token ", "bearer "])
+@pytest.mark.parametrize("unit", ["a", "1f", "a.", "://", "a://", "token ", "bearer ", "cookie "])
 def test_long_text_takes_no_longer_than_its_length(unit: str) -> None:
     """Were it the square of the length, a single one of these would take an hour."""
     text = unit * (1_000_000 // len(unit))

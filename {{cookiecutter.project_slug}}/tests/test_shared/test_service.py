@@ -16,6 +16,7 @@ from shared.schemas import Command, Heartbeat, Message
 from shared.service import BaseService, run_service
 from shared.tracing import bind_trace_id
 from tests.brokers import Broker, Mosquitto
+from tests.conftest import MakeClient
 from tests.observer import PATIENCE_SECONDS, Observer
 from tests.running import running
 
@@ -116,6 +117,19 @@ async def test_a_health_check_that_fails_shows_in_the_heartbeat(
     assert heartbeat["reasons"] == ["health_check: LookupError('no data')"]
 
 
+async def test_a_health_check_that_quotes_a_secret_does_not_spread_it(
+    observer: Observer, settings: Settings
+) -> None:
+    class Talkative(Probe):
+        def health_check(self) -> dict[str, Any]:
+            raise LookupError("no answer from http://user:hunter2@meter")
+
+    async with running(Talkative(settings)):
+        heartbeat = await observer.next("probe/heartbeat")
+    assert "meter" in heartbeat["reasons"][0]
+    assert "hunter2" not in heartbeat["reasons"][0]
+
+
 async def test_a_health_check_that_is_no_json_shows_in_the_heartbeat(
     observer: Observer, settings: Settings
 ) -> None:
@@ -191,6 +205,40 @@ async def test_the_crash_of_a_task_ends_the_service(settings: Settings) -> None:
     with structlog.testing.capture_logs() as lines, pytest.raises(LookupError, match="broken"):
         await ended(Parent(settings))
     assert [line["task"] for line in lines if line["event"] == "task_crashed"] == ["work"]
+
+
+async def test_the_first_crash_is_the_one_that_is_raised(settings: Settings) -> None:
+    async def fail(message: str) -> None:
+        raise LookupError(message)
+
+    class Parent(Probe):
+        async def run(self) -> None:
+            self.create_task(fail("first"), name="first")
+            self.create_task(fail("second"), name="second")
+            await asyncio.Event().wait()
+
+    with pytest.raises(LookupError, match="first"):
+        await ended(Parent(settings))
+
+
+async def test_a_run_that_is_cancelled_from_within_is_a_crash(settings: Settings) -> None:
+    class Cancelled(Probe):
+        async def run(self) -> None:
+            work = asyncio.create_task(asyncio.Event().wait())
+            work.cancel()
+            await work
+
+    with pytest.raises(RuntimeError, match=r"run\(\) was cancelled"):
+        await ended(Cancelled(settings))
+
+
+async def test_the_next_start_goes_on_with_the_session(settings: Settings) -> None:
+    client_ids = set()
+    for _ in range(2):
+        async with running(Probe(settings)) as probe, running(Probe(settings)) as other:
+            client_ids.add(probe.mqtt.client_id)
+            assert other.mqtt.client_id != probe.mqtt.client_id
+    assert len(client_ids) == 1
 
 
 async def test_tasks_are_cancelled_after_run_has_ended(settings: Settings) -> None:
@@ -434,6 +482,20 @@ async def test_commands_are_answered(observer: Observer, settings: Settings) -> 
         assert reply["error"] == "KeyError: 'room'"
         letter = await observer.next("errors/probe")
         assert letter["error_type"] == "KeyError"
+
+
+async def test_a_command_that_the_broker_keeps_is_not_run(
+    observer: Observer, broker: Broker, make_client: MakeClient, settings: Settings
+) -> None:
+    topic = f"{settings.topic_prefix}/coordinator/command/probe"
+    sender = make_client(broker, "sender")
+    sender.connect_background()
+    await sender.publish(topic, {"command": "kept"}, retain=True)
+    async with running(Probe(settings)):
+        await sender.publish(topic, {"command": "new"})
+        answer = await observer.next("probe/response")
+    await sender.publish(topic, None, retain=True)
+    assert answer["command"] == "new"
 
 
 async def test_one_service_sends_another_a_command(broker: Broker, settings: Settings) -> None:

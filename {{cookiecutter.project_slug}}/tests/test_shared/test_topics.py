@@ -22,6 +22,8 @@ from shared.topics import matches, validate_filter, validate_topic
         ("$SYS/#", "$SYS/broker/load"),
         ("$SYS/monitor/+", "$SYS/monitor/Clients"),
         ("größe/+", "größe/日本"),
+        ("$share/group/sport/+", "sport/tennis"),
+        ("$share/group//finance", "/finance"),
     ],
 )
 def test_a_filter_matches(topic_filter: str, topic: str) -> None:
@@ -53,7 +55,10 @@ def test_no_topic(topic: str) -> None:
         validate_topic(topic)
 
 
-@pytest.mark.parametrize("topic_filter", ["", "a/#/b", "a#", "a/b+", "+a", "##", "nul\0"])
+@pytest.mark.parametrize(
+    "topic_filter",
+    ["", "a/#/b", "a#", "a/b+", "+a", "##", "$share/group", "$share//a", "nul\0"],
+)
 def test_no_filter(topic_filter: str) -> None:
     with pytest.raises(ValueError, match=r"filter|bytes"):
         validate_filter(topic_filter)

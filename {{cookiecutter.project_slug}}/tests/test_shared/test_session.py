@@ -1,0 +1,61 @@
+"""The session of one instance, from one start to the next."""
+
+from pathlib import Path
+
+import pytest
+from structlog.stdlib import BoundLogger
+from structlog.testing import capture_logs
+
+from shared.session import Session
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "data" / "session.json"
+
+
+def test_the_next_start_goes_on_with_it(path: Path, logger: BoundLogger) -> None:
+    first = Session.claim(path, "heater", logger)
+    assert first.is_kept
+    assert first.change(["a", "b"]) == set()
+    first.save()
+    first.close()
+    second = Session.claim(path, "heater", logger)
+    assert second.client_id == first.client_id
+    assert second.change(["b", "c"]) == {"a"}
+    second.save()
+    second.close()
+    third = Session.claim(path, "heater", logger)
+    assert third.change([]) == {"b", "c"}
+    third.close()
+
+
+def test_two_that_run_at_once_have_two(path: Path, logger: BoundLogger) -> None:
+    first = Session.claim(path, "heater", logger)
+    with capture_logs() as logs:
+        second = Session.claim(path, "heater", logger)
+    assert (first.is_kept, second.is_kept) == (True, False)
+    assert first.client_id != second.client_id
+    assert [log["event"] for log in logs] == ["session_not_kept"]
+    first.close()
+
+
+@pytest.mark.parametrize("content", ["", '{"client_id": "heater-1"', "[]", '{"filters": 1}'])
+def test_a_file_that_is_no_use_is_made_anew(path: Path, logger: BoundLogger, content: str) -> None:
+    path.parent.mkdir()
+    path.write_text(content)
+    session = Session.claim(path, "heater", logger)
+    assert session.client_id.startswith("heater-")
+    session.save()
+    session.close()
+    again = Session.claim(path, "heater", logger)
+    assert again.client_id == session.client_id
+    again.close()
+
+
+def test_where_nothing_can_be_written_it_is_not_kept(tmp_path: Path, logger: BoundLogger) -> None:
+    (tmp_path / "data").write_text("in the way")
+    with capture_logs() as logs:
+        session = Session.claim(tmp_path / "data" / "session.json", "heater", logger)
+    assert not session.is_kept
+    assert [(log["event"], log["log_level"]) for log in logs] == [("session_not_kept", "warning")]
