@@ -25,7 +25,7 @@ class APIError(Exception):
 
 
 class APIConnectionError(APIError):
-    """The server cannot be reached."""
+    """The server cannot be reached, or the connection broke before the answer was there."""
 
 
 class APITimeoutError(APIError):
@@ -149,8 +149,11 @@ class APIClient:
         except (httpx.ReadTimeout, httpx.WriteTimeout) as error:
             message = f"{method} {path}: {type(error).__name__}"
             raise APITimeoutError(message) from error
-        except httpx.TransportError as error:
+        except (httpx.UnsupportedProtocol, httpx.LocalProtocolError) as error:
             # It may quote a header that it refuses, with the token in it.
+            message = f"{method} {path}: cannot be sent: {redact_text(str(error))}"
+            raise APIError(message) from error
+        except httpx.TransportError as error:
             message = f"{method} {path}: {redact_text(str(error)) or type(error).__name__}"
             raise APIConnectionError(message) from error
         except httpx.HTTPError as error:

@@ -7,6 +7,9 @@ from typing import Annotated, Literal, override
 from dotenv import dotenv_values
 from pydantic import (
     AfterValidator,
+{% if cookiecutter.include_home_assistant or cookiecutter.include_influxdb %}
+    AnyHttpUrl,
+{% endif %}
     BeforeValidator,
     Field,
     SecretStr,
@@ -40,6 +43,16 @@ def _host_name(value: str) -> str:
     return value
 
 
+{% if cookiecutter.include_home_assistant or cookiecutter.include_influxdb %}
+def _http_address(value: str) -> str:
+    try:
+        AnyHttpUrl(value)
+    except ValidationError as error:
+        raise ValueError(error.errors()[0]["msg"]) from error
+    return value
+
+
+{% endif %}
 def _upper(value: object) -> object:
     return value.upper() if isinstance(value, str) else value
 
@@ -137,7 +150,7 @@ class Settings(BaseSettings):
     )
 {% if cookiecutter.include_home_assistant %}
 
-    ha_url: str = Field(
+    ha_url: Annotated[str, AfterValidator(_http_address)] = Field(
         default="http://homeassistant.local:8123", description="Address of Home Assistant"
     )
     ha_token: SecretStr = Field(
@@ -149,7 +162,9 @@ class Settings(BaseSettings):
 {% endif %}
 {% if cookiecutter.include_influxdb %}
 
-    influx_url: str = Field(default="http://influxdb:8086", description="Address of InfluxDB")
+    influx_url: Annotated[str, AfterValidator(_http_address)] = Field(
+        default="http://influxdb:8086", description="Address of InfluxDB"
+    )
     influx_token: SecretStr = Field(
         default=SecretStr(""),
         description="API token of InfluxDB, random in a first .env; its container starts with it",

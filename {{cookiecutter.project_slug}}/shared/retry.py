@@ -1,5 +1,6 @@
 """Try again after failures that pass by themselves."""
 
+import inspect
 from collections.abc import Awaitable, Callable
 
 import stamina
@@ -25,12 +26,13 @@ def async_retry[**P, T](
     seconds. Waits `base_delay` seconds, then twice as long each time, `max_delay` at most, each
     with a random part on top; gives up after `max_retries` repetitions, or when `timeout` seconds
     have passed, and raises the last error itself. Each repetition is logged at WARNING.
-    Cancellation is not caught. Raises ValueError without `exceptions`.
+    Cancellation is not caught. Raises ValueError without `exceptions`, and TypeError for a
+    function that is not async.
     """
     if not exceptions:
         message = "name the exceptions to retry: a bug does not go away by repeating it"
         raise ValueError(message)
-    return stamina.retry(
+    retry = stamina.retry(
         on=exceptions,
         attempts=max_retries + 1,
         timeout=timeout,
@@ -39,6 +41,14 @@ def async_retry[**P, T](
         wait_jitter=min(base_delay, 1.0),
         wait_exp_base=2,
     )
+
+    def decorate(function: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
+        if not inspect.iscoroutinefunction(function):
+            message = f"{function!r} is no async function: its errors come later"
+            raise TypeError(message)
+        return retry(function)
+
+    return decorate
 
 
 def _log_retry(details: RetryDetails) -> None:

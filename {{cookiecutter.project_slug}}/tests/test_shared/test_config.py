@@ -127,6 +127,17 @@ def test_each_problem_is_one_line_with_the_name_of_the_variable(
     assert all("\n" not in problem for problem in problems)
 
 
+{% if cookiecutter.include_home_assistant or cookiecutter.include_influxdb %}
+@pytest.mark.parametrize("address", ["meter:8123", "ftp://meter", "http://", "http://meter:port"])
+def test_an_address_that_cannot_be_asked_is_a_problem_at_the_start(
+    monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.setenv("{{ "HA_URL" if cookiecutter.include_home_assistant else "INFLUX_URL" }}", address)
+    [problem] = problems_of(Settings)
+    assert "URL" in problem
+
+
+{% endif %}
 def test_a_value_that_is_no_json_is_a_problem_and_no_traceback(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

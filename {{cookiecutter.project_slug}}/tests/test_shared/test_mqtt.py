@@ -322,6 +322,29 @@ async def test_a_last_will_that_comes_late_is_corrected(
         await observer.next("tested/availability", status="online")
 
 
+async def test_a_last_will_is_corrected_though_there_is_room_for_nothing_else(
+    broker: Broker, make_client: MakeClient, topic_prefix: str
+) -> None:
+    client = make_client(broker, max_queued_messages=1)
+    started, never = asyncio.Event(), asyncio.Event()
+
+    async def wait(_topic: str, _payload: Any) -> None:
+        started.set()
+        await never.wait()
+
+    client.subscribe(f"{topic_prefix}/flood", wait, qos=0)
+    client.connect_background()
+    await soon(client.wait_connected())
+    async with Observer(broker.host, broker.port, topic_prefix) as observer:
+        await observer.next("tested/availability", status="online")
+        await client.publish(f"{topic_prefix}/flood", 1)
+        await soon(started.wait())
+        observer.publish("tested/availability", {"status": "offline"})
+        await observer.next("tested/availability", status="offline")
+        await observer.next("tested/availability", status="online")
+    await client.disconnect(0.2)
+
+
 # Request and response
 
 
