@@ -94,7 +94,7 @@ class MQTTClient:
         self._requests: dict[str, asyncio.Future[dict[str, Any]]] = {}
         self._reply_topic = f"{topic_prefix}/{service}/response/{self.client_id}"
         self._availability_topic = f"{topic_prefix}/{service}/availability"
-        lost = Availability(status="offline", reason="connection_lost")
+        lost = Availability(status="offline", reason="connection_lost", service=service)
         self._link = Link(
             host,
             port,
@@ -212,8 +212,7 @@ class MQTTClient:
         await self._inbox.close()
         if self._link.up:
             # A clean disconnect keeps the broker from publishing the last will.
-            offline = Availability(status="offline", reason="stopped")
-            content = encode(offline if keep_status else None)
+            content = self._status("offline", "stopped") if keep_status else b""
             has_said = await self._say_goodbye(content, max(deadline - time.monotonic(), 0.1))
             if keep_status and not has_said:
                 # `online` would stay.
@@ -242,8 +241,12 @@ class MQTTClient:
     # Availability
 
     def _announce(self) -> None:
-        online = encode(Availability(status="online"))
-        self._link.post(self._availability_topic, online, retain=True)
+        self._link.post(self._availability_topic, self._status("online"), retain=True)
+
+    def _status(self, status: Literal["online", "offline"], reason: str | None = None) -> bytes:
+        now, service = datetime.now(UTC), self._service
+        message = Availability(status=status, reason=reason, timestamp=now, service=service)
+        return encode(message)
 
     def _on_availability(self, _topic: str, payload: Any) -> None:  # noqa: ANN401 - any JSON
         # The broker may publish the last will of a connection that broke, or of a process that

@@ -40,8 +40,11 @@ def dump_message(message: BaseModel) -> dict[str, Any]:
     return content
 
 
-class Availability(BaseModel):
-    """Retained, so that a late subscriber knows at once who is there."""
+class Availability(Message):
+    """Retained, so that a late subscriber knows at once who is there.
+
+    Without a time where the broker tells of a lost connection: the text is as old as that was.
+    """
 
     status: Literal["online", "offline"]
     reason: str | None = Field(default=None, description="stopped or connection_lost")

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import os
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -309,7 +310,9 @@ async def test_birth_and_farewell_are_retained(
         await observer.next("tested/availability", status="online")
     await client.disconnect()
     async with Observer(broker.host, broker.port, topic_prefix) as observer:
-        await observer.next("tested/availability", status="offline", reason="stopped")
+        farewell = await observer.next("tested/availability", status="offline", reason="stopped")
+    assert farewell["service"] == "tested"
+    assert datetime.now(UTC) - datetime.fromisoformat(farewell["timestamp"]) < timedelta(minutes=1)
 
 
 async def test_a_last_will_that_comes_late_is_corrected(

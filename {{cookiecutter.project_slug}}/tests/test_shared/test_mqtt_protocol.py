@@ -39,7 +39,7 @@ async def test_birth_comes_after_the_subscriptions_are_confirmed(
         assert not client.connected
         scripted.acknowledge_subscription(subscribe)
         birth = await scripted.next_publish(f"{topic_prefix}/tested/availability")
-        assert birth.body.endswith(b'{"status":"online"}')
+        assert birth.body.endswith(b'"status":"online"}')
         # Retained, at QoS 1.
         assert birth.flags & 0b0111 == 0b0011
         await soon(client.wait_connected())
@@ -282,10 +282,8 @@ async def test_disconnect_says_goodbye_in_order(
     await soon(client.disconnect())
     assert b"wanted" in (await scripted.next(Kind.UNSUBSCRIBE)).body
     farewell = await scripted.next_publish(f"{topic_prefix}/tested/availability")
-    assert json.loads(farewell.body[-40:][farewell.body[-40:].index(b"{") :]) == {
-        "status": "offline",
-        "reason": "stopped",
-    }
+    status = json.loads(farewell.body[farewell.body.index(b"{") :])
+    assert (status["status"], status["reason"]) == ("offline", "stopped")
     await scripted.next(Kind.DISCONNECT)
     assert scripted.connections == 1
 
