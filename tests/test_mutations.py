@@ -151,6 +151,24 @@ GENERATED_FAULTS = {
         "if False:",
         "tests/test_shared/test_dedup.py",
     ),
+    "two messages of one trace that are taken for one": Fault(
+        "shared/dedup.py",
+        'return f"{trace_id} {hashlib.blake2b(content, digest_size=16).hexdigest()}"',
+        "return trace_id",
+        "tests/test_shared/test_inbox.py",
+    ),
+    "a handler that hangs and nobody hears of it": Fault(
+        "shared/inbox.py",
+        "if seconds >= SLOW_HANDLER_SECONDS and not subscription.found_slow:",
+        "if False:",
+        "tests/test_shared/test_inbox.py",
+    ),
+    "a session that ends with the process": Fault(
+        "shared/mqtt.py",
+        "if self._session.is_kept:",
+        "if False:",
+        "tests/test_shared/test_mqtt_faults.py",
+    ),
     "a dead letter for a dead letter": Fault(
         "shared/mqtt.py",
         'if message.topic.startswith(f"{self._prefix}/errors/"):',
@@ -195,8 +213,8 @@ GENERATED_FAULTS = {
     ),
     "a command without an answer": Fault(
         "shared/commands.py",
-        "await self._answer(command, key, answer)",
-        "pass",
+        "self._answers.add(key, answer)\n        await self._respond(command, answer)",
+        "self._answers.add(key, answer)",
         "tests/test_shared/test_commands.py",
     ),
     "a file that is seen half written": Fault(
