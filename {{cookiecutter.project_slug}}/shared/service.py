@@ -195,8 +195,24 @@ class BaseService[S: Settings](ABC):
 
     @property
     def health(self) -> HealthStatus:
-        """What the heartbeat and the health file are made from."""
+        """What the health file is made from, without what `health_check()` says."""
         return self._health.status(self.mqtt)
+
+    def health_report(self) -> dict[str, Any]:
+        """`status` and `reasons` as others are to see them, with what `health_check()` says."""
+        health = self.health
+        report = {
+            "status": "online" if health.healthy else "degraded",
+            "reasons": list(health.reasons),
+        }
+        try:
+            fields = self.health_check()
+            encode(fields)
+        except Exception as error:
+            self.logger.exception("health_check_failed")
+            reason = f"health_check: {redact_text(repr(error))}"
+            return report | {"status": "degraded", "reasons": [reason]}
+        return report | fields
 
     def stop(self, reason: str = "stop() was called") -> None:
         """Ask for an orderly stop; returns at once."""
@@ -340,21 +356,11 @@ class BaseService[S: Settings](ABC):
             await asyncio.sleep(self.settings.heartbeat_interval_seconds)
 
     def _heartbeat(self) -> dict[str, Any]:
-        health = self.health
-        heartbeat = {
-            "status": "online" if health.healthy else "degraded",
-            "reasons": list(health.reasons),
+        return {
             "uptime_seconds": round(time.monotonic() - self._started, 1),
             "memory_mb": round(psutil.Process().memory_info().rss / 2**20, 1),
+            **self.health_report(),
         }
-        try:
-            fields = self.health_check()
-            encode(fields)
-        except Exception as error:
-            self.logger.exception("health_check_failed")
-            reason = f"health_check: {redact_text(repr(error))}"
-            return heartbeat | {"status": "degraded", "reasons": [reason]}
-        return heartbeat | fields
 
 
 def run_service(service_class: type[BaseService[Any]]) -> int:

@@ -1,8 +1,14 @@
 """What the HTTP interface of {{ cookiecutter.service_slug }} takes and returns."""
 
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
+
+from shared.mqtt import PayloadError, encode
+
+# Fields of a message that are no part of what it says.
+ENVELOPE = {"timestamp", "service", "trace_id", "request_id", "reply_to", "status", "command"}
+_RESERVED = ENVELOPE | {"self", "target", "timeout_seconds"}
 
 
 class Status(BaseModel):
@@ -19,10 +25,28 @@ class CommandRequest(BaseModel):
     command: str = Field(min_length=1, examples=["refresh"])
     arguments: dict[str, Any] = Field(default_factory=dict, description="Further fields")
 
+    @field_validator("arguments")
+    @classmethod
+    def _can_be_sent(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        if reserved := arguments.keys() & _RESERVED:
+            message = f"not allowed as arguments: {', '.join(sorted(reserved))}"
+            raise ValueError(message)
+        try:
+            encode(arguments)
+        except PayloadError as error:
+            raise ValueError(str(error)) from error
+        return arguments
+
 
 class CommandAnswer(BaseModel):
     """What the other service has answered."""
 
     service: str
-    status: str = Field(description="ok or error")
+    status: Literal["ok", "error"]
     result: dict[str, Any]
+
+
+class Problem(BaseModel):
+    """Why there is no answer."""
+
+    detail: str

@@ -13,6 +13,8 @@ from shared.mqtt import NotConnectedError, RequestTimeoutError
 from tests.conftest import LoadService, MakeSettings
 from tests.fakes import FakeMQTT
 
+OK = {"command": "refresh", "status": "ok"}
+
 
 @pytest.fixture
 async def service(
@@ -40,9 +42,22 @@ async def test_status_follows_the_health_of_the_service(service: SimpleNamespace
     assert "network thread" in response.json()["reasons"][0]
 
 
+async def test_status_says_what_the_heartbeat_says(
+    service: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = {"status": "degraded", "reasons": ["the disk is full"], "queue": 3}
+    monkeypatch.setattr(service.instance, "health_check", lambda: own)
+    response = await service.client.get("/api/v1/status")
+    assert response.status_code == 503
+    assert (response.json()["status"], response.json()["reasons"]) == (
+        "degraded",
+        ["the disk is full"],
+    )
+
+
 async def test_sends_a_command_over_mqtt_and_returns_the_answer(service: SimpleNamespace) -> None:
     topic = f"{service.prefix}/coordinator/command/other"
-    service.mqtt.replies[topic] = {"status": "ok", "request_id": "1", "value": 4.5}
+    service.mqtt.replies[topic] = {**OK, "request_id": "1", "value": 4.5}
     response = await service.client.post(
         "/api/v1/services/other/commands", json={"command": "refresh", "arguments": {"deep": True}}
     )
@@ -68,25 +83,57 @@ async def test_tells_when_there_is_no_answer(
 
 
 @pytest.mark.parametrize(
-    ("path", "body"),
+    "reply",
     [
-        ("/api/v1/services/Not%23A%2BName/commands", {"command": "refresh"}),
-        ("/api/v1/services/other/commands", {"command": ""}),
-        ("/api/v1/services/other/commands", {"command": "x", "arguments": {"reply_to": "y"}}),
-        ("/api/v1/services/other/commands", {"command": "x", "arguments": {"self": "y"}}),
+        {"command": "refresh"},
+        {"command": "refresh", "status": 200},
+        {**OK, "value": float("inf")},
+        {**OK, "value": "\ud800"},
     ],
 )
-async def test_refuses_what_is_no_command(
-    service: SimpleNamespace, path: str, body: dict[str, Any]
+async def test_passes_on_no_answer_that_is_not_valid(
+    service: SimpleNamespace, reply: dict[str, Any]
 ) -> None:
-    response = await service.client.post(path, json=body)
+    service.mqtt.replies[f"{service.prefix}/coordinator/command/other"] = reply
+    response = await service.client.post(
+        "/api/v1/services/other/commands", json={"command": "refresh"}
+    )
+    assert response.status_code == 502
+
+
+@pytest.mark.parametrize(
+    ("name", "body"),
+    [
+        ("Not%23A%2BName", '{"command": "refresh"}'),
+        ("other", "{"),
+        ("other", '{"command": ""}'),
+        ("other", '{"command": NaN}'),
+        ("other", r'{"command": "\ud800"}'),
+        ("other", '{"command": "x", "arguments": {"reply_to": "y"}}'),
+        ("other", '{"command": "x", "arguments": {"self": "y"}}'),
+        ("other", '{"command": "x", "arguments": {"value": NaN}}'),
+        ("other", '{"command": "x", "arguments": {"value": 1e999}}'),
+        ("other", r'{"command": "x", "arguments": {"value": "\ud800"}}'),
+        ("other", r'{"command": "x", "arguments": {"\ud800": 1}}'),
+    ],
+)
+async def test_refuses_what_is_no_command(service: SimpleNamespace, name: str, body: str) -> None:
+    response = await service.client.post(
+        f"/api/v1/services/{name}/commands",
+        content=body,
+        headers={"Content-Type": "application/json"},
+    )
     assert response.status_code == 422
+    assert {"loc", "msg", "type"} == set(response.json()["detail"][0])
     assert service.mqtt.published == []
 
 
 async def test_describes_itself(service: SimpleNamespace) -> None:
     paths = (await service.client.get("/openapi.json")).json()["paths"]
     assert set(paths) == {"/api/v1/status", "/api/v1/services/{name}/commands"}
+    assert set(paths["/api/v1/status"]["get"]["responses"]) == {"200", "503"}
+    answers = paths["/api/v1/services/{name}/commands"]["post"]["responses"]
+    assert set(answers) == {"200", "422", "502", "503", "504"}
     assert (await service.client.get("/docs")).status_code == 200
 
 
