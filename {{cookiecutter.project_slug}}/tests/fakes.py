@@ -8,8 +8,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from shared.inbox import Handler
-from shared.mqtt import Payload, encode
+from shared.dedup import RecentIds
+from shared.inbox import Decoding, Handler, Subscription
+from shared.mqtt import NotConnectedError, Payload, QoS, RequestTimeoutError, encode
 from shared.topics import matches, validate_filter, validate_topic
 
 
@@ -28,22 +29,29 @@ class FakeMQTT:
         self.replies: dict[str, dict[str, Any]] = {}
         self._service, self._prefix = service, topic_prefix
         self._changed = asyncio.Event()
-        self._handlers: list[tuple[str, Handler, type[BaseModel] | None]] = []
+        self._subscriptions: dict[str, Subscription] = {}
 
     def payloads(self, topic: str) -> list[Any]:
         """What was published on `topic`, in order."""
         return [payload for published, payload in self.published if published == topic]
 
     async def deliver(self, topic: str, payload: Any) -> None:
-        """Hand a message to every handler whose filter matches; their exceptions are raised."""
-        for topic_filter, handler, model in list(self._handlers):
-            if matches(topic_filter, topic):
-                value = model.model_validate(payload) if model else payload
-                result = handler(topic, value)
-                if inspect.isawaitable(result):
-                    await result
+        """Hand a message to every handler whose filter matches; their exceptions are raised.
 
-    async def wait_for(self, condition: Callable[[], bool], timeout_seconds: float = 10.0) -> None:
+        The payload is what JSON would be decoded to; text or bytes for a handler of such.
+        """
+        for subscription in list(self._subscriptions.values()):
+            if not matches(subscription.topic_filter, topic):
+                continue
+            if subscription.recent is not None and _seen(subscription.recent, topic, payload):
+                continue
+            result = subscription.handler(topic, _value(subscription, payload))
+            if inspect.isawaitable(result):
+                await result
+
+    async def wait_for(
+        self, condition: Callable[[], bool], timeout_seconds: float | None = 10.0
+    ) -> None:
         """Return as soon as `condition` holds after a message or a change of the connection."""
         async with asyncio.timeout(timeout_seconds):
             while not condition():
@@ -55,30 +63,50 @@ class FakeMQTT:
         self._changed.set()
 
     async def wait_connected(self, timeout_seconds: float | None = None) -> None:
-        await self.wait_for(lambda: self.connected, timeout_seconds or 10.0)
+        try:
+            await self.wait_for(lambda: self.connected, timeout_seconds)
+        except TimeoutError as error:
+            raise NotConnectedError from error
 
     async def drain(self, timeout_seconds: float = 5.0) -> None:
         """Nothing is ever at hand: `deliver` waits for the handlers."""
 
-    async def disconnect(self, timeout_seconds: float = 5.0) -> None:
+    async def disconnect(self, timeout_seconds: float = 5.0, *, keep_status: bool = True) -> None:
         self.connected = self.thread_alive = False
         self.disconnected = True
         self._changed.set()
 
     def subscribe(
-        self, topic: str, handler: Handler, *, model: type[BaseModel] | None = None, **_: Any
+        self,
+        topic: str,
+        handler: Handler,
+        *,
+        qos: QoS = 1,
+        model: type[BaseModel] | None = None,
+        decoding: Decoding = "json",
+        deduplicate: bool = False,
     ) -> None:
+        recent = RecentIds() if deduplicate else None
         self.unsubscribe(validate_filter(topic))
-        self._handlers.append((topic, handler, model))
+        self._subscriptions[topic] = Subscription(topic, handler, qos, model, decoding, recent)
 
     def unsubscribe(self, topic: str) -> None:
-        self._handlers = [entry for entry in self._handlers if entry[0] != topic]
+        self._subscriptions.pop(topic, None)
 
     async def publish(
-        self, topic: str, payload: Payload, *, retain: bool = False, **_: Any
+        self,
+        topic: str,
+        payload: Payload,
+        *,
+        qos: QoS = 1,
+        retain: bool = False,
+        timeout_seconds: float | None = None,
     ) -> None:
+        """Record a message; at QoS 1 also while disconnected, as one that waits."""
         validate_topic(topic)
         content = encode(payload)
+        if not qos and not self.connected:
+            raise NotConnectedError
         if not isinstance(payload, bytes | str | None):
             payload = json.loads(content)
         self.published.append((topic, payload))
@@ -89,10 +117,32 @@ class FakeMQTT:
     async def request(
         self, topic: str, payload: Mapping[str, Any], *, timeout_seconds: float = 5.0
     ) -> dict[str, Any]:
-        """Answer with what the test has put into `replies` for the topic."""
+        """Answer with what the test has put into `replies` for the topic.
+
+        Without it raises RequestTimeoutError, at once.
+        """
         await self.publish(topic, payload)
+        if topic not in self.replies:
+            message = f"no answer to the request on {topic} in {timeout_seconds:g} s"
+            raise RequestTimeoutError(message)
         return self.replies[topic]
 
     async def respond(self, request: Mapping[str, Any], payload: Mapping[str, Any]) -> None:
         topic = request.get("reply_to") or f"{self._prefix}/{self._service}/response"
         await self.publish(topic, {**payload, "request_id": request.get("request_id")})
+
+
+def _seen(recent: RecentIds, topic: str, payload: Any) -> bool:
+    fields = payload if isinstance(payload, dict) else {}
+    if request_id := fields.get("request_id"):
+        return recent.seen((topic, request_id))
+    # All messages of one piece of work share its trace id.
+    return "trace_id" in fields and recent.seen((topic, json.dumps(payload)))
+
+
+def _value(subscription: Subscription, payload: Any) -> Any:
+    if subscription.decoding == "bytes":
+        return encode(payload)
+    if subscription.decoding == "text":
+        return encode(payload).decode()
+    return subscription.model.model_validate(payload) if subscription.model else payload
