@@ -1,14 +1,15 @@
 """Tests of {{ cookiecutter.service_slug }}."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from tests.conftest import LoadService, MakeSettings
 from tests.fakes import FakeMQTT
+from tests.probes import until
 
 
 @pytest.fixture
@@ -18,40 +19,75 @@ async def service(
     """The running service with a broker in memory, and everything that the tests look at."""
     modules = load_service("{{ cookiecutter.service_slug }}")
     settings = make_settings(
-        modules.config.ServiceSettings, poll_interval_seconds=0.01, heartbeat_interval_seconds=0
+        modules.config.ServiceSettings,
+        poll_interval_seconds=0.01,
+        heartbeat_interval_seconds=0,
+        health_max_age_seconds=0.3,
     )
-    instance = modules.main.{{ cookiecutter.__class }}(settings)
-    instance.mqtt = mqtt = FakeMQTT(instance.name, topic_prefix)
-    running = asyncio.create_task(instance.start())
-    yield SimpleNamespace(instance=instance, mqtt=mqtt, settings=settings, modules=modules)
-    instance.stop()
-    await running
+
+    async def start() -> SimpleNamespace:
+        instance = modules.main.{{ cookiecutter.__class }}(settings)
+        instance.mqtt = mqtt = FakeMQTT(instance.name, topic_prefix)
+        running = asyncio.create_task(instance.start())
+        await mqtt.wait_for(lambda: mqtt.connected)
+        return SimpleNamespace(
+            instance=instance,
+            mqtt=mqtt,
+            settings=settings,
+            modules=modules,
+            running=running,
+            start=start,
+        )
+
+    started = await start()
+    yield started
+    started.instance.stop()
+    await started.running
+
+
+async def readings(service: SimpleNamespace, number: int) -> list[dict[str, Any]]:
+    """The first readings that were published, as soon as there are so many."""
+    topic = service.instance.topic("reading")
+    await service.mqtt.wait_for(lambda: len(service.mqtt.payloads(topic)) >= number)
+    published: list[dict[str, Any]] = service.mqtt.payloads(topic)[:number]
+    return published
 
 
 async def test_publishes_a_reading_each_round(service: SimpleNamespace) -> None:
-    topic = service.instance.topic("reading")
-    await service.mqtt.wait_for(lambda: len(service.mqtt.payloads(topic)) >= 2)
-    first, second = service.mqtt.payloads(topic)[:2]
+    first, second = await readings(service, 2)
     assert (first["round"], second["round"]) == (1, 2)
     assert first["service"] == "{{ cookiecutter.service_slug }}"
     service.modules.schemas.Reading.model_validate(first)
 
 
-async def test_goes_on_after_a_round_that_failed(
+async def test_waits_between_two_rounds_as_long_as_is_set(
     service: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measure = service.instance.measure
-    failed = asyncio.Event()
+    settings = service.settings.model_copy(update={"poll_interval_seconds": 12.5})
+    instance = service.modules.main.{{ cookiecutter.__class }}(settings)
+    instance.mqtt = service.mqtt
+    waits: list[float | None] = []
 
-    async def fail_once() -> None:
-        monkeypatch.setattr(service.instance, "measure", measure)
-        failed.set()
+    async def wait(timeout_seconds: float | None = None) -> bool:
+        waits.append(timeout_seconds)
+        return len(waits) == 2
+
+    monkeypatch.setattr(instance, "wait_for_shutdown", wait)
+    await instance.run()
+    assert waits == [12.5, 12.5]
+
+
+async def test_is_healthy_again_once_a_round_succeeds(
+    service: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail() -> None:
         raise OSError("the sensor is away")
 
-    monkeypatch.setattr(service.instance, "measure", fail_once)
-    await asyncio.wait_for(failed.wait(), 10)
-    before = len(service.mqtt.published)
-    await service.mqtt.wait_for(lambda: len(service.mqtt.published) > before)
+    with monkeypatch.context() as broken:
+        broken.setattr(service.instance, "measure", fail)
+        await until(lambda: not service.instance.health.healthy)
+        assert "no success" in service.instance.health.reasons[0]
+    await until(lambda: service.instance.health.healthy)
 
 
 async def test_measures_at_once_on_the_command_refresh(service: SimpleNamespace) -> None:
@@ -67,28 +103,27 @@ async def test_measures_at_once_on_the_command_refresh(service: SimpleNamespace)
 
 
 async def test_counts_on_after_a_restart(service: SimpleNamespace) -> None:
-    topic = service.instance.topic("reading")
-    await service.mqtt.wait_for(lambda: bool(service.mqtt.payloads(topic)))
+    await readings(service, 2)
     service.instance.stop()
-    await service.mqtt.wait_for(lambda: service.mqtt.disconnected)
-    saved = json.loads((service.settings.data_dir / "state.json").read_text())
-    assert saved["round"] == service.mqtt.payloads(topic)[-1]["round"]
+    await service.running
+    last = service.mqtt.payloads(service.instance.topic("reading"))[-1]
+    again = await service.start()
+    (first,) = await readings(again, 1)
+    assert first["round"] == last["round"] + 1
+    again.instance.stop()
+    await again.running
 
 
-async def test_starts_anew_when_what_it_kept_is_no_use(
-    load_service: LoadService, make_settings: MakeSettings, topic_prefix: str
-) -> None:
-    modules = load_service("{{ cookiecutter.service_slug }}")
-    settings = make_settings(modules.config.ServiceSettings)
-    settings.data_dir.mkdir()
-    (settings.data_dir / "state.json").write_text('{"round": null}')
-    instance = modules.main.{{ cookiecutter.__class }}(settings)
-    instance.mqtt = mqtt = FakeMQTT(instance.name, topic_prefix)
-    running = asyncio.create_task(instance.start())
-    await mqtt.wait_for(lambda: bool(mqtt.payloads(instance.topic("reading"))))
-    assert mqtt.payloads(instance.topic("reading"))[0]["round"] == 1
-    instance.stop()
-    await running
+async def test_starts_anew_when_what_it_kept_is_no_use(service: SimpleNamespace) -> None:
+    await readings(service, 2)
+    service.instance.stop()
+    await service.running
+    (service.settings.data_dir / "state.json").write_text('{"round": null}')
+    again = await service.start()
+    (first,) = await readings(again, 1)
+    assert first["round"] == 1
+    again.instance.stop()
+    await again.running
 
 
 async def test_the_health_check_passes_while_it_works(

@@ -19,7 +19,10 @@ async def service(
     """The running service with a broker in memory, and everything that the tests look at."""
     modules = load_service("{{ cookiecutter.service_slug }}")
     settings = make_settings(
-        modules.config.ServiceSettings, alarm_above=20.0, heartbeat_interval_seconds=0
+        modules.config.ServiceSettings,
+        source="garden/+/heat",
+        alarm_above=20.0,
+        heartbeat_interval_seconds=0,
     )
 
     async def start() -> SimpleNamespace:
@@ -37,15 +40,23 @@ async def service(
     await started.running
 
 
-async def send(service: SimpleNamespace, **reading: Any) -> None:
-    await service.mqtt.deliver(f"{service.settings.topic_prefix}/sensor/reading", reading)
+async def send(service: SimpleNamespace, topic: str = "garden/1/heat", **reading: Any) -> None:
+    await service.mqtt.deliver(f"{service.settings.topic_prefix}/{topic}", reading)
 
 
 async def test_keeps_statistics_of_all_readings(service: SimpleNamespace) -> None:
     await send(service, value=3.5)
-    await send(service, value=1.5)
+    await send(service, "garden/2/heat", value=1.5)
+    await send(service, "cellar/1/heat", value=9.5)
     statistics = service.mqtt.retained[service.instance.topic("statistics")]
     assert (statistics["readings"], statistics["highest"]) == (2, 3.5)
+
+
+async def test_counts_a_reading_once_that_arrives_twice(service: SimpleNamespace) -> None:
+    await send(service, value=3.5, trace_id="1")
+    await send(service, value=3.5, trace_id="1")
+    await send(service, value=4.5, trace_id="1")
+    assert service.mqtt.retained[service.instance.topic("statistics")]["readings"] == 2
 
 
 async def test_raises_an_alarm_above_the_limit_only(service: SimpleNamespace) -> None:
@@ -53,7 +64,7 @@ async def test_raises_an_alarm_above_the_limit_only(service: SimpleNamespace) ->
     await send(service, value=20.5)
     (alarm,) = service.mqtt.payloads(service.instance.topic("alarm"))
     assert (alarm["value"], alarm["limit"]) == (20.5, 20.0)
-    assert alarm["source"].endswith("/sensor/reading")
+    assert alarm["source"].endswith("/garden/1/heat")
 
 
 @pytest.mark.parametrize("reading", [{"temperature": 3.5}, {"value": "nan"}, {"value": 1e999}])
