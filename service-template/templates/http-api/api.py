@@ -9,7 +9,6 @@ from pydantic import ValidationError
 from schemas import ENVELOPE, CommandAnswer, CommandRequest, Problem, Status
 
 from shared.mqtt import MQTTError, PayloadError, RequestTimeoutError, encode
-from shared.schemas import CommandReply
 
 if TYPE_CHECKING:
     from main import {{ cookiecutter.__class }}
@@ -67,7 +66,7 @@ def create_app(service: "{{ cookiecutter.__class }}") -> FastAPI:
 
 def _answer(name: str, reply: dict[str, Any]) -> CommandAnswer:
     """Raises PayloadError and ValidationError for a reply that cannot be passed on."""
-    status = CommandReply.model_validate(reply).status
     result = {key: value for key, value in reply.items() if key not in ENVELOPE}
     encode(result)
-    return CommandAnswer(service=name, status=status, result=result)
+    fields = {"service": name, "status": reply.get("status"), "result": result}
+    return CommandAnswer.model_validate(fields)

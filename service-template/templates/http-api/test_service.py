@@ -1,8 +1,13 @@
 """Tests of {{ cookiecutter.service_slug }}."""
 
 import asyncio
+import json
+import os
+import signal
 import socket
+import sys
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,10 +15,13 @@ import httpx
 import pytest
 
 from shared.mqtt import NotConnectedError, RequestTimeoutError
-from tests.conftest import LoadService, MakeSettings
+from tests.conftest import ROOT, LoadService, MakeSettings
 from tests.fakes import FakeMQTT
+from tests.observer import PATIENCE_SECONDS
+from tests.probes import soon, until
 
-OK = {"command": "refresh", "status": "ok"}
+COMMANDS = "/api/v1/services/other/commands"
+OK = {"status": "ok"}
 
 
 @pytest.fixture
@@ -22,7 +30,12 @@ async def service(
 ) -> AsyncIterator[SimpleNamespace]:
     """The service with a broker in memory, and an HTTP client of its application."""
     modules = load_service("{{ cookiecutter.service_slug }}")
-    settings = make_settings(modules.config.ServiceSettings, http_port=0)
+    settings = make_settings(
+        modules.config.ServiceSettings,
+        http_port=0,
+        command_timeout_seconds=2.5,
+        shutdown_timeout_seconds=600,
+    )
     instance = modules.main.{{ cookiecutter.__class }}(settings)
     instance.mqtt = mqtt = FakeMQTT(instance.name, topic_prefix)
     mqtt.connect_background()
@@ -49,21 +62,33 @@ async def test_status_says_what_the_heartbeat_says(
     monkeypatch.setattr(service.instance, "health_check", lambda: own)
     response = await service.client.get("/api/v1/status")
     assert response.status_code == 503
-    assert (response.json()["status"], response.json()["reasons"]) == (
-        "degraded",
-        ["the disk is full"],
-    )
+    body = response.json()
+    assert (body["status"], body["reasons"]) == ("degraded", ["the disk is full"])
 
 
 async def test_sends_a_command_over_mqtt_and_returns_the_answer(service: SimpleNamespace) -> None:
     topic = f"{service.prefix}/coordinator/command/other"
     service.mqtt.replies[topic] = {**OK, "request_id": "1", "value": 4.5}
     response = await service.client.post(
-        "/api/v1/services/other/commands", json={"command": "refresh", "arguments": {"deep": True}}
+        COMMANDS, json={"command": "refresh", "arguments": {"deep": True}}
     )
     assert response.json() == {"service": "other", "status": "ok", "result": {"value": 4.5}}
     (sent,) = service.mqtt.payloads(topic)
     assert (sent["command"], sent["deep"]) == ("refresh", True)
+
+
+async def test_waits_for_the_answer_as_long_as_is_set(
+    service: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits = []
+
+    async def request(*_: Any, timeout_seconds: float) -> dict[str, Any]:
+        waits.append(timeout_seconds)
+        return OK
+
+    monkeypatch.setattr(service.mqtt, "request", request)
+    await service.client.post(COMMANDS, json={"command": "refresh"})
+    assert waits == [2.5]
 
 
 @pytest.mark.parametrize(
@@ -76,17 +101,16 @@ async def test_tells_when_there_is_no_answer(
         raise error
 
     monkeypatch.setattr(service.mqtt, "request", fail)
-    response = await service.client.post(
-        "/api/v1/services/other/commands", json={"command": "refresh"}
-    )
+    response = await service.client.post(COMMANDS, json={"command": "refresh"})
     assert response.status_code == status
 
 
 @pytest.mark.parametrize(
     "reply",
     [
-        {"command": "refresh"},
-        {"command": "refresh", "status": 200},
+        {"value": 4.5},
+        {"status": 200},
+        {"status": "fine"},
         {**OK, "value": float("inf")},
         {**OK, "value": "\ud800"},
     ],
@@ -95,9 +119,7 @@ async def test_passes_on_no_answer_that_is_not_valid(
     service: SimpleNamespace, reply: dict[str, Any]
 ) -> None:
     service.mqtt.replies[f"{service.prefix}/coordinator/command/other"] = reply
-    response = await service.client.post(
-        "/api/v1/services/other/commands", json={"command": "refresh"}
-    )
+    response = await service.client.post(COMMANDS, json={"command": "refresh"})
     assert response.status_code == 502
 
 
@@ -137,15 +159,82 @@ async def test_describes_itself(service: SimpleNamespace) -> None:
     assert (await service.client.get("/docs")).status_code == 200
 
 
+@asynccontextmanager
+async def serving(instance: Any) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the running service, which is stopped and has ended at the end."""
+    running = asyncio.create_task(instance.start())
+    await soon(instance.server.listening.wait())
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{instance.server.port}") as client:
+        yield client
+    instance.stop()
+    await soon(running)
+
+
 async def test_serves_until_the_service_stops(service: SimpleNamespace) -> None:
-    running = asyncio.create_task(service.instance.start())
-    await asyncio.wait_for(service.instance.server.listening.wait(), 10)
-    async with httpx.AsyncClient() as client:
-        port = service.instance.server.port
-        response = await client.get(f"http://127.0.0.1:{port}/api/v1/status")
+    async with serving(service.instance) as client:
+        response = await client.get("/api/v1/status")
     assert response.status_code == 200
-    service.instance.stop()
-    await asyncio.wait_for(running, 10)
+
+
+@pytest.mark.parametrize(("graceful_seconds", "status"), [(60, 200), (0, 500)])
+async def test_a_request_under_way_is_answered_at_the_stop_in_the_time_for_it(
+    service: SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
+    graceful_seconds: int,
+    status: int,
+) -> None:
+    asked, answered = asyncio.Event(), asyncio.Event()
+
+    async def request(*_: Any, **__: Any) -> dict[str, Any]:
+        asked.set()
+        await answered.wait()
+        return OK
+
+    monkeypatch.setattr(service.mqtt, "request", request)
+    monkeypatch.setattr(service.modules.server, "GRACEFUL_STOP_SECONDS", graceful_seconds)
+    settings = service.instance.settings
+    instance = service.modules.main.{{ cookiecutter.__class }}(settings)
+    instance.mqtt = service.mqtt
+    async with serving(instance) as client:
+        posting = asyncio.create_task(client.post(COMMANDS, json={"command": "refresh"}))
+        await soon(asked.wait())
+        instance.stop()
+        await until(lambda: not instance.server.servers[0].is_serving())
+        if graceful_seconds:
+            answered.set()
+        response = await soon(posting)
+    assert response.status_code == status
+
+
+async def test_a_signal_stops_it_in_order() -> None:
+    """As a process of its own, and with all that uvicorn logs in the service's log."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        ROOT / "services/{{ cookiecutter.service_slug }}/main.py",
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "{{ cookiecutter.__env }}_HTTP_PORT": "0",
+            # Nobody is there, and nobody is needed.
+            "MQTT_PORT": "1",
+        },
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    lines = []
+    try:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            async for line in process.stdout:
+                lines.append(json.loads(line))
+                if lines[-1]["event"].startswith("Uvicorn running"):
+                    process.send_signal(signal.SIGTERM)
+            assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert {line["service"] for line in lines} == {"{{ cookiecutter.service_slug }}"}
+    assert lines[-1]["event"] == "service_stopped"
 
 
 async def test_stops_in_order_when_its_port_is_taken(
