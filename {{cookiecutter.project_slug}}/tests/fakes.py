@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from shared.dedup import RecentIds
+from shared.dedup import RecentIds, message_id
 from shared.inbox import Decoding, Handler, Subscription
 from shared.mqtt import NotConnectedError, Payload, QoS, RequestTimeoutError, encode
 from shared.topics import matches, validate_filter, validate_topic
@@ -35,15 +35,20 @@ class FakeMQTT:
         """What was published on `topic`, in order."""
         return [payload for published, payload in self.published if published == topic]
 
-    async def deliver(self, topic: str, payload: Any) -> None:
+    async def deliver(self, topic: str, payload: Any, *, retain: bool = False) -> None:
         """Hand a message to every handler whose filter matches; their exceptions are raised.
 
         The payload is what JSON would be decoded to; text or bytes for a handler of such.
+        `retain` is for a message that the broker has kept.
         """
         for subscription in list(self._subscriptions.values()):
             if not matches(subscription.topic_filter, topic):
                 continue
+            if retain and not subscription.retained:
+                continue
             if subscription.recent is not None and _seen(subscription.recent, topic, payload):
+                continue
+            if subscription.model is not None and payload is None:
                 continue
             result = subscription.handler(topic, _value(subscription, payload))
             if inspect.isawaitable(result):
@@ -85,10 +90,13 @@ class FakeMQTT:
         model: type[BaseModel] | None = None,
         decoding: Decoding = "json",
         deduplicate: bool = False,
+        retained: bool = True,
     ) -> None:
         recent = RecentIds() if deduplicate else None
         self.unsubscribe(validate_filter(topic))
-        self._subscriptions[topic] = Subscription(topic, handler, qos, model, decoding, recent)
+        self._subscriptions[topic] = Subscription(
+            topic, handler, qos, model, decoding, recent, retained
+        )
 
     def unsubscribe(self, topic: str) -> None:
         self._subscriptions.pop(topic, None)
@@ -133,11 +141,11 @@ class FakeMQTT:
 
 
 def _seen(recent: RecentIds, topic: str, payload: Any) -> bool:
-    fields = payload if isinstance(payload, dict) else {}
-    if request_id := fields.get("request_id"):
-        return recent.seen((topic, request_id))
-    # All messages of one piece of work share its trace id.
-    return "trace_id" in fields and recent.seen((topic, json.dumps(payload)))
+    if not isinstance(payload, dict):
+        return False
+    content = json.dumps(payload).encode()
+    sent_as = message_id(payload.get("request_id"), payload.get("trace_id"), content)
+    return sent_as is not None and recent.seen((topic, sent_as))
 
 
 def _value(subscription: Subscription, payload: Any) -> Any:
