@@ -241,6 +241,12 @@ GENERATED_FAULTS = {
         "return item",
         "tests/test_shared/test_redaction.py",
     ),
+    "a service that forgets its state at a restart": Fault(
+        "services/example-service/main.py",
+        "self._state.load(Progress)",
+        "Progress()",
+        "tests/test_example_service.py",
+    ),
 }
 
 
