@@ -18,6 +18,7 @@ import pytest
 from filelock import FileLock
 
 from tests.baked import SERVICE_TEMPLATE, BakedProject, user_environment
+from tests.combinations import OPTIONS
 from tests.conftest import Bake, Cookiecutter
 from tests.rendering import render, typed_context
 from tests.tools import needs
@@ -724,16 +725,18 @@ def test_a_hundred_services(repository: BakedProject, cookiecutter: Cookiecutter
     assert len(set(ports)) == len(ports) > 100
 
 
-@needs("git")
-def test_three_types_pass_all_checks_together(repository: BakedProject) -> None:
+@needs("git", "python3.13")
+@pytest.mark.parametrize("answers", OPTIONS)
+def test_three_types_pass_all_checks_together(bake_copy: Bake, answers: dict[str, Any]) -> None:
     """With names of every length, since names decide where lines break."""
+    project = bake_copy(**answers)
     longest = "a" * 40
-    add(repository, "b", "poller")
-    add(repository, "soil-moisture", "subscriber")
-    add(repository, longest, "http-api")
-    add(repository, longest[:-2] + "-s", "subscriber")
-    add(repository, longest[:-2] + "-p", "poller")
-    repository.run("git", "add", "--all")
-    repository.run("make", "lint")
-    assert repository.run("git", "diff", "--name-only").stdout == ""
-    assert " passed" in repository.run("make", "test", python="3.13", timeout=550).stdout
+    add(project, "b", "poller")
+    add(project, "soil-moisture", "subscriber")
+    add(project, longest, "http-api")
+    add(project, longest[:-2] + "-s", "subscriber")
+    add(project, longest[:-2] + "-p", "poller")
+    project.run("git", "add", "--all")
+    project.run("make", "lint")
+    assert project.run("git", "diff", "--name-only").stdout == ""
+    assert " passed" in project.run("make", "test", python="3.13", timeout=550).stdout

@@ -1,4 +1,4 @@
-"""The three types of services in containers beside each other: they talk, and one leaves."""
+"""From a new repository to services of all three types that talk in containers, as a user would."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from tests.baked import BakedProject
-from tests.conftest import Bake
+from tests.conftest import Bake, Cookiecutter
+from tests.tools import needs
 
 pytestmark = [pytest.mark.real, pytest.mark.docker]
 
@@ -28,7 +29,7 @@ print(urllib.request.urlopen(request, timeout=30).read().decode())
 
 @pytest.fixture
 def repository(bake_copy: Bake) -> Iterator[BakedProject]:
-    project = bake_copy(project_slug="services-in-docker", include_influxdb=False)
+    project = bake_copy(project_slug="services-in-docker")
     yield project
     project.run("docker", "compose", "down", "--volumes", "--remove-orphans", "--rmi", "local")
     project.run("docker", "image", "rm", "services-in-docker-base")
@@ -47,25 +48,47 @@ def command(project: BakedProject, service: str, name: str) -> Any:
     return ask(project, f"/api/v1/services/{service}/commands", command=name)
 
 
-def test_three_types_exchange_messages(repository: BakedProject) -> None:
+def volumes(project: BakedProject) -> list[str]:
+    listed = ("docker", "volume", "ls", "--quiet", "--filter", "name=services-in-docker_")
+    return project.run(*listed).stdout.split()
+
+
+def check(project: BakedProject) -> None:
+    """What the README names after each change."""
+    assert " passed" in project.run("make", "test", python="3.13", timeout=550).stdout
+    project.run("git", "add", "--all")
+    project.run("make", "lint")
+    project.run("make", "up", timeout=580)
+
+
+@needs("git", "python3.13")
+def test_services_come_talk_and_go(repository: BakedProject, cookiecutter: Cookiecutter) -> None:
     repository.run("scripts/new-service.sh", "watch", "--type", "subscriber")
     repository.run("scripts/new-service.sh", "gateway", "--type", "http-api")
-    repository.run("make", "up", timeout=580)
+    done = cookiecutter(
+        output=repository.path / "services",
+        template=repository.file("templates/service"),
+        service_name="Soil Moisture",
+    )
+    assert done.returncode == 0, done.stderr
+    check(repository)
 
     assert ask(repository, "/api/v1/status")["status"] == "online"
-    answer = command(repository, "example-service", "refresh")
-    assert answer["status"] == "ok"
-    assert isinstance(answer["result"]["value"], float)
-    # What the poller read has gone to the subscriber as well.
+    for poller in ("example-service", "soil-moisture"):
+        answer = command(repository, poller, "refresh")
+        assert answer["status"] == "ok"
+        assert isinstance(answer["result"]["value"], float)
+    # What the pollers read has gone to the subscriber as well.
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not command(repository, "watch", "statistics")["result"]["readings"]:
         assert time.monotonic() < deadline
 
-    volumes = ("docker", "volume", "ls", "--quiet", "--filter", "name=services-in-docker_")
-    assert "services-in-docker_gateway_data" in repository.run(*volumes).stdout.split()
-    repository.run("scripts/remove-service.sh", "gateway", "--delete-data", "--yes")
-    assert "services-in-docker_gateway_data" not in repository.run(*volumes).stdout.split()
-    assert "services-in-docker_watch_data" in repository.run(*volumes).stdout.split()
-    repository.run("docker", "compose", "up", "--detach", "--wait", timeout=300)
+    assert "services-in-docker_watch_data" in volumes(repository)
+    repository.run("scripts/remove-service.sh", "watch", "--delete-data", "--yes")
+    assert "services-in-docker_watch_data" not in volumes(repository)
+    assert "services-in-docker_gateway_data" in volumes(repository)
+    check(repository)
     running = repository.run("docker", "compose", "ps", "--services").stdout.split()
-    assert set(running) == {"mqtt", "example-service", "watch"}
+    assert {"example-service", "gateway", "soil-moisture"} <= set(running)
+    assert "watch" not in running
+    assert command(repository, "soil-moisture", "refresh")["status"] == "ok"
