@@ -45,6 +45,8 @@ def create_app(service: "{{ cookiecutter.__class }}") -> FastAPI:
                 **request.arguments,
             )
         except RequestTimeoutError as error:
+            if not service.mqtt.connected:
+                raise HTTPException(503, "no connection to the broker") from error
             raise HTTPException(504, f"{name} does not answer") from error
         except MQTTError as error:
             raise HTTPException(503, str(error)) from error

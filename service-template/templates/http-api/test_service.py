@@ -92,15 +92,25 @@ async def test_waits_for_the_answer_as_long_as_is_set(
 
 
 @pytest.mark.parametrize(
-    ("error", "status"), [(RequestTimeoutError("late"), 504), (NotConnectedError("away"), 503)]
+    ("error", "connected", "status"),
+    [
+        (RequestTimeoutError("late"), True, 504),
+        (RequestTimeoutError("late"), False, 503),
+        (NotConnectedError("away"), False, 503),
+    ],
 )
 async def test_tells_when_there_is_no_answer(
-    service: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, error: Exception, status: int
+    service: SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    connected: bool,
+    status: int,
 ) -> None:
     async def fail(*_: Any, **__: Any) -> None:
         raise error
 
     monkeypatch.setattr(service.mqtt, "request", fail)
+    service.mqtt.connected = connected
     response = await service.client.post(COMMANDS, json={"command": "refresh"})
     assert response.status_code == status
 
