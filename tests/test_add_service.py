@@ -739,4 +739,6 @@ def test_three_types_pass_all_checks_together(bake_copy: Bake, answers: dict[str
     project.run("git", "add", "--all")
     project.run("make", "lint")
     assert project.run("git", "diff", "--name-only").stdout == ""
-    assert " passed" in project.run("make", "test", python="3.13", timeout=550).stdout
+    # The shared library knows nothing of services; tests/test_matrix.py runs its tests.
+    done = project.run("make", "test", "ARGS=--ignore tests/test_shared", python="3.13")
+    assert " passed" in done.stdout
