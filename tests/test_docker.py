@@ -686,7 +686,7 @@ def test_a_broker_with_tls_as_documented(make_stack: Callable[..., Stack]) -> No
     project.file("infrastructure/broker.conf").write_text(
         "listener 8883\nallow_anonymous true\ncertfile /run/broker.pem\nkeyfile /run/broker.pem\n"
     )
-    broker = f"""\
+    broker = """\
   broker:
     image: eclipse-mosquitto:2
     command: mosquitto -c /run/broker.conf
