@@ -29,7 +29,7 @@ print(urllib.request.urlopen(request, timeout=30).read().decode())
 
 @pytest.fixture
 def repository(bake_copy: Bake) -> Iterator[BakedProject]:
-    project = bake_copy(project_slug="services-in-docker")
+    project = bake_copy(project_slug="services-in-docker", include_influxdb=False)
     yield project
     project.run("docker", "compose", "down", "--volumes", "--remove-orphans", "--rmi", "local")
     project.run("docker", "image", "rm", "services-in-docker-base")
