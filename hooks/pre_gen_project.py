@@ -75,6 +75,13 @@ def name_problem(value: str, longest: int, reserved: set[str]) -> str | None:
     return None
 
 
+def service_problem(value: str) -> str | None:
+    """What stands against a name of a service, or None."""
+    if value.startswith("x-"):
+        return "must not begin with x-, which Compose takes for an extension"
+    return name_problem(value, MAX_SERVICE, RESERVED_SERVICES)
+
+
 def topic_problem(value: str) -> str | None:
     """What stands against a topic prefix, or None."""
     if not TOPIC.fullmatch(value):
@@ -100,11 +107,7 @@ def find_problems(answers: dict[str, object]) -> list[tuple[str, str, str]]:
         ("description", text_problem(get("description")), "Climate control of a greenhouse"),
         ("author_name", text_problem(get("author_name")), "Ada Lovelace"),
         ("topic_prefix", topic_problem(get("topic_prefix")), "greenhouse"),
-        (
-            "first_service",
-            name_problem(get("first_service"), MAX_SERVICE, RESERVED_SERVICES),
-            "soil-moisture",
-        ),
+        ("first_service", service_problem(get("first_service")), "soil-moisture"),
     ]
     return [(name, problem, example) for name, problem, example in checks if problem]
 

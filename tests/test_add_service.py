@@ -399,7 +399,7 @@ def test_a_service_that_another_one_needs_stays(repository: BakedProject) -> Non
     ["Soil", "soil_moisture", "-soil", "soil-", "so--il", "1soil", "soil moisture", "soil#",
      "soil+", "bödén", "a" * 41, "mqtt",
      "coordinator", "errors", "shared", "base", "on", "null",
-     "con", "com1", "base-service"],
+     "con", "com1", "base-service", "x-soil"],
 )  # fmt: skip
 def test_names_that_cannot_be(
     repository: BakedProject, cookiecutter: Cookiecutter, slug: str

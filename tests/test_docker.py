@@ -266,6 +266,21 @@ def test_nothing_but_code_goes_to_docker(stack: Stack, tmp_path: Path) -> None:
     assert max(float(size) * (1000 if unit == "kB" else 1) for size, unit in sizes) < 500_000
 
 
+def test_age_keys_do_not_go_to_docker_and_a_garage_keypad_does(
+    bake_copy: Bake, tmp_path: Path
+) -> None:
+    project = bake_copy()
+    service = project.file("services/garage-keypad")
+    keys = [".sops/age-key.txt", "age-key.txt", "age-key.pub", "age-key-old.txt", "my.agekey"]
+    for name in ["main.py", *keys]:
+        (service / name).parent.mkdir(parents=True, exist_ok=True)
+        (service / name).touch()
+    dockerfile = tmp_path / "Dockerfile"
+    dockerfile.write_text("FROM scratch\nCOPY services/garage-keypad /\n")
+    project.run("docker", "build", "-f", dockerfile, "--output", tmp_path / "context", ".")
+    assert [path.name for path in (tmp_path / "context").iterdir()] == ["main.py"]
+
+
 def test_heartbeats_pass_through_a_broker_that_wants_the_password(stack: Stack) -> None:
     heartbeat = stack.messages(f"{SERVICE}/heartbeat")[0]
     assert (heartbeat["status"], heartbeat["service"]) == ("online", SERVICE)

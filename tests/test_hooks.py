@@ -116,6 +116,7 @@ BAD = {
         "nul",
         "2nd",
         "a/b",
+        "x-soil",
         "b" * 41,
     ],
 }
@@ -234,6 +235,7 @@ def test_both_hooks_reserve_the_same_names() -> None:
     # Where the container is there, its key in the compose file is what refuses a later service.
     assert service.RESERVED | {"influxdb"} == repository.RESERVED_SERVICES
     assert repository.NAME == service.NAME
+    assert repository.service_problem("x-soil") == service.name_problem("x-soil") is not None
 
 
 # --- make new -----------------------------------------------------------------------------------

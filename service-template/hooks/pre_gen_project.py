@@ -32,6 +32,8 @@ def name_problem(value: str) -> str | None:
         return "must be lower-case letters, digits and single hyphens, and begin with a letter"
     if len(value) > MAX_NAME:
         return f"must have at most {MAX_NAME} characters"
+    if value.startswith("x-"):
+        return "must not begin with x-, which Compose takes for an extension"
     if value in RESERVED:
         return "is reserved: by Windows, by YAML or for a part of the repository"
     return None
