@@ -71,6 +71,9 @@ EDITABLE = {
     "markers of a document": "---\nservices:\n  a:\n    image: x\n\nvolumes:\n  v:\n...\n",
     "volumes empty": "services:\n  a:\n    image: x\nvolumes: {}\n",
     "volumes in flow style": "services:\n  a:\n    image: x\nvolumes: {v: {}, w: {}}  # two\n",
+    "flow style with spaces": "services:\n  a:\n    image: x\nvolumes: { v: {}, w: {} }\n",
+    "flow style with a last comma": "services:\n  a:\n    image: x\nvolumes: {v: {}, w: {}, }\n",
+    "empty flow style with a space": "services:\n  a:\n    image: x\nvolumes: { }\n",
     "services empty": "services: {}\nvolumes: {}\n",
     "letters of all kinds": "services:\n  a:\n    image: x # ünï 漢 🎈\nvolumes:\n  v:\n",
 }
@@ -85,7 +88,8 @@ REFUSED = {
     "line ends mixed": "services:\n  a:\r\n    image: x\n",
     "blank lines that count": "services:\n  a:\n    command: |+\n      echo\n\n\nvolumes:\n  v:\n",
     "flow style over lines": "services:\n  a:\n    image: x\nvolumes: {\n  v: }\n",
-    "the service is there": "services:\n  new:\n    image: x\n",
+    "volumes missing before the end of a document": "services:\n  a:\n    image: x\n...\n",
+    "a list for a key": "services:\n  a:\n    image: x\n[a, b]: c\n",
     "the volume is there": "services:\n  a:\n    image: x\nvolumes:\n  new_data:\n",
     "flow style throughout": "{services: {}}\n",
 }
@@ -162,6 +166,69 @@ def test_a_file_without_the_anchors_is_refused(compose: ModuleType) -> None:
         compose.add("services:\n  a:\n    image: x\n", "new", BLOCK, "new_data")
 
 
+OVERRIDE = """\
+  new:
+    working_dir: /live
+    volumes:
+      - type: bind
+        source: ./services/new
+        target: /live
+    develop:
+      watch:
+        - path: services/new
+          ignore: ["**/__pycache__"]
+"""
+OVERRIDES = {
+    "empty": "",
+    "a blank line": "\n",
+    "comments only": "# mine\n\n# still nothing\n",
+    "networks only": "networks:\n  n:\n",
+    "volumes only": "volumes:\n  v:\n",
+    "a name only": "name: mine\n",
+    "four spaces": "services:\n    a:\n        image: x\n",
+    "a list that is not indented": "services:\n  a:\n    ports:\n    - '80:80'\n",
+}
+
+
+@pytest.mark.parametrize("name", OVERRIDES)
+def test_an_override_is_as_before_when_its_block_has_gone(compose: ModuleType, name: str) -> None:
+    text = OVERRIDES[name]
+    for original in (text, text.replace("\n", "\r\n"), text.removesuffix("\n")):
+        added = compose.add(original, "new", OVERRIDE)
+        new = yaml.safe_load(f"services:\n{OVERRIDE}")["services"]["new"]
+        assert compose.load(added)["services"]["new"] == new
+        assert compose.remove(added, "new") == original
+
+
+def test_the_indentation_is_that_of_the_file(compose: ModuleType) -> None:
+    text = f"{ANCHORS}services:\n  a:\n    image: x\n".replace("  ", "    ")
+    added = compose.add(text, "new", BLOCK, "new_data")
+    widths = {len(line) - len(line.lstrip(" ")) for line in added.splitlines()}
+    assert widths == {0, 4, 8, 12}
+    assert "\nvolumes:\n    new_data:\n" in added
+
+
+def test_adding_again_changes_nothing(compose: ModuleType) -> None:
+    text = ANCHORS + EDITABLE["as generated"]
+    once = compose.add(text, "new", BLOCK, "new_data")
+    assert compose.add(once, "new", BLOCK, "new_data") == once
+
+
+def test_a_service_that_is_there_gets_the_volume_that_it_mounts(compose: ModuleType) -> None:
+    """A block that was pasted without its volume is refused by Compose."""
+    mounting = "services:\n  new:\n    image: x\n    volumes: ['new_data:/app/data']\n"
+    added = compose.add(mounting, "new", BLOCK, "new_data")
+    assert added == mounting + "\nvolumes:\n  new_data:\n"
+    other = "services:\n  new:\n    image: x\n    volumes: ['mine:/app/data']\nvolumes:\n  mine:\n"
+    assert compose.add(other, "new", BLOCK, "new_data") == other
+
+
+def test_an_edit_that_does_not_fit_is_not_said_to_be_the_files_fault(compose: ModuleType) -> None:
+    text = "services:\n  new: &new\n    image: x\n  a: *new\n"
+    with pytest.raises(compose.CannotEditError, match="the edit does not fit"):
+        compose.remove(text, "new")
+
+
 def test_removal_is_in_the_middle_as_well(compose: ModuleType) -> None:
     text = ANCHORS + "services:\n  a:\n    image: x\n\n  new:\n    image: y\n\n  c:\n    image: z\n"
     expected = ANCHORS + "services:\n  a:\n    image: x\n\n  c:\n    image: z\n"
@@ -177,6 +244,8 @@ def test_removal_is_in_the_middle_as_well(compose: ModuleType) -> None:
         "links: ['new:alias']",
         "volumes_from: ['new:ro']",
         "extends: {service: new}",
+        "build: {context: ., additional_contexts: {base: 'service:new'}}",
+        "build: {context: ., additional_contexts: ['base=service:new']}",
     ],
 )
 def test_a_service_that_another_one_needs_stays(compose: ModuleType, needs: str) -> None:

@@ -48,18 +48,21 @@ def load(text: str) -> dict[str, Any]:
 
 
 def add(text: str, name: str, block: str, volume: str | None = None) -> str:
-    """The text with the service at the end of `services` and its volume at the end of `volumes`."""
+    """The text with the service at the end of `services` and its volume at the end of `volumes`.
+
+    A service that is there already stays as it is, and gets its volume if it mounts one.
+    """
     file = _File(text)
+    expected = dict(file.model)
     services, volumes = _mapping(file.model, "services"), _mapping(file.model, "volumes")
-    if name in services:
-        message = f"a service {name} is there already"
-        raise CannotEditError(message)
-    expected = {**file.model, "services": {**services, name: file.meaning(name, block)}}
-    file.append_block("services", block)
-    if volume is not None and volume in volumes:
-        message = f"a volume {volume} is there already"
-        raise CannotEditError(message)
-    if volume is not None:
+    if name not in services:
+        if volume in volumes:
+            message = f"a volume {volume} is there already"
+            raise CannotEditError(message)
+        expected["services"] = {**services, name: file.meaning(name, block)}
+        file.append_block("services", block)
+    is_mounted = name not in services or _mentions(services[name], str(volume))
+    if volume is not None and volume not in volumes and is_mounted:
         expected["volumes"] = {**volumes, volume: file.append_key("volumes", volume)}
     return file.edited(expected)
 
@@ -76,12 +79,11 @@ def remove(text: str, name: str, volume: str | None = None) -> str:
                 message = f"the service {other} needs {name}: change {other} first"
                 raise CannotEditError(message)
         expected["services"] = others
-        file.delete("services", name)
+        if not file.delete("services", name):
+            del expected["services"]
     if volume in volumes and not _mentions(list(others.values()), str(volume)):
-        left = {key: value for key, value in volumes.items() if key != volume}
-        if file.delete("volumes", str(volume)):
-            expected["volumes"] = left
-        else:
+        expected["volumes"] = {key: value for key, value in volumes.items() if key != volume}
+        if not file.delete("volumes", str(volume)):
             del expected["volumes"]
     return file.edited(expected)
 
@@ -102,6 +104,11 @@ def _depends(definition: object, name: str) -> bool:
         return False
     listed = [definition.get(key) or [] for key in ("depends_on", "links", "volumes_from")]
     modes = [definition.get(key) for key in ("network_mode", "ipc", "pid")]
+    build = definition.get("build")
+    contexts = (build.get("additional_contexts") if isinstance(build, dict) else None) or {}
+    # As a list of NAME=CONTEXT or as a mapping.
+    contexts = contexts.values() if isinstance(contexts, dict) else contexts
+    modes += [str(context).split("=")[-1] for context in contexts]
     base = definition.get("extends")
     extended = {"service": base} if isinstance(base, str) else base or {}
     return (
@@ -148,6 +155,9 @@ class _File:
                 raise CannotEditError(message)
             # Before the construction, which puts the merged keys into the nodes.
             for key, value in root.value:
+                if not isinstance(key, yaml.ScalarNode):
+                    message = "a key of its outermost level is no text"
+                    raise CannotEditError(message)
                 if key.value in self._sections:
                     message = f"it has two sections {key.value}"
                     raise CannotEditError(message)
@@ -182,7 +192,7 @@ class _File:
 
     def append_block(self, section: str, block: str) -> None:
         """Put a block at the end of a section, which is made when it is missing."""
-        lines = block.rstrip("\n").split("\n")
+        lines = _reindent(block.rstrip("\n").split("\n"), self._indent(section))
         found = self._find(section)
         if found is None:
             self._insert(self._end, ["", f"{section}:", *lines])
@@ -192,9 +202,8 @@ class _File:
             self._clear(key)
             self._insert(key.start_mark.line + 1, lines)
         elif isinstance(value, yaml.MappingNode) and not value.flow_style:
-            indented = [_reindent(line, _column(value)) for line in lines]
             blank = [""] if self._has_blank_lines(value) else []
-            self._insert(self._end_of(value, deeper_than=0), [*blank, *indented])
+            self._insert(self._end_of(value, deeper_than=0), [*blank, *lines])
         else:
             message = f"its section {section} is not in block style"
             raise CannotEditError(message)
@@ -205,20 +214,20 @@ class _File:
         if found is not None and isinstance(found[1], yaml.MappingNode) and found[1].flow_style:
             _, value = found
             line, column = self._flow_end(section, value)
-            comma = ", " if value.value else ""
+            comma = ""
+            if value.value:
+                column, comma = value.value[-1][1].end_mark.column, ", "
             text = self._lines[line]
             self._replace(line, f"{text[:column]}{comma}{name}: {{}}{text[column:]}")
             return {}
-        lines = [f"{' ' * _INDENT}{name}:"]
+        lines = [f"{' ' * self._indent(section)}{name}:"]
         if found is None:
             self._insert(self._end, ["", f"{section}:", *lines])
         elif _is_empty(found[1]):
             self._clear(found[0])
             self._insert(found[0].start_mark.line + 1, lines)
         else:
-            value = found[1]
-            lines = [f"{' ' * _column(value)}{name}:"]
-            self._insert(self._end_of(value, deeper_than=0), lines)
+            self._insert(self._end_of(found[1], deeper_than=0), lines)
         return None
 
     def delete(self, section: str, name: str) -> bool:
@@ -242,7 +251,8 @@ class _File:
             self._edits.append((start, end - start, []))
             return True
         header = section_key.start_mark.line
-        if section == "volumes" and end == self._end and not self._lines[header - 1].strip():
+        # At the end and after a blank line, as it is made when it is missing.
+        if end == self._end and header > 0 and not self._lines[header - 1].strip():
             self._edits.append((header - 1, end - header + 1, []))
             return False
         self._replace(header, re.sub(rf"^{section}:", f"{section}: {{}}", self._lines[header]))
@@ -257,15 +267,28 @@ class _File:
         for line, count, new in reversed(self._edits):
             lines[line : line + count] = new
         text = "\n".join(lines).replace("\n", self._newline)
-        if load(text) != expected:
-            message = "the edited file would not mean what it should"
-            raise CannotEditError(message)
-        return text
+        try:
+            if load(text) == expected:
+                return text
+            problem = "would not mean what it should"
+        except CannotEditError as error:
+            problem = f"cannot be read: {error}"
+        message = f"the edit does not fit, the file {problem}"
+        raise CannotEditError(message)
 
     @property
     def _end(self) -> int:
         """Where a line goes that is to be the last."""
         return len(self._lines) - (self._lines[-1] == "")
+
+    def _indent(self, section: str) -> int:
+        """How far the entries of a section are indented, or of another one if it has none."""
+        values = [self._sections[section][1]] if section in self._sections else []
+        for value in [*values, *(value for _, value in self._sections.values())]:
+            if isinstance(value, yaml.MappingNode) and value.value and not value.flow_style:
+                column: int = value.value[0][0].start_mark.column
+                return column
+        return _INDENT
 
     def _insert(self, line: int, lines: list[str]) -> None:
         self._edits.append((line, 0, lines))
@@ -343,12 +366,6 @@ def _copy(node: Any) -> Any:  # noqa: ANN401 - a yaml.Node of any kind
     )
 
 
-def _column(mapping: Any) -> int:  # noqa: ANN401 - a yaml.MappingNode
-    """How far the entries of a mapping are indented."""
-    column: int = mapping.value[0][0].start_mark.column
-    return column
-
-
 def _is_empty(node: yaml.Node) -> bool:
     if isinstance(node, yaml.MappingNode):
         return not node.value
@@ -368,10 +385,19 @@ def _last_line(node: yaml.Node) -> int:
     return int(node.end_mark.line)
 
 
-def _reindent(line: str, indent: int) -> str:
-    stripped = line.lstrip(" ")
-    depth, rest = divmod(len(line) - len(stripped), _INDENT)
-    return " " * (depth * indent + rest) + stripped
+def _reindent(lines: list[str], indent: int) -> list[str]:
+    """Lines of a block with the indentation of the file; what a list's item holds moves with it."""
+    result = []
+    item: int | None = None
+    moved = 0
+    for line in lines:
+        stripped = line.lstrip(" ")
+        column = len(line) - len(stripped)
+        if item is None or column <= item:
+            item = column if stripped.startswith("- ") else None
+            moved = column // _INDENT * (indent - _INDENT)
+        result.append(" " * (column + moved) + stripped)
+    return result
 
 
 def replace_file(path: Path, content: bytes) -> None:
