@@ -277,7 +277,7 @@ def test_on_a_terminal_the_answer_decides(
     os.close(terminal)
     os.close(its_other_end)
     assert "This deletes services/soil-moisture and its test." in done.stdout
-    assert "It holds changes that are in no commit." in done.stdout
+    assert "There are changes in them that are in no commit." in done.stdout
     assert done.returncode == (0 if goes else 1), done.stderr
     assert (tree(repository) == before) != goes
     assert repository.file("services/soil-moisture").exists() != goes

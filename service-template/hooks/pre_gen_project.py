@@ -23,7 +23,9 @@ REPOSITORY_WORDS = {"base", "base-service", "coordinator", "errors", "mqtt", "sh
 RESERVED = WINDOWS_DEVICES | YAML_WORDS | REPOSITORY_WORDS
 MAX_NAME, MAX_TITLE, MAX_DESCRIPTION = 40, 60, 100
 
-VIA_SCRIPT = os.environ.get("NEW_SERVICE_VIA") == "script"
+# scripts/new-service.sh renders elsewhere: it tells for which repository, and the options it got.
+REPOSITORY = os.environ.get("NEW_SERVICE_REPOSITORY")
+OPTIONS = os.environ.get("NEW_SERVICE_OPTIONS", "").split()
 
 
 def name_problem(value: str) -> str | None:
@@ -53,13 +55,13 @@ def text_problem(value: str, longest: int) -> str | None:
     return None
 
 
-def given(answers: dict[str, str]) -> dict[str, str]:
+def given() -> dict[str, str]:
     """What the user has answered in words of their own, and what they know it by."""
-    if not VIA_SCRIPT:
+    if not REPOSITORY:
         return {name: name for name in ("service_name", "service_slug", "description")}
-    # Both names are the script's NAME, and so is the beginning of a description that was made.
-    is_made = answers["description"].startswith(f"{answers['service_name']}, ")
-    return {"service_slug": "NAME"} | ({} if is_made else {"description": "--description"})
+    # Both names are the script's NAME.
+    known = {"service_slug": "NAME", "description": "--description"}
+    return {name: word for name, word in known.items() if word in ["NAME", *OPTIONS]}
 
 
 def find_problems(answers: dict[str, str]) -> list[tuple[str, str, str]]:
@@ -74,9 +76,7 @@ def find_problems(answers: dict[str, str]) -> list[tuple[str, str, str]]:
         ),
     ]
     return [
-        (name, problem, example)
-        for name, problem, example in checks
-        if problem and name in given(answers)
+        (name, problem, example) for name, problem, example in checks if problem and name in given()
     ]
 
 
@@ -94,9 +94,9 @@ def corrected_command(answers: dict[str, str], examples: dict[str, str]) -> str:
     """The command that adds the service, with the examples in place of the bad answers."""
     asked = ("service_name", "service_slug", "description", "service_type")
     values = {name: examples.get(name, answers[name]) for name in asked}
-    if VIA_SCRIPT:
+    if REPOSITORY:
         words = [values["service_slug"], "--type", values["service_type"]]
-        if "description" in given(answers):
+        if "description" in given():
             words += ["--description", values["description"]]
         return shlex.join(["scripts/new-service.sh", *words])
     template = str(answers.get("_template") or "templates/service")
@@ -120,8 +120,8 @@ def main() -> int:
     """Report and refuse, or let the generation go on."""
     # cookiecutter has made the folder of the service already, and runs this in it.
     folder = Path.cwd()
-    repository = folder.parent.parent
-    slug, names = ANSWERS["service_slug"], given(ANSWERS)
+    repository = Path(REPOSITORY or folder.parent.parent)
+    slug, names = ANSWERS["service_slug"], given()
     if problems := find_problems(ANSWERS):
         return refuse(
             "These answers cannot be used:",

@@ -24,9 +24,16 @@ while [ $# -gt 0 ]; do
   shift
 done
 [ -n "$name" ] || bad "The name of a service is missing"
-if [[ ! $name =~ ^[a-z][a-z0-9-]*$ ]] ||
-  { [ ! -e "services/$name" ] && ! grep -q "services/$name/Dockerfile" docker-compose.yml; }; then
+# The last one is what a removal leaves that was killed.
+if [[ ! $name =~ ^[a-z][a-z0-9-]*$ ]] || {
+  [ ! -e "services/$name" ] && ! grep -qs "services/$name/Dockerfile" docker-compose.yml && [ ! -e "services/.$name.removed" ]
+}; then
   echo "There is no service $name: services/$name does not exist" >&2
+  exit 1
+fi
+
+if $delete_data && ! $dry_run && ! docker info >/dev/null 2>&1; then
+  echo "--delete-data needs Docker, and it does not answer. Nothing was changed." >&2
   exit 1
 fi
 
@@ -44,8 +51,8 @@ if ! $yes; then
   [ -t 0 ] || bad "There is no terminal to ask on: give --yes"
   if [ -z "$keep_code" ]; then
     echo "This deletes services/$name and its test."
-    if [ -n "$(git status --porcelain -- "services/$name" 2>/dev/null)" ]; then
-      echo "It holds changes that are in no commit."
+    if [ -n "$(git status --porcelain -- "services/$name" "tests/test_${name//-/_}.py" 2>/dev/null)" ]; then
+      echo "There are changes in them that are in no commit."
     fi
   fi
   if $delete_data; then echo "This deletes its data: $data."; fi
@@ -58,7 +65,7 @@ if $delete_data; then
   # A refusal comes before the container is stopped.
   "${python[@]}" scripts/wire_service.py remove "$name" ${keep_code:+"$keep_code"} --dry-run >/dev/null
   # By label, since an earlier --keep-code has taken it out of the Compose file.
-  project=$(docker compose config --format json | python3 -c 'import json, sys; print(json.load(sys.stdin)["name"])')
+  project=$(docker compose config --format json | "${python[@]}" -c 'import json, sys; print(json.load(sys.stdin)["name"])')
   containers=$(docker ps --all --quiet --filter "label=com.docker.compose.project=$project" \
     --filter "label=com.docker.compose.service=$name")
   # shellcheck disable=SC2086  # one word for each container

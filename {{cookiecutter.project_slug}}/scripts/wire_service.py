@@ -1,18 +1,21 @@
 """Wires a service into the repository, or takes it out: all files or none.
 
-    python scripts/wire_service.py add NAME [--dry-run]
+    python scripts/wire_service.py add NAME [--code FOLDER] [--dry-run]
     python scripts/wire_service.py remove NAME [--keep-code] [--dry-run]
 
 `add` takes what the service template has put into services/NAME/wiring/ and enters it in the
 Compose file and its overrides, in .env.example, in VS Code's launch.json, in docs/topics.md and in
-tests/. What is there already stays as it is, so it may be repeated. `remove` takes exactly that out
-again, and deletes the code. With --keep-code the code stays with its test, settings and topics.
+tests/. What is there already stays as it is, so it may be repeated. With --code all that is in
+FOLDER, and the code is copied from there. `remove` takes exactly that out again, and deletes the
+code. With --keep-code the code stays with its test, settings and topics.
 """
 
 from __future__ import annotations
 
 import argparse
 import difflib
+import functools
+import itertools
 import json
 import re
 import shutil
@@ -25,7 +28,7 @@ import compose_services
 from compose_services import CannotEditError, replace_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import FrameType
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,10 +43,14 @@ PORTS = {"@DEBUG_PORT@": 5678, "@HTTP_PORT@": 8000}
 
 
 class Plan(NamedTuple):
-    """What becomes of each file (None removes it), and the folder that goes with it."""
+    """What becomes of each file (None removes it), and of the folder of the service."""
 
     files: dict[Path, bytes | None]
+    service: Path
+    # What is copied to it, and what of it goes.
+    code: Path | None
     folder: Path
+    notes: list[str]
 
 
 def volume_of(name: str) -> str:
@@ -54,37 +61,89 @@ def test_of(name: str) -> str:
     return f"tests/test_{name.replace('-', '_')}.py"
 
 
+def title_of(name: str) -> str:
+    return f"Attach to {name}"
+
+
 def what_is_taken(root: Path, name: str) -> str | None:
-    """What in the repository has the name already, or None."""
+    """What in the repository has the name already, or None.
+
+    What builds or mounts services/NAME has not taken it: somebody has entered it by hand.
+    """
     try:
-        model = compose_services.load(_read(root / COMPOSE))
-        prepared = _is_ours(model, name)
-        if name in (model.get("services") or {}) and not prepared:
-            return f"{COMPOSE} has a service {name}"
-        if volume_of(name) in (model.get("volumes") or {}) and not prepared:
-            return f"{COMPOSE} has a volume {volume_of(name)}"
-    except (OSError, UnicodeDecodeError, CannotEditError) as error:
-        return f"{COMPOSE} cannot be read: {error}"
+        return next(_taken(root, name), None)
+    except CannotEditError as error:
+        return str(error)
+
+
+def _taken(root: Path, name: str) -> Iterator[str]:
+    model, cure = _load(root, COMPOSE), ""
+    for file in (COMPOSE, *OVERRIDES):
+        services = _services(root, file)
+        if name in services and not _is_ours(services[name], name):
+            yield f"{file} has a service {name}"
+    if name in _services(root, COMPOSE):
+        cure = f"; if its addition was interrupted, run scripts/remove-service.sh {name}"
+    else:
+        if volume_of(name) in (model.get("volumes") or {}):
+            yield f"{COMPOSE} has a volume {volume_of(name)}"
+        for file, heading in ((ENV_EXAMPLE, f"# --- {name} ---"), (TOPICS, f"## {name}")):
+            if heading in _load(root, file):
+                yield f"{file} has a heading {name}"
+        for entry in _load(root, LAUNCH).get("configurations", []):
+            is_ours = f'/services/{name}"' in json.dumps(entry)
+            if entry.get("name") == title_of(name) and not is_ours:
+                yield f"{LAUNCH} has an entry {title_of(name)}"
     if (root / test_of(name)).exists():
-        return f"{test_of(name)} exists"
-    return None
+        yield f"{test_of(name)} exists{cure}"
 
 
-def _is_ours(model: dict[str, Any], name: str) -> bool:
-    """Whether a service of that name builds what we add: somebody has entered it by hand."""
-    service = (model.get("services") or {}).get(name)
-    build = service.get("build") if isinstance(service, dict) else None
+def _load(root: Path, file: str) -> Any:  # noqa: ANN401 - a model or lines
+    """What a file holds; nothing if it does not exist, which the Compose file has to."""
+    load: Callable[[str], Any] = compose_services.load
+    if file in {ENV_EXAMPLE, TOPICS}:
+        load = str.splitlines
+    elif file == LAUNCH:
+        load = _load_jsonc
+    if file != COMPOSE and not (root / file).is_file():
+        return {}
+    try:
+        return load(_read(root / file))
+    except (OSError, UnicodeDecodeError, RecursionError, CannotEditError) as error:
+        message = f"{file} cannot be read: {error}"
+        raise CannotEditError(message) from error
+
+
+def _services(root: Path, file: str) -> dict[str, Any]:
+    services = _load(root, file).get("services")
+    return services if isinstance(services, dict) else {}
+
+
+def _is_ours(service: object, name: str) -> bool:
+    """Whether a service builds or mounts the code in services/NAME."""
+    if not isinstance(service, dict):
+        return False
+    build, mounts = service.get("build"), service.get("volumes")
     dockerfile = build.get("dockerfile") if isinstance(build, dict) else None
-    return str(dockerfile).removeprefix("./") == f"services/{name}/Dockerfile"
+    sources = [
+        mount.get("source") if isinstance(mount, dict) else str(mount).split(":")[0]
+        for mount in (mounts if isinstance(mounts, list) else [])
+    ]
+    ours = f"services/{name}"
+    return str(dockerfile).removeprefix("./") == f"{ours}/Dockerfile" or f"./{ours}" in sources
 
 
-def plan_addition(root: Path, name: str) -> Plan:
+def plan_addition(root: Path, name: str, code: Path) -> Plan:
     """The files as they will be; raises CannotEditError, which tells what to do by hand."""
-    wiring = root / "services" / name / "wiring"
+    service, wiring = root / "services" / name, code / "wiring"
     editor = _Editor(root)
+    copied = code if code != service else None
+    if copied and service.exists():
+        message = f"services/{name} exists already"
+        raise CannotEditError(message)
     if not wiring.is_dir():
-        return editor.plan(wiring)
-    ports = _free_ports(root)
+        return editor.plan(service, wiring)
+    ports = _ports(root, name)
 
     def fragment(file: str) -> str:
         text = (wiring / file).read_text(encoding="utf-8")
@@ -96,13 +155,13 @@ def plan_addition(root: Path, name: str) -> Plan:
     volume = volume_of(name)
     editor.edit(
         COMPOSE,
-        lambda text: _add_to_compose(text, name, compose, volume),
+        lambda text: compose_services.add(text, name, compose, volume),
         by_hand=f"below `services:` put\n\n{compose}\nand below `volumes:` put\n\n  {volume}:\n",
     )
     for file in OVERRIDES:
         editor.edit(
             file,
-            lambda text: _add_to_compose(text, name, override),
+            lambda text: compose_services.add(text, name, override),
             by_hand=f"below `services:` put\n\n{override}",
         )
     env = fragment("env.example")
@@ -118,26 +177,35 @@ def plan_addition(root: Path, name: str) -> Plan:
         editor.edit(TOPICS, lambda text: add_section(text, name, topics), by_hand="run make docs\n")
     if not (root / test_of(name)).exists():
         editor.files[root / test_of(name)] = (wiring / "test_service.py").read_bytes()
-    return editor.plan(wiring)
+    return editor.plan(service, service / "wiring", copied)
 
 
 def plan_removal(root: Path, name: str, *, keep_code: bool = False) -> Plan:
     """The files as they will be without the service; raises CannotEditError."""
-    folder = root / "services" / name
+    service = root / "services" / name
+    editor = _Editor(root)
+
+    def remove_override(file: str, text: str) -> str:
+        services = compose_services.load(text).get("services") or {}
+        if name in services and not _is_ours(services[name], name):
+            note = f"{file}: its service {name} stays, since it does not mount services/{name}"
+            editor.notes.append(note)
+            return text
+        return compose_services.remove(text, name)
+
     changes: dict[str, Callable[[str], str]] = {
         COMPOSE: lambda text: _remove_from_compose(text, name),
-        **{file: lambda text: compose_services.remove(text, name) for file in OVERRIDES},
-        LAUNCH: lambda text: remove_configuration(text, f"Attach to {name}"),
+        **{file: functools.partial(remove_override, file) for file in OVERRIDES},
+        LAUNCH: lambda text: remove_configuration(text, title_of(name)),
     }
     if not keep_code:
         changes[ENV_EXAMPLE] = lambda text: remove_settings(text, name)
         changes[TOPICS] = lambda text: remove_section(text, name)
-    editor = _Editor(root)
     for file, change in changes.items():
         editor.edit(file, change, by_hand=f"take out what belongs to {name}\n")
     if not keep_code and (root / test_of(name)).is_file():
         editor.files[root / test_of(name)] = None
-    return editor.plan(folder / "wiring" if keep_code else folder)
+    return editor.plan(service, service / "wiring" if keep_code else service)
 
 
 class _Editor:
@@ -145,35 +213,41 @@ class _Editor:
 
     def __init__(self, root: Path) -> None:
         self.files: dict[Path, bytes | None] = {}
+        self.notes: list[str] = []
         self._root = root
         self._problems: list[str] = []
 
     def edit(self, file: str, change: Callable[[str], str], *, by_hand: str) -> None:
         path = self._root / file
-        if not path.is_file():
+        if not path.is_file() and file != COMPOSE:
             return
         try:
             text = _read(path)
             changed = change(text)
-        except (CannotEditError, UnicodeDecodeError) as error:
+        except (CannotEditError, FileNotFoundError, RecursionError, UnicodeDecodeError) as error:
             self._problems.append(f"{file}: {error}. Do it by hand, then try again: {by_hand}")
         else:
             if changed != text:
                 self.files[path] = changed.encode()
 
-    def plan(self, folder: Path) -> Plan:
+    def plan(self, service: Path, folder: Path, code: Path | None = None) -> Plan:
         if self._problems:
             raise CannotEditError("Nothing was changed.\n" + "\n".join(self._problems))
-        return Plan(self.files, folder)
+        return Plan(self.files, service, code, folder, self.notes)
 
 
 def carry_out(plan: Plan) -> None:
     """Write all files and remove the folder; on a failure or an interrupt all is as before."""
     before = {path: path.read_bytes() if path.is_file() else None for path in plan.files}
-    aside = plan.folder.with_name(f".{plan.folder.name}.removed")
+    aside = plan.service.with_name(f".{plan.service.name}.removed")
+    # A removal that was killed has left it.
     shutil.rmtree(aside, ignore_errors=True)
     _on_signals(_interrupt)
     try:
+        # First, since it is what tells of an addition that was killed.
+        if plan.code:
+            ignored = shutil.ignore_patterns("wiring")
+            shutil.copytree(plan.code, plan.service, symlinks=True, ignore=ignored)
         for path, content in plan.files.items():
             _set(path, content)
         if plan.folder.is_dir():
@@ -185,6 +259,8 @@ def carry_out(plan: Plan) -> None:
             aside.rename(plan.folder)
         for path, content in before.items():
             _set(path, content)
+        if plan.code:
+            shutil.rmtree(plan.service, ignore_errors=True)
         raise
     shutil.rmtree(aside, ignore_errors=True)
 
@@ -212,27 +288,40 @@ def _read(path: Path) -> str:
     return path.read_bytes().decode()
 
 
-def _add_to_compose(text: str, name: str, block: str, volume: str | None = None) -> str:
-    if name in (compose_services.load(text).get("services") or {}):
-        return text
-    return compose_services.add(text, name, block, volume)
-
-
 def _remove_from_compose(text: str, name: str) -> str:
-    model = compose_services.load(text)
-    if name in (model.get("services") or {}) and not _is_ours(model, name):
+    services = compose_services.load(text).get("services") or {}
+    if name in services and not _is_ours(services[name], name):
         message = f"its service {name} is none of services/"
         raise CannotEditError(message)
     return compose_services.remove(text, name, volume_of(name))
 
 
-def _free_ports(root: Path) -> dict[str, int]:
-    """For each kind of port on this machine the one after the highest in use."""
-    text = "\n".join(_read(root / file) for file in OVERRIDES if (root / file).is_file())
+def _ports(root: Path, name: str) -> dict[str, int]:
+    """A port of this machine for each mark: the one that the service has, or else a free one."""
+    used, own = set(), {}
+    for file in (COMPOSE, *OVERRIDES):
+        for key, service in _services(root, file).items():
+            for inside, published in _published(service):
+                used.add(published)
+                if key == name:
+                    own[inside] = published
     return {
-        mark: max([inside - 1, *map(int, re.findall(rf":(\d+):{inside}\b", text))]) + 1
+        mark: own.get(inside) or next(p for p in itertools.count(inside) if p not in used)
         for mark, inside in PORTS.items()
     }
+
+
+def _published(service: object) -> Iterator[tuple[int, int]]:
+    """The ports of a service, each as that of the container and that of this machine."""
+    ports = service.get("ports") if isinstance(service, dict) else None
+    if isinstance(ports, tuple):  # with one of Compose's tags
+        ports = ports[1]
+    for port in ports if isinstance(ports, list) else []:
+        short = port
+        if isinstance(port, dict):
+            short = f"{port.get('published')}:{port.get('target')}"
+        if found := re.search(r"(\d+)\}?:(\d+)(/\w+)?$", str(short)):
+            yield int(found[2]), int(found[1])
 
 
 # Files of lines
@@ -331,17 +420,20 @@ def add_configuration(text: str, entry: str) -> str:
     if any(item.get("name") == new["name"] for item in before["configurations"]):
         return text
     newline = "\r\n" if "\r\n" in text else "\n"
+    if re.search(r"^\t", text, re.MULTILINE):
+        entry = re.sub(r"^ +", lambda found: "\t" * (len(found[0]) // 2), entry, flags=re.MULTILINE)
     entry = newline + entry.rstrip("\n").replace("\n", newline)
     start, end, entries = _configurations(text)
-    if not entries:
-        closing = "" if newline in text[start:end] else f"{newline}  "
-        result = text[:start] + entry + closing + text[start:]
-    elif _code(text)[entries[-1][1] : end].lstrip().startswith(","):
-        at = _code(text).index(",", entries[-1][1]) + 1
-        result = f"{text[:at]}{entry},{text[at:]}"
-    else:
-        at = entries[-1][1]
-        result = f"{text[:at]},{entry}{text[at:]}"
+    result = text[:start] + entry + text[start:]
+    if entries:
+        at, code = entries[-1][1], _code(text)
+        comma = re.match(r"\s*,", code[at:end])
+        at += comma.end() if comma else 0
+        # A comment on the line of the entry before belongs to that one.
+        line = text.find(newline, at, end)
+        goes = line if line != -1 and not code[at:line].strip() else at
+        before_it, after_it = ("", ",") if comma else (",", "")
+        result = text[:at] + before_it + text[at:goes] + entry + after_it + text[goes:]
     return _proved(result, {**before, "configurations": [*before["configurations"], new]})
 
 
@@ -352,20 +444,17 @@ def remove_configuration(text: str, name: str) -> str:
     if name not in names:
         return text
     index = names.index(name)
-    start, end, entries = _configurations(text)
+    _, end, entries = _configurations(text)
     first, last = entries[index]
     code = _code(text)
-    follows = re.match(r"\s*,", code[last:end])
-    if len(entries) == 1:
-        if not text[start:first].strip() and not text[last:end].strip(" \t\r\n,"):
-            first, last = start, end
-    elif index == len(entries) - 1 and not follows:
-        first = code.rindex(",", start, first)
-    else:
-        first -= len(text[start:first]) - len(text[start:first].rstrip())
-        last += follows.end() if follows else 0
+    kept = re.sub(r"(\r?\n)?[ \t]*\Z", "", text[:first])
+    if follows := re.match(r"\s*,", code[last:end]):
+        last += follows.end()
+    elif index > 0:
+        comma = code.index(",", entries[index - 1][1])
+        kept = kept[:comma] + kept[comma + 1 :]
     left = [item for item in before["configurations"] if item.get("name") != name]
-    return _proved(text[:first] + text[last:], {**before, "configurations": left})
+    return _proved(kept + text[last:], {**before, "configurations": left})
 
 
 def _proved(text: str, expected: dict[str, Any]) -> str:
@@ -395,7 +484,10 @@ def _configurations(text: str) -> tuple[int, int, list[tuple[int, int]]]:
     code, depth, opened = _code(text), 0, 0
     entries: list[tuple[int, int]] = []
     keys = [found.start() for found in re.finditer('"configurations"', text)]
-    at = next(key for key in keys if code[key] == '"' and _depth(code[:key]) == 1)
+    at = next((key for key in keys if code[key] == '"' and _depth(code[:key]) == 1), None)
+    if at is None:
+        message = "its list `configurations` is written in an unusual way"
+        raise CannotEditError(message)
     start = code.index("[", at) + 1
     for position in range(start, len(code)):
         if code[position] in "[{":
@@ -439,10 +531,15 @@ def _code(text: str) -> str:
 
 
 def _show(plan: Plan) -> None:
-    for path, content in sorted(plan.files.items()):
+    files = dict(plan.files)
+    if code := plan.code:
+        for path in filter(Path.is_file, code.rglob("*")):
+            if "wiring" not in path.relative_to(code).parts:
+                files[plan.service / path.relative_to(code)] = path.read_bytes()
+    for path, content in sorted(files.items()):
         file = path.relative_to(ROOT).as_posix()
         old = _read(path).splitlines(keepends=True) if path.is_file() else []
-        new = content.decode().splitlines(keepends=True) if content is not None else []
+        new = (content or b"").decode(errors="replace").splitlines(keepends=True)
         names = (file if old else "/dev/null", file if content is not None else "/dev/null")
         sys.stdout.writelines(
             line if line.endswith("\n") else f"{line}\n"
@@ -457,6 +554,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Wire a service into the repository or out of it.")
     parser.add_argument("action", choices=["add", "remove"])
     parser.add_argument("name")
+    parser.add_argument("--code", type=Path, help="where the new service is, if elsewhere")
     parser.add_argument("--keep-code", action="store_true", help="leave the code where it is")
     parser.add_argument("--dry-run", action="store_true", help="show the changes, make none")
     options = parser.parse_args(arguments)
@@ -464,16 +562,20 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"{options.name!r} is no name of a service")
     try:
         if options.action == "add":
-            plan = plan_addition(ROOT, options.name)
+            code = options.code or ROOT / "services" / options.name
+            plan = plan_addition(ROOT, options.name, code.resolve())
         else:
             plan = plan_removal(ROOT, options.name, keep_code=options.keep_code)
         if options.dry_run:
             _show(plan)
-            return 0
-        carry_out(plan)
+        else:
+            carry_out(plan)
     except (CannotEditError, OSError, UnicodeDecodeError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
+    sys.stdout.writelines(f"{note}\n" for note in plan.notes)
+    if options.dry_run:
+        return 0
     for path, content in sorted(plan.files.items()):
         what = "removed" if content is None else "written"
         sys.stdout.write(f"  {path.relative_to(ROOT).as_posix()} {what}\n")
