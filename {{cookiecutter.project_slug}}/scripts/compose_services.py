@@ -54,7 +54,7 @@ def add(text: str, name: str, block: str, volume: str | None = None) -> str:
     """
     file = _File(text)
     expected = dict(file.model)
-    services, volumes = _mapping(file.model, "services"), _mapping(file.model, "volumes")
+    services, volumes = entries(file.model, "services"), entries(file.model, "volumes")
     if name not in services:
         if volume in volumes:
             message = f"a volume {volume} is there already"
@@ -71,7 +71,7 @@ def remove(text: str, name: str, volume: str | None = None) -> str:
     """The text without the service, and without its volume unless another service uses it."""
     file = _File(text)
     expected = dict(file.model)
-    services, volumes = _mapping(file.model, "services"), _mapping(file.model, "volumes")
+    services, volumes = entries(file.model, "services"), entries(file.model, "volumes")
     others = {key: value for key, value in services.items() if key != name}
     if name in services:
         for other, definition in others.items():
@@ -88,14 +88,9 @@ def remove(text: str, name: str, volume: str | None = None) -> str:
     return file.edited(expected)
 
 
-def _mapping(model: dict[str, Any], section: str) -> dict[str, Any]:
-    value = model.get(section)
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        message = f"its section {section} is no mapping"
-        raise CannotEditError(message)
-    return value
+def entries(model: dict[str, Any], section: str) -> dict[str, Any]:
+    """What a section of a model holds."""
+    return model.get(section) or {}
 
 
 def _depends(definition: object, name: str) -> bool:
@@ -163,6 +158,10 @@ class _File:
                     raise CannotEditError(message)
                 self._sections[key.value] = (key, _copy(value))
             model: dict[str, Any] = loader.construct_document(root)
+            for section in ("services", "volumes"):
+                if not isinstance(entries(model, section), dict):
+                    message = f"its section {section} is no mapping"
+                    raise CannotEditError(message)
         except yaml.YAMLError as error:
             message = f"it is no valid YAML: {error}"
             raise CannotEditError(message) from error
@@ -233,19 +232,19 @@ class _File:
     def delete(self, section: str, name: str) -> bool:
         """Take an entry out; False when the whole section, now empty, went with it."""
         found = self._find(section)
-        entries = found[1].value if found is not None else []
-        entry = next(((k, v) for k, v in entries if k.value == name), None)
+        pairs = found[1].value if found is not None else []
+        entry = next(((k, v) for k, v in pairs if k.value == name), None)
         if found is None or entry is None:
             message = f"{name} is not written in its section {section}"
             raise CannotEditError(message)
         section_key, mapping = found
         if mapping.flow_style:
-            self._delete_flow(section, mapping, entries.index(entry))
+            self._delete_flow(section, mapping, pairs.index(entry))
             return True
         key, value = entry
         start = key.start_mark.line
         end = self._end_of(value, deeper_than=key.start_mark.column, at_least=start + 1)
-        if len(entries) > 1:
+        if len(pairs) > 1:
             if not self._lines[start - 1].strip() and section == "services":
                 start -= 1
             self._edits.append((start, end - start, []))
@@ -326,13 +325,13 @@ class _File:
     def _delete_flow(self, section: str, mapping: Any, index: int) -> None:  # noqa: ANN401
         line, _ = self._flow_end(section, mapping)
         text = self._lines[line]
-        entries = mapping.value
-        key, value = entries[index]
+        pairs = mapping.value
+        key, value = pairs[index]
         start, end = key.start_mark.column, value.end_mark.column
         if index:
-            start = entries[index - 1][1].end_mark.column
-        elif len(entries) > 1:
-            end = entries[index + 1][0].start_mark.column
+            start = pairs[index - 1][1].end_mark.column
+        elif len(pairs) > 1:
+            end = pairs[index + 1][0].start_mark.column
         self._replace(line, text[:start] + text[end:])
 
     def _has_blank_lines(self, mapping: Any) -> bool:  # noqa: ANN401 - a yaml.MappingNode

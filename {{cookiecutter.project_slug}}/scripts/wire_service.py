@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import compose_services
-from compose_services import CannotEditError, replace_file
+from compose_services import CannotEditError, entries, replace_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -77,15 +77,16 @@ def what_is_taken(root: Path, name: str) -> str | None:
 
 
 def _taken(root: Path, name: str) -> Iterator[str]:
-    model, cure = _load(root, COMPOSE), ""
-    for file in (COMPOSE, *OVERRIDES):
-        services = _services(root, file)
+    models = {file: _load(root, file) for file in (COMPOSE, *OVERRIDES)}
+    for file, model in models.items():
+        services = entries(model, "services")
         if name in services and not _is_ours(services[name], name):
             yield f"{file} has a service {name}"
-    if name in _services(root, COMPOSE):
+    cure = ""
+    if name in entries(models[COMPOSE], "services"):
         cure = f"; if its addition was interrupted, run scripts/remove-service.sh {name}"
     else:
-        if volume_of(name) in (model.get("volumes") or {}):
+        if volume_of(name) in entries(models[COMPOSE], "volumes"):
             yield f"{COMPOSE} has a volume {volume_of(name)}"
         for file, heading in ((ENV_EXAMPLE, f"# --- {name} ---"), (TOPICS, f"## {name}")):
             if heading in _load(root, file):
@@ -112,11 +113,6 @@ def _load(root: Path, file: str) -> Any:  # noqa: ANN401 - a model or lines
     except (OSError, UnicodeDecodeError, RecursionError, CannotEditError) as error:
         message = f"{file} cannot be read: {error}"
         raise CannotEditError(message) from error
-
-
-def _services(root: Path, file: str) -> dict[str, Any]:
-    services = _load(root, file).get("services")
-    return services if isinstance(services, dict) else {}
 
 
 def _is_ours(service: object, name: str) -> bool:
@@ -185,17 +181,19 @@ def plan_removal(root: Path, name: str, *, keep_code: bool = False) -> Plan:
     service = root / "services" / name
     editor = _Editor(root)
 
-    def remove_override(file: str, text: str) -> str:
-        services = compose_services.load(text).get("services") or {}
+    def take_out(file: str, text: str) -> str:
+        services = entries(compose_services.load(text), "services")
         if name in services and not _is_ours(services[name], name):
-            note = f"{file}: its service {name} stays, since it does not mount services/{name}"
-            editor.notes.append(note)
+            message = f"its service {name} is none of services/"
+            if file == COMPOSE:
+                raise CannotEditError(message)
+            editor.notes.append(f"{file}: {message}, and stays")
             return text
-        return compose_services.remove(text, name)
+        volume = volume_of(name) if file == COMPOSE else None
+        return compose_services.remove(text, name, volume)
 
     changes: dict[str, Callable[[str], str]] = {
-        COMPOSE: lambda text: _remove_from_compose(text, name),
-        **{file: functools.partial(remove_override, file) for file in OVERRIDES},
+        **{file: functools.partial(take_out, file) for file in (COMPOSE, *OVERRIDES)},
         LAUNCH: lambda text: remove_configuration(text, title_of(name)),
     }
     if not keep_code:
@@ -288,19 +286,11 @@ def _read(path: Path) -> str:
     return path.read_bytes().decode()
 
 
-def _remove_from_compose(text: str, name: str) -> str:
-    services = compose_services.load(text).get("services") or {}
-    if name in services and not _is_ours(services[name], name):
-        message = f"its service {name} is none of services/"
-        raise CannotEditError(message)
-    return compose_services.remove(text, name, volume_of(name))
-
-
 def _ports(root: Path, name: str) -> dict[str, int]:
     """A port of this machine for each mark: the one that the service has, or else a free one."""
     used, own = set(), {}
     for file in (COMPOSE, *OVERRIDES):
-        for key, service in _services(root, file).items():
+        for key, service in entries(_load(root, file), "services").items():
             for inside, published in _published(service):
                 used.add(published)
                 if key == name:
@@ -423,10 +413,10 @@ def add_configuration(text: str, entry: str) -> str:
     if re.search(r"^\t", text, re.MULTILINE):
         entry = re.sub(r"^ +", lambda found: "\t" * (len(found[0]) // 2), entry, flags=re.MULTILINE)
     entry = newline + entry.rstrip("\n").replace("\n", newline)
-    start, end, entries = _configurations(text)
+    start, end, spans = _configurations(text)
     result = text[:start] + entry + text[start:]
-    if entries:
-        at, code = entries[-1][1], _code(text)
+    if spans:
+        at, code = spans[-1][1], _code(text)
         comma = re.match(r"\s*,", code[at:end])
         at += comma.end() if comma else 0
         # A comment on the line of the entry before belongs to that one.
@@ -444,14 +434,14 @@ def remove_configuration(text: str, name: str) -> str:
     if name not in names:
         return text
     index = names.index(name)
-    _, end, entries = _configurations(text)
-    first, last = entries[index]
+    _, end, spans = _configurations(text)
+    first, last = spans[index]
     code = _code(text)
     kept = re.sub(r"(\r?\n)?[ \t]*\Z", "", text[:first])
     if follows := re.match(r"\s*,", code[last:end]):
         last += follows.end()
     elif index > 0:
-        comma = code.index(",", entries[index - 1][1])
+        comma = code.index(",", spans[index - 1][1])
         kept = kept[:comma] + kept[comma + 1 :]
     left = [item for item in before["configurations"] if item.get("name") != name]
     return _proved(kept + text[last:], {**before, "configurations": left})
@@ -471,8 +461,8 @@ def _load_jsonc(text: str) -> dict[str, Any]:
     except ValueError as error:
         message = f"it is no valid JSON: {error}"
         raise CannotEditError(message) from error
-    entries = model.get("configurations") if isinstance(model, dict) else None
-    if not isinstance(entries, list) or not all(isinstance(item, dict) for item in entries):
+    items = model.get("configurations") if isinstance(model, dict) else None
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         message = "it has no list `configurations`"
         raise CannotEditError(message)
     result: dict[str, Any] = model
@@ -482,7 +472,7 @@ def _load_jsonc(text: str) -> dict[str, Any]:
 def _configurations(text: str) -> tuple[int, int, list[tuple[int, int]]]:
     """Where the inside of the list `configurations` begins and ends, and each of its entries."""
     code, depth, opened = _code(text), 0, 0
-    entries: list[tuple[int, int]] = []
+    spans: list[tuple[int, int]] = []
     keys = [found.start() for found in re.finditer('"configurations"', text)]
     at = next((key for key in keys if code[key] == '"' and _depth(code[:key]) == 1), None)
     if at is None:
@@ -496,9 +486,9 @@ def _configurations(text: str) -> tuple[int, int, list[tuple[int, int]]]:
         elif code[position] in "]}":
             depth -= 1
             if depth < 0:
-                return start, position, entries
+                return start, position, spans
             if depth == 0:
-                entries.append((opened, position + 1))
+                spans.append((opened, position + 1))
     raise AssertionError
 
 
