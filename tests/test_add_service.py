@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import shlex
 import shutil
 import signal
@@ -21,7 +22,7 @@ from tests.baked import SERVICE_TEMPLATE, BakedProject, user_environment
 from tests.combinations import OPTIONS
 from tests.conftest import Bake, Cookiecutter
 from tests.rendering import render, typed_context
-from tests.tools import needs
+from tests.tools import needs, path_without
 
 pytestmark = pytest.mark.real
 
@@ -152,6 +153,56 @@ def test_dry_run_shows_all_and_changes_nothing(repository: BakedProject) -> None
             assert f"+++ {name}" in shown, name
 
 
+def test_dry_run_needs_no_git_and_leaves_an_override_that_is_a_link(
+    repository: BakedProject, tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "override.yml"
+    shutil.copy(repository.file("docker-compose.override.example.yml"), elsewhere)
+    repository.file("docker-compose.override.yml").symlink_to(elsewhere)
+    before, override = tree(repository), elsewhere.read_bytes()
+    shown = repository.run(
+        *("scripts/new-service.sh", "soil-moisture", "--dry-run"),
+        env={"PATH": path_without("git", folder=tmp_path / "bin")},
+    ).stdout
+    for name in ("docker-compose.override.yml", "services/soil-moisture/main.py"):
+        assert f"+++ {name}\n" in shown
+    assert elsewhere.read_bytes() == override
+    assert tree(repository) == before
+
+
+def write_override(project: BakedProject, services: str) -> None:
+    project.file("docker-compose.override.yml").write_text(f"services:\n{services}")
+
+
+MINE = """\
+  soil-moisture:
+    volumes: ["./services/soil-moisture:/live:ro"]
+    ports: ["127.0.0.1:5999:5678"]
+"""
+OTHERS = """\
+  a:
+    ports: ["5679:5678"]
+  b:
+    ports: !override
+      - target: 5678
+        published: "5680"
+  c:
+    ports: ["127.0.0.1:${PORT:-5681}:80/tcp"]
+"""
+
+
+@pytest.mark.parametrize(("services", "port"), [(MINE, 5999), (OTHERS, 5682)])
+def test_the_debugger_has_the_port_that_it_had_or_one_that_is_free(
+    repository: BakedProject, services: str, port: int
+) -> None:
+    write_override(repository, services)
+    add(repository, "soil-moisture")
+    launch = repository.json(".vscode/launch.json")["configurations"]
+    assert [entry["connect"]["port"] for entry in launch] == [5678, port]
+    example = repository.yaml("docker-compose.override.example.yml")["services"]["soil-moisture"]
+    assert example["ports"] == [f"127.0.0.1:{port}:5678"]
+
+
 def test_help_and_wrong_usage(repository: BakedProject) -> None:
     for script in ("new-service.sh", "remove-service.sh"):
         assert "Usage" in repository.run(f"scripts/{script}", "--help").stdout
@@ -190,6 +241,107 @@ def test_removed_it_leaves_no_trace(repository: BakedProject, kind: str, variant
     repository.run("scripts/remove-service.sh", "a-second", "--yes")
     assert tree(repository) == first
     repository.run("scripts/remove-service.sh", "soil-moisture", "--yes")
+    assert tree(repository) == before
+
+
+def no_named_volumes(text: str) -> str:
+    start, end = text.index("\nvolumes:\n"), text.index("\nnetworks:\n")
+    return re.sub(r"- (\w+_data:)", r"- ./.data/\1", text[:start] + text[end:])
+
+
+def volumes_first(text: str) -> str:
+    start, end = text.index("\nvolumes:\n"), text.index("\nnetworks:\n")
+    rest = text[:start] + text[end:]
+    return rest.replace("\nservices:\n", f"{text[start:end]}\nservices:\n")
+
+
+# Each is what becomes of the generated Compose file in some repository.
+LIVED_IN: dict[str, Callable[[str], str]] = {
+    "comments everywhere": lambda text: re.sub(
+        r"^( *)([^#\n]+)$", r"\1# above\n\1\2  # beside\n\1  # below", text, flags=re.MULTILINE
+    ),
+    "anchors and profiles": lambda text: text.replace(
+        "\nvolumes:\n",
+        "\n  db: &db\n    image: x\n    profiles: [dev]\n  copy:\n    <<: *db\n\nvolumes: &v\n",
+    ),
+    "a section of one's own after all others": lambda text: (
+        f"{text}\nconfigs:\n  c: {{content: x}}\n"
+    ),
+    "four spaces": lambda text: re.sub(
+        r"^ +", r"\g<0>\g<0>", re.sub(r"(path: .+)\n +(.+)", r"{\1, \2}", text), flags=re.MULTILINE
+    ),
+    "Windows": lambda text: text.replace("\n", "\r\n"),
+    "no final newline": lambda text: text.removesuffix("\n"),
+    "no named volumes": no_named_volumes,
+    "volumes first": volumes_first,
+    "volumes last": lambda text: (
+        text.replace("\nnetworks:\n  internal:\n    driver: bridge\n", "")
+        + "\nnetworks: {internal: {}}\n"
+    ),
+    "volumes in flow style": lambda text: re.sub(
+        r"\nvolumes:\n(  \w+:\n)+", "\nvolumes: { mqtt_data: {}, example_service_data: {} }\n", text
+    ),
+    "long form": lambda text: text.replace(
+        "- example_service_data:/app/data",
+        "- type: volume\n        source: example_service_data\n        target: /app/data",
+    ),
+}
+
+
+@needs("docker")
+@pytest.mark.parametrize("change", LIVED_IN.values(), ids=LIVED_IN)
+def test_a_repository_that_has_lived_for_a_while(
+    bake_copy: Bake, change: Callable[[str], str]
+) -> None:
+    """With the service and without it Compose takes the file, and the rest of it is as it was."""
+    project = bake_copy(include_influxdb=False)
+    before = project.read("docker-compose.yml")
+    edit(project, "docker-compose.yml", change)
+    changed = project.read("docker-compose.yml")
+    assert changed != before
+    add(project, "soil-moisture")
+    config = project.run("docker", "compose", "config", "--format", "json").stdout
+    service = json.loads(config)["services"]["soil-moisture"]
+    assert service["build"]["dockerfile"] == "services/soil-moisture/Dockerfile"
+    assert [mount["target"] for mount in service["volumes"]] == ["/app/shared", "/app/data"]
+    rest = iter(project.read("docker-compose.yml"))
+    assert all(character in rest for character in changed)
+    project.run("scripts/remove-service.sh", "soil-moisture", "--yes")
+    assert project.read("docker-compose.yml") == changed
+
+
+def test_a_block_of_ones_own_stays(repository: BakedProject) -> None:
+    add(repository, "soil-moisture")
+    write_override(repository, "  soil-moisture:\n    image: nginx\n")
+    own = repository.read("docker-compose.override.yml")
+    done = repository.run("scripts/remove-service.sh", "soil-moisture", "--yes")
+    assert "docker-compose.override.yml: its service soil-moisture is none of" in done.stdout
+    assert repository.read("docker-compose.override.yml") == own
+    assert "soil-moisture" not in repository.read("docker-compose.override.example.yml")
+
+
+def test_without_the_compose_file_nothing_is_removed(repository: BakedProject) -> None:
+    add(repository, "soil-moisture")
+    repository.file("docker-compose.yml").rename(repository.file("compose.yaml"))
+    before = tree(repository)
+    done = repository.run("scripts/remove-service.sh", "soil-moisture", "--yes", check=False)
+    assert done.returncode == 1
+    assert "Nothing was changed.\ndocker-compose.yml: " in done.stderr
+    assert tree(repository) == before
+
+
+def test_data_is_not_deleted_without_docker(repository: BakedProject, tmp_path: Path) -> None:
+    add(repository, "soil-moisture")
+    before = tree(repository)
+    done = repository.run(
+        *("scripts/remove-service.sh", "soil-moisture", "--delete-data", "--yes"),
+        env={"PATH": path_without("docker", folder=tmp_path / "bin")},
+        check=False,
+    )
+    assert done.returncode == 1
+    assert (
+        done.stderr == "--delete-data needs Docker, which does not answer. Nothing was changed.\n"
+    )
     assert tree(repository) == before
 
 
@@ -464,6 +616,18 @@ def test_the_script_does_not_describe_what_was_not_described(repository: BakedPr
     assert "\n  scripts/new-service.sh soil-moisture --type poller\n" in done.stderr
 
 
+@pytest.mark.parametrize("description", ["soil-moisture, " + "x" * 100, " ", "a\x07b"])
+def test_every_description_that_was_given_is_checked(
+    repository: BakedProject, description: str
+) -> None:
+    before = tree(repository)
+    script = ("scripts/new-service.sh", "soil-moisture", "--description", description)
+    done = repository.run(*script, check=False)
+    assert done.returncode == 1
+    assert "  - --description: must " in done.stderr
+    assert tree(repository) == before
+
+
 def test_a_name_with_slashes_makes_no_folders(repository: BakedProject) -> None:
     before = tree(repository)
     for name in ("a/b", "../b", "/tmp/b", "."):
@@ -497,11 +661,34 @@ def take_test(project: BakedProject) -> None:
     project.file("tests/test_soil_moisture.py").touch()
 
 
+def take_override(project: BakedProject) -> None:
+    write_override(project, "  soil-moisture:\n    image: nginx\n")
+
+
+def take_entry(project: BakedProject) -> None:
+    entry = '{ "name": "Attach to soil-moisture", "type": "node" },'
+    edit(project, ".vscode/launch.json", lambda text: text.replace("[", f"[\n    {entry}", 1))
+
+
+def take_heading(project: BakedProject) -> None:
+    edit(project, ".env.example", lambda text: text + "# --- soil-moisture ---\nMINE='1'\n")
+
+
+def take_section(project: BakedProject) -> None:
+    edit(project, "docs/topics.md", lambda text: text + "\n## soil-moisture\n\nMine.\n")
+
+
+TAKE = [
+    *(take_service, take_compose_key, take_volume, take_test),
+    *(take_override, take_entry, take_heading, take_section),
+]
+
+
 def break_compose(project: BakedProject) -> None:
     edit(project, "docker-compose.yml", lambda text: text + "services: [\n")
 
 
-@pytest.mark.parametrize("take", [take_service, take_compose_key, take_volume, take_test])
+@pytest.mark.parametrize("take", TAKE)
 @pytest.mark.parametrize("options", [[], ["--overwrite-if-exists"]])
 def test_names_that_are_taken(
     repository: BakedProject,
@@ -519,6 +706,20 @@ def test_names_that_are_taken(
     )
     assert done.returncode != 0
     assert "soil" in done.stderr + done.stdout
+    assert tree(repository) == before
+
+
+@pytest.mark.parametrize("take", TAKE)
+def test_the_script_says_where_a_name_is_taken(
+    repository: BakedProject, take: Callable[[BakedProject], None]
+) -> None:
+    untouched = tree(repository)
+    take(repository)
+    before = tree(repository)
+    changed = {name for name, content in before.items() if untouched.get(name, b"none") != content}
+    done = repository.run("scripts/new-service.sh", "soil-moisture", check=False)
+    assert done.returncode == 1
+    assert any(name in done.stderr for name in changed)
     assert tree(repository) == before
 
 
@@ -577,7 +778,8 @@ import os, signal, sys
 
 def trap(function):
     def trapped(*arguments, **options):
-        if os.environ["TRAP_IN"] not in sys.modules:
+        # Once only: what cleans up afterwards is not to be caught.
+        if os.environ["TRAP_IN"] not in sys.modules or os.path.exists(os.environ["TRAP_FILE"]):
             return function(*arguments, **options)
         trap.count += 1
         at, when, what = os.environ["TRAP"].split(",")
@@ -590,14 +792,16 @@ def trap(function):
     return trapped
 
 def spring(what):
+    open(os.environ["TRAP_FILE"], "w").close()
     if what == "fail":
         raise OSError(28, "No space left on device")
     if what == "wait":
-        print("waiting", file=sys.stderr, flush=True)
-        open(os.environ["TRAP_FILE"], "w").close()
         signal.pause()
     else:
-        os.kill(os.getpid(), getattr(signal, what))
+        # The script leads the group.
+        who, _, number = what.rpartition(" ")
+        one = {"": os.getpid(), "cookiecutter": os.getppid(), "script": os.getpgrp(), "all": 0}
+        os.kill(one[who], getattr(signal, number))
 
 trap.count = 0
 for name in os.environ["TRAP_CALLS"].split(","):
@@ -698,6 +902,79 @@ def test_ctrl_c_and_a_closed_terminal_end_all_processes_and_leave_all_as_before(
     os.killpg(process.pid, number)
     assert process.wait(timeout=30) != 0
     assert tree(repository) == before
+
+
+def new_service(
+    project: BakedProject, environment: dict[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """The script as the leader of a group of processes, as on a terminal."""
+    return subprocess.run(
+        ["scripts/new-service.sh", "soil-moisture"],
+        cwd=project.path,
+        env=user_environment({**project.environment(), **environment}),
+        start_new_session=True,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("step", [1, 3, 6])
+@pytest.mark.parametrize(
+    "what", ["SIGKILL", "cookiecutter SIGTERM", "cookiecutter SIGKILL", "script SIGTERM"]
+)
+def test_when_one_process_is_ended_all_is_as_before_and_said(
+    repository: BakedProject,
+    trapped: Callable[[int, str, str], dict[str, str]],
+    what: str,
+    step: int,
+) -> None:
+    before = tree(repository)
+    done = new_service(repository, trapped(step, "after", what))
+    assert done.returncode > 0
+    assert "taking services/soil-moisture away again" in done.stderr
+    assert tree(repository) == before
+
+
+@pytest.mark.parametrize("step", [1, 6])
+def test_after_a_kill_of_all_the_removal_that_is_named_cleans_up(
+    repository: BakedProject, trapped: Callable[[int, str, str], dict[str, str]], step: int
+) -> None:
+    before = tree(repository)
+    assert new_service(repository, trapped(step, "after", "all SIGKILL")).returncode < 0
+    assert tree(repository) != before
+    again = repository.run("scripts/new-service.sh", "soil-moisture", check=False)
+    assert again.returncode == 1
+    assert "interrupted, first run scripts/remove-service.sh soil-moisture" in again.stderr
+    repository.run("scripts/remove-service.sh", "soil-moisture", "--yes")
+    assert tree(repository) == before
+
+
+@pytest.mark.parametrize("step", STEPS[:-1])
+def test_a_removal_that_was_killed_can_be_repeated(
+    repository: BakedProject,
+    trapped: Callable[[int, str, str], dict[str, str]],
+    step: int,
+) -> None:
+    before = tree(repository)
+    add(repository, "soil-moisture")
+    remove = ("scripts/remove-service.sh", "soil-moisture", "--yes")
+    killed = repository.run(*remove, env=trapped(step, "after", "SIGKILL"), check=False)
+    assert killed.returncode != 0
+    assert tree(repository) != before
+    repository.run(*remove)
+    assert tree(repository) == before
+
+
+def test_what_a_killed_removal_has_left_goes_with_the_next_addition(
+    repository: BakedProject, trapped: Callable[[int, str, str], dict[str, str]]
+) -> None:
+    add(repository, "soil-moisture")
+    added = tree(repository)
+    remove = ("scripts/remove-service.sh", "soil-moisture", "--yes")
+    repository.run(*remove, env=trapped(6, "after", "SIGKILL"), check=False)
+    assert repository.file("services/.soil-moisture.removed").is_dir()
+    add(repository, "soil-moisture")
+    assert tree(repository) == added
 
 
 # --- many ---------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ if [[ ! $name =~ ^[a-z][a-z0-9-]*$ ]] || {
 fi
 
 if $delete_data && ! $dry_run && ! docker info >/dev/null 2>&1; then
-  echo "--delete-data needs Docker, and it does not answer. Nothing was changed." >&2
+  echo "--delete-data needs Docker, which does not answer. Nothing was changed." >&2
   exit 1
 fi
 
