@@ -118,6 +118,30 @@ FAULTS = {
         "description=$description",
         "tests/test_hostile.py::test_the_description_of_a_new_service_is_text",
     ),
+    "a compose file that is not proved": Fault(
+        f"{GENERATED}/scripts/compose_services.py",
+        "if load(text) == expected:",
+        "if True:",
+        "tests/test_compose_services.py",
+    ),
+    "a block of the user's that is taken out": Fault(
+        f"{GENERATED}/scripts/wire_service.py",
+        ', and stays")\n            return text\n',
+        ', and stays")\n',
+        "tests/test_add_service.py::test_a_block_of_ones_own_stays",
+    ),
+    "an interrupted addition that stays": Fault(
+        f"{GENERATED}/scripts/new-service.sh",
+        "trap clean_up EXIT",
+        "trap 'rm -rf \"$scratch\"' EXIT",
+        "tests/test_add_service.py::test_when_one_process_is_ended_all_is_as_before_and_said",
+    ),
+    "data that is deleted without Docker": Fault(
+        f"{GENERATED}/scripts/remove-service.sh",
+        "if $delete_data && ! $dry_run && ",
+        "if false && ",
+        "tests/test_add_service.py::test_data_is_not_deleted_without_docker",
+    ),
     "a guide that names a file that is not there": Fault(
         f"{GENERATED}/docs/ARCHITECTURE_GUIDELINES.md",
         "`shared/state.py`",

@@ -9,6 +9,7 @@
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
 name='' type=poller description='' options=()
 while [ $# -gt 0 ]; do
   case $1 in
@@ -68,7 +69,7 @@ log=$("${cookiecutter[@]}" templates/service --no-input --output-dir "$scratch/s
   code=$?
   # What our own hooks say; cookiecutter's traceback tells nothing more.
   said=$(sed -e '/^Traceback/,/^[A-Za-z.]*Exception/d' -e '/^ERROR: Stopping generation/d' -e '/^Hook script failed/d' <<<"$log")
-  printf '%s\n' "${said:-${log:-cookiecutter ended with exit code $code}}" >&2
+  printf '%s\n' "${said:-cookiecutter ended with exit code $code: ${log##*$'\n'}}" >&2
   exit 1
 }
 
