@@ -176,7 +176,7 @@ def write_override(project: BakedProject, services: str) -> None:
 
 MINE = """\
   soil-moisture:
-    volumes: ["./services/soil-moisture:/live:ro"]
+    volumes: !override ["./services/soil-moisture:/live:ro"]
     ports: ["127.0.0.1:5999:5678"]
 """
 OTHERS = """\
@@ -410,11 +410,15 @@ def test_removal_asks_first(repository: BakedProject) -> None:
     assert tree(repository) == before
 
 
+@needs("git")
 @pytest.mark.parametrize(("answer", "goes"), [("y\n", True), ("n\n", False), ("\n", False)])
 def test_on_a_terminal_the_answer_decides(
     repository: BakedProject, answer: str, goes: bool
 ) -> None:
     add(repository, "soil-moisture")
+    repository.run("git", "add", "--all")
+    repository.run("git", "commit", "--quiet", "--no-verify", "--message", "Soil")
+    edit(repository, "tests/test_soil_moisture.py", lambda text: text + "# Mine\n")
     before = tree(repository)
     terminal, its_other_end = pty.openpty()
     os.write(terminal, answer.encode())

@@ -119,14 +119,21 @@ def _is_ours(service: object, name: str) -> bool:
     """Whether a service builds or mounts the code in services/NAME."""
     if not isinstance(service, dict):
         return False
-    build, mounts = service.get("build"), service.get("volumes")
+    build = service.get("build")
     dockerfile = build.get("dockerfile") if isinstance(build, dict) else None
     sources = [
         mount.get("source") if isinstance(mount, dict) else str(mount).split(":")[0]
-        for mount in (mounts if isinstance(mounts, list) else [])
+        for mount in _items(service, "volumes")
     ]
     ours = f"services/{name}"
     return str(dockerfile).removeprefix("./") == f"{ours}/Dockerfile" or f"./{ours}" in sources
+
+
+def _items(service: dict[str, Any], key: str) -> list[Any]:
+    """A list in a service, with or without one of Compose's tags."""
+    value = service.get(key)
+    value = value[1] if isinstance(value, tuple) else value
+    return value if isinstance(value, list) else []
 
 
 def plan_addition(root: Path, name: str, code: Path) -> Plan:
@@ -303,10 +310,7 @@ def _ports(root: Path, name: str) -> dict[str, int]:
 
 def _published(service: object) -> Iterator[tuple[int, int]]:
     """The ports of a service, each as that of the container and that of this machine."""
-    ports = service.get("ports") if isinstance(service, dict) else None
-    if isinstance(ports, tuple):  # with one of Compose's tags
-        ports = ports[1]
-    for port in ports if isinstance(ports, list) else []:
+    for port in _items(service, "ports") if isinstance(service, dict) else []:
         short = port
         if isinstance(port, dict):
             short = f"{port.get('published')}:{port.get('target')}"
