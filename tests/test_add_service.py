@@ -939,16 +939,39 @@ def test_when_one_process_is_ended_all_is_as_before_and_said(
     assert tree(repository) == before
 
 
-@pytest.mark.parametrize("step", [1, 6])
+@pytest.mark.parametrize(("step", "when"), [(1, "before"), (1, "after"), (6, "after")])
 def test_after_a_kill_of_all_the_removal_that_is_named_cleans_up(
-    repository: BakedProject, trapped: Callable[[int, str, str], dict[str, str]], step: int
+    repository: BakedProject,
+    trapped: Callable[[int, str, str], dict[str, str]],
+    step: int,
+    when: str,
 ) -> None:
     before = tree(repository)
-    assert new_service(repository, trapped(step, "after", "all SIGKILL")).returncode < 0
+    assert new_service(repository, trapped(step, when, "all SIGKILL")).returncode < 0
     assert tree(repository) != before
     again = repository.run("scripts/new-service.sh", "soil-moisture", check=False)
     assert again.returncode == 1
     assert "interrupted, first run scripts/remove-service.sh soil-moisture" in again.stderr
+    repository.run("scripts/remove-service.sh", "soil-moisture", "--yes")
+    assert tree(repository) == before
+
+
+def test_after_a_late_kill_of_the_hook_the_template_names_the_removal(
+    repository: BakedProject,
+    cookiecutter: Cookiecutter,
+    trapped: Callable[[int, str, str], dict[str, str]],
+) -> None:
+    before = tree(repository)
+    killed = trapped(6, "after", "SIGKILL")
+    for environment in (killed, {}):
+        done = cookiecutter(
+            output=repository.path / "services",
+            template=repository.file("templates/service"),
+            env=environment,
+            service_name="Soil Moisture",
+        )
+        assert done.returncode != 0
+    assert "was interrupted, run scripts/remove-service.sh soil-moisture" in done.stderr
     repository.run("scripts/remove-service.sh", "soil-moisture", "--yes")
     assert tree(repository) == before
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _INDENT = 2
 
@@ -399,14 +400,19 @@ def _reindent(lines: list[str], indent: int) -> list[str]:
     return result
 
 
+def temporary_of(path: Path) -> Path:
+    """What stands beside a file while it is written, and stays when that is killed."""
+    path = path.resolve()
+    return path.with_name(f".{path.name}.new")
+
+
 def replace_file(path: Path, content: bytes) -> None:
     """Write a file in one step, with the mode it had; a symbolic link stays one."""
     path = path.resolve()
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
+    temporary = temporary_of(path)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
+        temporary.touch(0o600)
+        temporary.write_bytes(content)
         temporary.chmod(path.stat().st_mode & 0o7777 if path.exists() else 0o666 & ~_umask())
         temporary.replace(path)
     except BaseException:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import compose_services
-from compose_services import CannotEditError, entries, replace_file
+from compose_services import CannotEditError, entries, replace_file, temporary_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -244,9 +244,12 @@ class _Editor:
 def carry_out(plan: Plan) -> None:
     """Write all files and remove the folder; on a failure or an interrupt all is as before."""
     before = {path: path.read_bytes() if path.is_file() else None for path in plan.files}
-    aside = plan.service.with_name(f".{plan.service.name}.removed")
-    # A removal that was killed has left it.
+    root, name = plan.service.parent.parent, plan.service.name
+    aside = plan.service.with_name(f".{name}.removed")
+    # What stays when this is killed.
     shutil.rmtree(aside, ignore_errors=True)
+    for file in (COMPOSE, *OVERRIDES, ENV_EXAMPLE, TOPICS, LAUNCH, test_of(name)):
+        temporary_of(root / file).unlink(missing_ok=True)
     _on_signals(_interrupt)
     try:
         # First, since it is what tells of an addition that was killed.
