@@ -105,6 +105,18 @@ FAULTS = {
         "",
         "tests/test_structure.py::test_containers_are_locked_down",
     ),
+    "a service that may start any number of processes": Fault(
+        f"{GENERATED}/docker-compose.yml",
+        "  pids_limit: 128\n",
+        "",
+        "tests/test_structure.py::test_containers_are_locked_down",
+    ),
+    "packages that nobody has checked": Fault(
+        "service-template/{{cookiecutter.service_slug}}/Dockerfile",
+        " --require-hashes",
+        "",
+        "tests/test_structure.py::test_containers_are_locked_down",
+    ),
     "an action by its tag": Fault(
         f"{GENERATED}/.github/workflows/ci.yml",
         r"@[0-9a-f]{40} # (v\d+)",
