@@ -152,6 +152,42 @@ def test_a_tool_that_does_not_run_is_told(bake_copy: Bake, tmp_path: Path) -> No
         assert "does not run" in findings[name]["detail"]
 
 
+@pytest.mark.parametrize(
+    ("engine", "compose", "status"),
+    [
+        ("24.0.9", "2.23.3", "FAIL"),
+        ("25.0.0-rc.1", "v2.24.0-desktop.1", "PASS"),
+        ("100.1", "3.0", "PASS"),
+    ],
+)
+@needs("git")
+def test_a_docker_that_is_too_old_is_told(
+    bake_copy: Bake, tmp_path: Path, engine: str, compose: str, status: str
+) -> None:
+    docker = tmp_path / "docker"
+    docker.write_text(
+        "#!/bin/sh\ncase $1 in\n"
+        f"version) echo {engine} ;;\ncompose) echo Docker Compose version {compose} ;;\n"
+        "*) exit 1 ;;\nesac\n"
+    )
+    docker.chmod(0o755)
+    findings = doctor(bake_copy(), PATH=f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    for name in ("docker", "docker compose"):
+        assert findings[name]["status"] == status, findings[name]
+
+
+@needs("git")
+def test_what_containers_cannot_read_is_told(bake_copy: Bake) -> None:
+    project = bake_copy()
+    assert doctor(project)["permissions"]["status"] == "PASS"
+    for name in ("shared/log.py", "infrastructure/mosquitto"):
+        project.run("chmod", "go=", name)
+        finding = doctor(project)["permissions"]
+        assert (finding["status"], name in finding["detail"]) == ("FAIL", True)
+        project.run("sh", "-c", finding["fix"])
+        assert doctor(project)["permissions"]["status"] == "PASS"
+
+
 @needs("git")
 def test_hooks_that_are_kept_elsewhere(bake_copy: Bake, tmp_path: Path) -> None:
     project = bake_copy()
@@ -225,14 +261,16 @@ def test_the_record_by_hand(bake_copy: Bake) -> None:
 def test_doctor_sees_an_old_base_image(bake_copy: Bake) -> None:
     project = bake_copy()
     name = "doctor-test-base:latest"
-    env: dict[str, str | None] = {"BASE_IMAGE": name}
+    with project.file(".env").open("a") as stream:
+        stream.write(f"BASE_IMAGE='{name}'\n")
     try:
-        assert doctor(project, **env)["base image"]["status"] == "WARN"
-        project.run("scripts/build-base.sh", "--quiet", env=env, timeout=600)
-        assert doctor(project, **env)["base image"]["status"] == "PASS"
+        assert doctor(project)["base image"]["status"] == "WARN"
+        built = project.run("scripts/build-base.sh", "--quiet", timeout=600).stdout
+        assert f"Built {name}\n" in built
+        assert doctor(project)["base image"]["status"] == "PASS"
         with project.file("base/requirements.txt").open("a") as stream:
             stream.write("# newer\n")
-        assert doctor(project, **env)["base image"]["status"] == "FAIL"
+        assert doctor(project)["base image"]["status"] == "FAIL"
     finally:
         run("docker", "image", "rm", "--force", name, check=False)
 

@@ -22,14 +22,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 _COLOURS = {"PASS": 32, "WARN": 33, "FAIL": 31}
-# Tool, how it tells its version, whether it is needed, what for.
+# Tool, how it tells its version, the oldest that will do, whether it is needed, what for.
 _TOOLS = [
-    ("git", ["git", "--version"], True, "history and hooks"),
-    ("docker", ["docker", "--version"], False, "containers"),
-    ("docker compose", ["docker", "compose", "version"], False, "containers"),
-    ("mosquitto", ["mosquitto", "-h"], False, "tests with a real broker"),
-    ("age", ["age", "--version"], False, "secrets"),
-    ("sops", ["sops", "--disable-version-check", "--version"], False, "secrets"),
+    ("git", ["git", "--version"], "", True, "history and hooks"),
+    # The server's: start_interval of a health check came with 25.
+    ("docker", ["docker", "version", "--format", "{{.Server.Version}}"], "25", False, "containers"),
+    # `required` of an env_file came with 2.24.
+    ("docker compose", ["docker", "compose", "version"], "2.24", False, "containers"),
+    ("mosquitto", ["mosquitto", "-h"], "", False, "tests with a real broker"),
+    ("age", ["age", "--version"], "", False, "secrets"),
+    ("sops", ["sops", "--disable-version-check", "--version"], "", False, "secrets"),
 ]
 
 
@@ -62,18 +64,26 @@ def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 def check_tools() -> list[Finding]:
     findings = [_check_python(), _check_uv()]
-    for name, command, is_needed, purpose in _TOOLS:
+    for name, command, oldest, is_needed, purpose in _TOOLS:
         result = run(*command)
-        found = re.search(r"v?(\d+\.\d+(\.\d+)?)", result.stdout + result.stderr)
+        # Of what goes to stderr, an address may look like a version.
+        found = re.search(r"v?(\d+\.\d+(\.\d+)?)", result.stdout)
         if result.returncode == 127:  # noqa: PLR2004
             status = "FAIL" if is_needed else "WARN"
             findings.append(Finding(name, status, f"missing ({purpose})", f"install {name}"))
         elif result.returncode and not found:
             fix = f"see what `{' '.join(command)}` says"
             findings.append(Finding(name, "WARN", f"does not run ({purpose})", fix))
+        elif found and oldest and _parts(found.group(1)) < _parts(oldest):
+            detail = f"{found.group(1)} is too old ({purpose})"
+            findings.append(Finding(name, "FAIL", detail, f"install {oldest} or newer"))
         else:
             findings.append(Finding(name, "PASS", found.group(1) if found else "present"))
     return findings
+
+
+def _parts(version: str) -> list[int]:
+    return [int(part) for part in version.split(".")]
 
 
 def _check_python() -> Finding:
@@ -158,9 +168,12 @@ def check_lock() -> list[Finding]:
 def check_base_image() -> list[Finding]:
     if run("docker", "info").returncode != 0:
         return [Finding("base image", "WARN", "Docker does not answer", "start Docker")]
-    compose = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
-    name = re.search(r"(?m)^name:\s*(\S+)", compose)
-    image = os.environ.get("BASE_IMAGE") or f"{name.group(1) if name else ''}-base:latest"
+    compose = run("docker", "compose", "config", "--format", "json")
+    try:
+        image = json.loads(compose.stdout)["x-build"]["args"]["BASE_IMAGE"]
+    except (ValueError, KeyError):
+        fix = "see what `docker compose config` says"
+        return [Finding("base image", "WARN", "Compose does not name it", fix)]
     template = '{{index .Config.Labels "base.requirements"}}'
     result = run("docker", "image", "inspect", "--format", template, image)
     if result.returncode != 0:
@@ -170,6 +183,18 @@ def check_base_image() -> list[Finding]:
         detail = "older than base/requirements.txt"
         return [Finding("base image", "FAIL", detail, "make up, which builds it again")]
     return [Finding("base image", "PASS", "built from the current requirements")]
+
+
+def check_permissions() -> list[Finding]:
+    """Containers have users of their own, who have to read what is mounted."""
+    for folder in (ROOT / "infrastructure", ROOT / "shared"):
+        for path in (folder, *folder.rglob("*")):
+            wanted = 0o005 if path.is_dir() else 0o004
+            if path.exists() and path.stat().st_mode & wanted != wanted:
+                detail = f"containers cannot read {path.relative_to(ROOT)}"
+                fix = "chmod -R go+rX infrastructure shared services"
+                return [Finding("permissions", "FAIL", detail, fix)]
+    return [Finding("permissions", "PASS", "containers can read what they mount")]
 
 
 def check_template() -> list[Finding]:
@@ -211,7 +236,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Check this repository and its tools.")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     as_json = parser.parse_args().json
-    checks = [check_tools, check_git, check_secrets, check_lock, check_base_image, check_template]
+    checks = [
+        check_tools,
+        check_git,
+        check_secrets,
+        check_lock,
+        check_permissions,
+        check_base_image,
+        check_template,
+    ]
     findings = [finding for check in checks for finding in check()]
     if as_json:
         sys.stdout.write(json.dumps([asdict(finding) for finding in findings], indent=2) + "\n")
