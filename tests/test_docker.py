@@ -65,6 +65,13 @@ class Stack:
     def run(self, *command: str, **options: Any) -> subprocess.CompletedProcess[str]:
         return self.project.run(*command, env=self.env, **options)
 
+    def deploy(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """With quick health checks, which stand in the override that a deployment leaves out."""
+        files = "docker-compose.yml:docker-compose.override.yml"
+        command = ("scripts/deploy.sh", *arguments)
+        env = {**self.env, "COMPOSE_FILE": files}
+        return self.project.run(*command, env=env, check=check, timeout=600)
+
     def exec(self, service: str, *command: str, check: bool = True) -> str:
         return self.compose("exec", "-T", service, *command, check=check)
 
@@ -271,6 +278,12 @@ def test_no_layer_of_an_image_holds_a_tool_or_a_secret(stack: Stack, tmp_path: P
     assert [name for name in sorted(names) if unwanted.search(name)] == []
 
 
+DECOYS = [
+    *(".env", ".env.local", ".netrc", ".npmrc", ".pypirc", ".git/decoy", ".sops/age-key.txt"),
+    *("id_rsa", "id_ecdsa", "id_ed25519", "server.key", "server.pem", "__pycache__/x.pyc"),
+]
+
+
 def test_nothing_but_code_goes_to_docker(stack: Stack, tmp_path: Path) -> None:
     """A Dockerfile that takes all it can get shows what the build context holds."""
     project = stack.project
@@ -280,7 +293,7 @@ def test_nothing_but_code_goes_to_docker(stack: Stack, tmp_path: Path) -> None:
     decoys = [
         project.file(f"{folder}{name}")
         for folder in ("", f"services/{SERVICE}/", "shared/")
-        for name in (".env", ".env.local", ".git/decoy", ".sops/age-key.txt", "__pycache__/x.pyc")
+        for name in DECOYS
     ]
     decoys = [decoy for decoy in decoys if not decoy.exists()]
     for decoy in decoys:
@@ -499,18 +512,33 @@ def test_status_is_one_table(stack: Stack) -> None:
 
 
 def test_deploy_starts_everything_and_shows_what_is_unhealthy(stack: Stack) -> None:
-    done = stack.run("scripts/deploy.sh", timeout=600)
+    # What stays behind of a `docker compose run` is nothing to be healthy.
+    leftover = f"{stack.name}-leftover"
+    stack.compose("run", "--no-deps", "-T", "--name", leftover, SERVICE, "true")
+    try:
+        done = stack.deploy()
+    finally:
+        run("docker", "rm", leftover)
     assert ROW_OF_A_HEALTHY_SERVICE.search(done.stdout)
     main = stack.project.file(f"services/{SERVICE}/main.py")
-    good = main.read_text()
-    main.write_text("raise SystemExit('broken on purpose')\n")
-    try:
-        done = stack.run("scripts/deploy.sh", "--timeout", "20", check=False, timeout=600)
-    finally:
-        main.write_text(good)
-        stack.run("scripts/deploy.sh", timeout=600)
+    with restored(main):
+        main.write_text("raise SystemExit('broken on purpose')\n")
+        done = stack.deploy("--timeout", "20", check=False)
+    stack.deploy()
     assert done.returncode != 0
     assert "broken on purpose" in done.stdout
+
+
+def test_deploy_restarts_a_broker_whose_configuration_has_changed(stack: Stack) -> None:
+    stack.deploy()
+    started = stack.started_at("mqtt")
+    stack.deploy()
+    assert stack.started_at("mqtt") == started
+    with restored(stack.project.file("infrastructure/mosquitto/start.sh")) as script:
+        replace_in(script, "exec mosquitto", "echo 'a start of our own' >&2\nexec mosquitto")
+        stack.deploy()
+        assert stack.has_logged("a start of our own", "mqtt")
+    stack.deploy()
 
 
 def test_deploy_refuses_a_context_that_does_not_answer(stack: Stack) -> None:
@@ -526,13 +554,17 @@ def test_deploy_goes_through_a_context(stack: Stack) -> None:
     started = stack.started_at(SERVICE)
     run("docker", "context", "create", stack.name, "--docker", f"host={endpoint.strip()}")
     try:
-        done = stack.run("scripts/deploy.sh", "--context", stack.name, timeout=600)
+        with development(stack):
+            done = stack.run("scripts/deploy.sh", "--context", stack.name, timeout=600)
+            assert stack.exec(SERVICE, "pwd") == "/app\n"
+            assert not any(p["PublishedPort"] for p in stack.state(SERVICE)["Publishers"] or [])
+            deployed = stack.started_at(SERVICE)
     finally:
         run("docker", "context", "rm", "--force", stack.name)
     assert f"in the context {stack.name}" in done.stdout
     assert "nothing to copy" in done.stdout
     assert ROW_OF_A_HEALTHY_SERVICE.search(done.stdout)
-    assert stack.started_at(SERVICE) != started
+    assert deployed != started
     assert stack.run("git", "status", "--porcelain").stdout == before
 
 
@@ -692,8 +724,9 @@ def test_the_smallest_stack_on_other_images(
     make_stack: Callable[..., Stack], python: str, mosquitto: str
 ) -> None:
     stack = make_stack(python_version=python, include_home_assistant=False, include_influxdb=False)
-    # No .env at all, which is how a clone starts.
+    # No .env at all, which is how a clone starts, and one under a umask of 077.
     stack.project.file(".env").unlink()
+    stack.project.run("chmod", "-R", "go=", "services")
     compose = stack.project.file("docker-compose.yml")
     replace_in(compose, "eclipse-mosquitto:2\n", f"{mosquitto}\n")
     stack.compose("up", "--detach", "--build", "--wait", timeout=600)

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Builds everything, starts it, waits until it is healthy, and shows what is not. Services start
-# anew even when their image is unchanged, since shared/ is mounted and not part of it.
+# anew even when their image is unchanged, since shared/ is mounted and not part of it; the broker
+# does when its configuration has changed.
 #
 # Usage: scripts/deploy.sh [--context NAME] [--timeout SECONDS]
 #   --context  a Docker context of another host (docker context create NAME --docker host=ssh://...)
@@ -8,9 +9,12 @@
 #
 # The containers mount shared/ and infrastructure/ from this folder, so another host needs them at
 # the same path: they are copied there, over the context itself, before anything starts.
+#
+# docker-compose.yml counts alone, or what COMPOSE_FILE names: no override of development.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+export COMPOSE_FILE=${COMPOSE_FILE:-docker-compose.yml}
 
 timeout=300
 while [ $# -gt 0 ]; do
@@ -37,8 +41,17 @@ copy_mounted_folders() {
   COPYFILE_DISABLE=1 tar -cf - --exclude __pycache__ shared infrastructure |
     docker run --rm --interactive --network none --user 0 --volume "$PWD:/target" --workdir /target "$1" sh -c '
       if [ -e "$1" ]; then cat >/dev/null; echo "The context leads to this folder: nothing to copy"; exit; fi
-      mkdir -p shared infrastructure && find shared infrastructure -type f -delete && tar -xf -
+      mkdir -p shared infrastructure && find shared infrastructure -type f -delete && tar -xf - &&
+        # The containers have users of their own.
+        chmod -R a+rX shared infrastructure
     ' sh "$marker"
+}
+
+# broker_has_old_configuration: whether it started with another one than it would now
+broker_has_old_configuration() {
+  ! docker compose exec -T mqtt sh -c '
+    find /mosquitto/config -type f -exec cksum {} + | sort | cmp -s - /run/mosquitto/config.cksum
+  ' </dev/null 2>/dev/null
 }
 
 base=$(scripts/build-base.sh --quiet | sed -n 's/^Built //p')
@@ -48,24 +61,25 @@ if [ -n "${DOCKER_CONTEXT:-}" ]; then
   copy_mounted_folders "$base"
 fi
 
-code=0
-# The broker is restarted only when its own part of the compose file has changed.
-services=()
+# What is stopped starts anew below. The broker is left alone where it can be.
+anew=()
 while read -r service; do
-  if [ -d "services/$service" ]; then services+=("$service"); fi
+  if [ -d "services/$service" ] || { [ "$service" = mqtt ] && broker_has_old_configuration; }; then
+    anew+=("$service")
+  fi
 done < <(docker compose config --services)
-if [ ${#services[@]} -gt 0 ]; then docker compose up --detach --force-recreate "${services[@]}" || code=$?; fi
+if [ ${#anew[@]} -gt 0 ]; then docker compose stop "${anew[@]}"; fi
+code=0
 docker compose up --detach --wait --wait-timeout "$timeout" --remove-orphans || code=$?
 scripts/status.sh || code=1
 if [ "$code" != 0 ]; then
-  docker compose ps --all --format '{{.Service}} {{.State}} {{.Health}}' |
-    while read -r service state health; do
-      if [ "$state $health" != "running healthy" ]; then
-        printf '\n=== last lines of %s\n' "$service"
-        # Compose begins every line with the code that empties a line of a terminal.
-        docker compose logs --no-log-prefix --tail 30 "$service" </dev/null | sed $'s/^\033\\[2K//'
-      fi
-    done
+  list_containers | while IFS='|' read -r service state health _; do
+    if [ "$state $health" != "running healthy" ]; then
+      printf '\n=== last lines of %s\n' "$service"
+      # Compose begins every line with the code that empties a line of a terminal.
+      docker compose logs --no-log-prefix --tail 30 "$service" </dev/null | sed $'s/^\033\\[2K//'
+    fi
+  done
   echo "Not everything is healthy." >&2
 fi
 exit "$code"

@@ -34,7 +34,7 @@ row() {
 }
 
 configured=$(docker compose config --services)
-containers=$(docker compose ps --all --format '{{.Service}}|{{.State}}|{{.Health}}|{{.Status}}')
+containers=$(list_containers)
 rows=$(mktemp -d)
 trap 'rm -rf -- "$rows"' EXIT
 

@@ -5,6 +5,8 @@ set -eu
 umask 077
 run=/run/mosquitto
 mkdir -p "$run/conf.d"
+# For deploy.sh, which restarts a broker whose configuration is another by then.
+find /mosquitto/config -type f -exec cksum {} + | sort >"$run/config.cksum"
 
 if [ -n "${MQTT_PASSWORD:-}" ]; then
   # printf is part of the shell, so no password gets into a process list. From a file of name and
