@@ -520,13 +520,19 @@ def test_deploy_starts_everything_and_shows_what_is_unhealthy(stack: Stack) -> N
     finally:
         run("docker", "rm", leftover)
     assert ROW_OF_A_HEALTHY_SERVICE.search(done.stdout)
+    dies = "raise SystemExit('broken on purpose')\n"
+    hangs = "import time\nprint('broken on purpose', flush=True)\ntime.sleep(600)\n"
     main = stack.project.file(f"services/{SERVICE}/main.py")
-    with restored(main):
-        main.write_text("raise SystemExit('broken on purpose')\n")
-        done = stack.deploy("--timeout", "20", check=False)
+    for fault in (dies, hangs):
+        with restored(main):
+            main.write_text(fault)
+            before = time.monotonic()
+            done = stack.deploy("--timeout", "10", check=False)
+            # The start period alone is 2 minutes.
+            assert time.monotonic() - before < 90
+        assert done.returncode != 0
+        assert "broken on purpose" in done.stdout.split(f"=== last lines of {SERVICE}\n")[1]
     stack.deploy()
-    assert done.returncode != 0
-    assert "broken on purpose" in done.stdout
 
 
 def test_deploy_restarts_a_broker_whose_configuration_has_changed(stack: Stack) -> None:

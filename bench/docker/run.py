@@ -124,6 +124,18 @@ def edit(repository: Repository) -> float:
     return repository.compose_seconds("up", "--detach", "--build", FIRST)
 
 
+def edit_shared(repository: Repository) -> float:
+    """Restart a service after an edit of the shared library, until the new code runs."""
+    log = repository.path / "shared/log.py"
+    sign = str(uuid.uuid4())
+    log.write_text(f"{log.read_text()}\nprint({sign!r})\n")
+    began = time.perf_counter()
+    repository.run("docker", "compose", "restart", FIRST)
+    while sign not in repository.run("docker", "compose", "logs", FIRST):
+        time.sleep(0.05)
+    return time.perf_counter() - began
+
+
 def start(repository: Repository) -> float:
     """From nothing to all healthy; images are there, volumes are empty."""
     repository.run("docker", "compose", "down", "--volumes")
@@ -141,9 +153,7 @@ def main() -> None:
 
         repository.compose_seconds("up", "--detach", "--wait", FIRST)
         edits = statistics.median(edit(repository) for _ in range(rounds))
-        restarts = statistics.median(
-            repository.compose_seconds("restart", FIRST) for _ in range(rounds)
-        )
+        restarts = statistics.median(edit_shared(repository) for _ in range(rounds))
         one = statistics.median(start(repository) for _ in range(rounds))
         for number in range(MANY - 1):
             template = repository.path / "templates/service"
@@ -174,7 +184,7 @@ def main() -> None:
             "",
         ),
         ("build and start after an edit (s)", edits, "without cache", full_seconds, ""),
-        ("restart after an edit in `shared/` (s)", restarts, "without cache", full_seconds, ""),
+        ("restart until an edit in `shared/` runs (s)", restarts, "without cache", full_seconds, ""),
         (f"`up` until {MANY} services are healthy (s)", many, "1 service", one, ""),
     ]
     for title, ours, peer, theirs, target in rows:

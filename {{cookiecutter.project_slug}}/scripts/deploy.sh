@@ -5,7 +5,7 @@
 #
 # Usage: scripts/deploy.sh [--context NAME] [--timeout SECONDS]
 #   --context  a Docker context of another host (docker context create NAME --docker host=ssh://...)
-#   --timeout  longest wait for health, 300 by default
+#   --timeout  longest wait for health once the broker has it, 300 by default
 #
 # The containers mount shared/ and infrastructure/ from this folder, so another host needs them at
 # the same path: they are copied there, over the context itself, before anything starts.
