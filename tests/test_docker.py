@@ -23,6 +23,7 @@ import pytest
 
 from tests.baked import BakedProject, run, user_environment
 from tests.conftest import Bake
+from tests.tools import needs
 
 pytestmark = [pytest.mark.real, pytest.mark.docker, pytest.mark.xdist_group("docker")]
 
@@ -572,6 +573,37 @@ def test_deploy_goes_through_a_context(stack: Stack) -> None:
     assert ROW_OF_A_HEALTHY_SERVICE.search(done.stdout)
     assert deployed != started
     assert stack.run("git", "status", "--porcelain").stdout == before
+
+
+@needs("unshare")
+def test_deploy_brings_what_is_mounted_to_another_host(stack: Stack, tmp_path: Path) -> None:
+    """A mount namespace shows deploy.sh another folder at the path than Docker sees."""
+    if run("unshare", "-rm", "true", check=False).returncode != 0:
+        pytest.skip("unprivileged namespaces are off")
+    there, here = stack.project.path, tmp_path / "here"
+    shutil.copytree(there, here, symlinks=True)
+    told = "print('from the other side')"
+    replace_in(here / "shared/log.py", "import sys\n", f"import sys\n{told}\n")
+    # As under a umask of 077.
+    run("chmod", "-R", "go=", here / "shared", here / "infrastructure")
+    stale = there / "shared/stale.py"
+    stale.touch()
+    endpoint = run("docker", "context", "inspect", "--format", "{{.Endpoints.docker.Host}}").stdout
+    run("docker", "context", "create", stack.name, "--docker", f"host={endpoint.strip()}")
+    deploy = 'mount --bind "$1" "$2" && cd "$2" && exec scripts/deploy.sh --context "$3"'
+    try:
+        with restored(there / "shared/log.py"):
+            done = stack.run(
+                *("unshare", "-rm", "sh", "-c", deploy, "sh", here, there, stack.name), timeout=600
+            )
+            assert stack.has_logged("from the other side")
+    finally:
+        run("docker", "context", "rm", "--force", stack.name)
+        stack.deploy()
+    assert "Copying" in done.stdout
+    assert "nothing to copy" not in done.stdout
+    assert ROW_OF_A_HEALTHY_SERVICE.search(done.stdout)
+    assert not stale.exists()
 
 
 @contextmanager
