@@ -63,7 +63,7 @@ class Stack:
         done = self.run("docker", "compose", *arguments, check=check, timeout=timeout)
         return done.stdout
 
-    def run(self, *command: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    def run(self, *command: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
         return self.project.run(*command, env=self.env, **options)
 
     def deploy(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:

@@ -184,7 +184,7 @@ def main() -> None:
             "",
         ),
         ("build and start after an edit (s)", edits, "without cache", full_seconds, ""),
-        ("restart to an edit in `shared/` (s)", restarts, "without cache", full_seconds, ""),
+        ("restart until `shared/` is live (s)", restarts, "without cache", full_seconds, ""),
         (f"`up` until {MANY} services are healthy (s)", many, "1 service", one, ""),
     ]
     for title, ours, peer, theirs, target in rows:
