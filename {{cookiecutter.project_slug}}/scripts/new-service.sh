@@ -32,7 +32,12 @@ fi
 
 # The locked one; without uv any that is installed.
 cookiecutter=(scripts/uv run --quiet --frozen cookiecutter)
-if ! uv --version >/dev/null 2>&1 && command -v cookiecutter >/dev/null; then cookiecutter=(cookiecutter); fi
+if ! uv --version >/dev/null 2>&1 && command -v cookiecutter >/dev/null; then
+  cookiecutter=(cookiecutter)
+else
+  # Where it has to be fetched, this says so now.
+  scripts/uv --version >/dev/null
+fi
 
 scratch=$(mktemp -d)
 # shellcheck disable=SC2317,SC2329  # called by the trap
