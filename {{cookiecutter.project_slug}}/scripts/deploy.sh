@@ -47,10 +47,12 @@ copy_mounted_folders() {
     ' sh "$marker"
 }
 
-# broker_has_old_configuration: whether it started with another one than it would now
+# broker_has_old_configuration: whether it started with another one than it would now, if start.sh
+# has kept a record of it
 broker_has_old_configuration() {
   ! docker compose exec -T mqtt sh -c '
-    find /mosquitto/config -type f -exec cksum {} + | sort | cmp -s - /run/mosquitto/config.cksum
+    [ ! -e /run/mosquitto/config.cksum ] ||
+      find /mosquitto/config -type f -exec cksum {} + | sort | cmp -s - /run/mosquitto/config.cksum
   ' </dev/null 2>/dev/null
 }
 
