@@ -10,11 +10,12 @@
 # The containers mount shared/ and infrastructure/ from this folder, so another host needs them at
 # the same path: they are copied there, over the context itself, before anything starts.
 #
-# docker-compose.yml counts alone, or what COMPOSE_FILE names: no override of development.
+# docker-compose.yml counts alone, or what COMPOSE_FILE names, here or in .env: no override of
+# development.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
-export COMPOSE_FILE=${COMPOSE_FILE:-docker-compose.yml}
+if [ -z "${COMPOSE_FILE:-}" ] && ! grep -qs '^COMPOSE_FILE=' .env; then export COMPOSE_FILE=docker-compose.yml; fi
 
 timeout=300
 while [ $# -gt 0 ]; do

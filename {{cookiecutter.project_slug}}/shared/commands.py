@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from structlog.stdlib import BoundLogger
@@ -23,8 +24,11 @@ _OUTCOME = {"command", "request_id", "status"}
 class CommandRouter:
     """Hands each command to the handler of its name."""
 
-    def __init__(self, respond: Respond, logger: BoundLogger) -> None:
+    def __init__(
+        self, respond: Respond, logger: BoundLogger, *, max_age_seconds: float = 0.0
+    ) -> None:
         self._respond = respond
+        self._max_age_seconds = max_age_seconds
         self._logger = logger
         self._handlers: dict[str, CommandHandler] = {}
         self._answers: Recent[Answer] = Recent()
@@ -38,16 +42,21 @@ class CommandRouter:
     async def handle(self, _topic: str, command: Command) -> None:
         """Run the command and answer; an error is answered and then raised (dead letter).
 
-        A repeated one is not run again, unless it failed. With a `request_id` somebody waits, who
+        One that comes too late, from a broker that has kept it for long, is only answered. A
+        repeated one is not run again, unless it failed. With a `request_id` somebody waits, who
         has missed the first answer, and gets it once more.
         """
-        content = command.model_dump_json().encode()
+        content = repr(command.model_dump()).encode(errors="backslashreplace")
         sent_as = message_id(command.request_id, command.trace_id, content)
         key = (command.command, sent_as) if sent_as else None
         if key and (earlier := self._answers.get(key)) is not None:
             self._logger.info("command_repeated", command=command.command, id=sent_as)
             if command.request_id:
                 await self._respond(command, earlier)
+            return
+        if self._max_age_seconds and (age := _age_seconds(command)) > self._max_age_seconds:
+            self._logger.warning("command_too_late", command=command.command, age_seconds=age)
+            await self._respond(command, _failure(command, f"too late: sent {age:.0f} s ago"))
             return
         try:
             answer = await self._run(command)
@@ -75,6 +84,12 @@ class CommandRouter:
         answer = _reply(command, result, status="ok")
         self._logger.info("command_done", command=command.command)
         return answer
+
+
+def _age_seconds(command: Command) -> float:
+    if command.timestamp is None:
+        return 0.0
+    return round((datetime.now(UTC) - command.timestamp).total_seconds(), 1)
 
 
 def _failure(command: Command, error: str) -> Answer:

@@ -188,6 +188,11 @@ class Settings(BaseSettings):
     heartbeat_interval_seconds: float = Field(
         default=60.0, ge=0, description="Time between two heartbeats, in seconds; 0 sends none"
     )
+    command_max_age_seconds: float = Field(
+        default=300.0,
+        ge=0,
+        description="Age of a command that is too late to be run, in seconds; 0 runs all",
+    )
     health_max_age_seconds: float = Field(
         default=300.0,
         gt=0,

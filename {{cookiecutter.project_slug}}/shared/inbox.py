@@ -160,7 +160,7 @@ class Inbox:
         self._match = lru_cache(maxsize=1024)(self._find)
         self._arrived: deque[Received] = deque()
         self._wake_up_due = False
-        self._closed = False
+        self._draining = self._closed = False
         self._workers: dict[asyncio.Task[None], Subscription] = {}
         self._watch: asyncio.TimerHandle | None = None
         self._idle = asyncio.Event()
@@ -196,6 +196,7 @@ class Inbox:
 
     async def drain(self, timeout_seconds: float) -> None:
         """Handle what has arrived; what takes longer is cut off, and stays unacknowledged."""
+        self._draining = True
         try:
             async with asyncio.timeout(timeout_seconds):
                 while self._arrived or self._unfinished:
@@ -278,7 +279,7 @@ class Inbox:
         idle: dict[Subscription, None] = {}
         while self._arrived and not self._closed:
             message = self._arrived.popleft()
-            if message.duplicate and self._waits_already(message):
+            if message.duplicate and (self._waits_already(message) or self._draining):
                 self._backlog_of(message).remove(len(message.payload))
                 continue
             found = self._match(message.topic)

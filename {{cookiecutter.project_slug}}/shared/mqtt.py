@@ -9,7 +9,7 @@ import secrets
 import ssl
 import time
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal, Self
 
@@ -31,7 +31,7 @@ from shared.mqtt_link import Link
 from shared.redaction import redact_text
 from shared.schemas import Availability, DeadLetter, dump_message
 from shared.session import Session
-from shared.topics import validate_filter, validate_topic
+from shared.topics import is_shared, validate_filter, validate_topic
 from shared.tracing import bind_trace_id, current_trace_id, new_trace_id
 
 __all__ = [
@@ -90,6 +90,7 @@ class MQTTClient:
         self._ready = asyncio.Event()
         self._draining = self._stopping = False
         self._subscribing: dict[int, list[str]] = {}
+        self._unsubscribing: dict[int, list[str]] = {}
         self._opening: int | None = None
         self._requests: dict[str, asyncio.Future[dict[str, Any]]] = {}
         self._reply_topic = f"{topic_prefix}/{service}/response/{self.client_id}"
@@ -108,6 +109,7 @@ class MQTTClient:
             on_up=self._subscribe_all,
             on_down=self._ready.clear,
             on_subscribed=self._subscribed,
+            on_unsubscribed=self._unsubscribed,
             on_message=self._received,
             logger=logger,
         )
@@ -272,12 +274,12 @@ class MQTTClient:
 
         It takes the place of an earlier handler of the same `topic`. The payload is decoded JSON,
         an instance of `model`, or what `decoding` says; an empty one is None, and nothing to a
-        `model`. May be called at any time; best before connecting. Raises ValueError for a bad
-        filter.
+        `model`. Call it before connecting: later, what the broker has collected meanwhile finds
+        no handler and is lost. Raises ValueError for a bad filter.
 
         With `deduplicate` a message is skipped whose `request_id` was seen lately, or its content
         with its `trace_id`; not for requests, whose sender repeats them to be answered. With
-        `retained=False` what the broker has kept is skipped, which comes anew with every
+        `retained=False` what the broker sends from its store is skipped, as it does with every
         connection. Where filters overlap, a broker may send a message once for each, and each
         time every handler gets it.
         """
@@ -285,19 +287,19 @@ class MQTTClient:
         validate_filter(topic)
         self._inbox.add(Subscription(topic, handler, qos, model, decoding, recent, retained))
         if self._link.up:
-            self._change_session()
+            self._remember([topic])
             self._send_subscribe([(topic, qos)])
 
     def unsubscribe(self, topic: str) -> None:
         """End a subscription; what has arrived for it is still handled."""
         if self._inbox.remove(topic) and self._link.up:
-            self._change_session()
+            self._send_unsubscribe([topic])
 
-    def _change_session(self) -> None:
-        # The session may be older than this process, or a subscription have ended meanwhile.
-        obsolete = self._session.change(name for name, _ in self._inbox.filters())
-        if obsolete:
-            self._link.unsubscribe(sorted(obsolete))
+    def _remember(self, topic_filters: Iterable[str]) -> None:
+        self._session.filters.update(topic_filters)
+        self._save_session()
+
+    def _save_session(self) -> None:
         try:
             self._session.save()
         except OSError as error:
@@ -306,26 +308,46 @@ class MQTTClient:
     def _subscribe_all(self) -> None:
         # On every connection: a session that the broker claims to have may lack the newest ones.
         self._subscribing.clear()
+        self._unsubscribing.clear()
         filters = self._inbox.filters()
         if self._draining:
             self._end_subscriptions()
             filters = [(self._reply_topic, 0)]
         else:
-            self._change_session()
+            wanted = {name for name, _ in filters}
+            # The session may be older than this process, or a subscription have ended meanwhile.
+            if obsolete := self._session.filters - wanted:
+                self._send_unsubscribe(sorted(obsolete))
+            self._remember(wanted)
         self._opening = self._send_subscribe(filters)
 
     def _end_subscriptions(self) -> None:
-        # Unless it is for the next start, the broker would go on collecting for nobody.
-        if self._session.is_kept:
-            return
-        topic_filters = [name for name, _ in self._inbox.filters() if name != self._reply_topic]
-        self._link.unsubscribe(topic_filters)
+        # The broker would go on collecting: for nobody, unless the session is kept for the next
+        # start, and always instead of the others of the group.
+        ended = [
+            name
+            for name, _ in self._inbox.filters()
+            if name != self._reply_topic and (not self._session.is_kept or is_shared(name))
+        ]
+        if ended:
+            self._send_unsubscribe(ended)
 
     def _send_subscribe(self, filters: list[tuple[str, int]]) -> int | None:
         mid = self._link.subscribe(filters)
         if mid is not None:
             self._subscribing[mid] = [name for name, _ in filters]
         return mid
+
+    def _send_unsubscribe(self, topic_filters: list[str]) -> None:
+        mid = self._link.unsubscribe(topic_filters)
+        if mid is not None:
+            self._unsubscribing[mid] = topic_filters
+
+    def _unsubscribed(self, mid: int) -> None:
+        wanted = {name for name, _ in self._inbox.filters()}
+        # Not before: one that is lost has to be sent again.
+        self._session.filters -= set(self._unsubscribing.pop(mid, [])) - wanted
+        self._save_session()
 
     def _subscribed(self, mid: int, refused: list[bool]) -> None:
         topic_filters = self._subscribing.pop(mid, [])
@@ -341,7 +363,8 @@ class MQTTClient:
     def _received(self, message: Received) -> None:
         # What the broker has retained of ourselves is older than our birth.
         is_stale = message.retain and message.topic == self._availability_topic
-        is_late = self._draining and message.topic != self._reply_topic
+        # One that is sent again may be at work still, and is acknowledged on this connection.
+        is_late = self._draining and message.topic != self._reply_topic and not message.duplicate
         if is_stale:
             # Else it would keep a place in the broker's window for as long as the session lasts.
             self._link.schedule(self._link.acknowledge, message)

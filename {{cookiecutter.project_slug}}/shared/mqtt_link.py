@@ -74,6 +74,7 @@ class Link:
         on_up: Callable[[], None],
         on_down: Callable[[], None],
         on_subscribed: Callable[[int, list[bool]], None],
+        on_unsubscribed: Callable[[int], None],
         on_message: Callable[[Received], None],
         logger: BoundLogger,
     ) -> None:
@@ -82,7 +83,8 @@ class Link:
         self._client_id = client_id
         self._max_queued_messages = max_queued_messages
         self._on_up, self._on_down = on_up, on_down
-        self._on_subscribed, self._on_received = on_subscribed, on_message
+        self._on_subscribed, self._on_unsubscribed = on_subscribed, on_unsubscribed
+        self._on_received = on_message
         self._logger = logger
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -148,8 +150,10 @@ class Link:
         code, mid = self._client.subscribe(list(filters))
         return mid if code is MQTTErrorCode.MQTT_ERR_SUCCESS else None
 
-    def unsubscribe(self, filters: Sequence[str]) -> None:
-        self._client.unsubscribe(list(filters))
+    def unsubscribe(self, filters: Sequence[str]) -> int | None:
+        """Send one UNSUBSCRIBE and return its message id, None when the connection is gone."""
+        code, mid = self._client.unsubscribe(list(filters))
+        return mid if code is MQTTErrorCode.MQTT_ERR_SUCCESS else None
 
     def acknowledge(self, message: Received) -> None:
         # Message ids start again with every connection: an old one would acknowledge another.
@@ -271,6 +275,7 @@ class Link:
         client.on_connect_fail = self._on_connect_fail
         client.on_disconnect = self._on_disconnect
         client.on_subscribe = self._on_subscribe
+        client.on_unsubscribe = self._on_unsubscribe
         client.on_publish = self._on_publish
         client.on_message = self._on_message
         return client
@@ -344,6 +349,17 @@ class Link:
         _properties: Properties | None,
     ) -> None:
         self.schedule(self._on_subscribed, mid, [reason.is_failure for reason in reasons])
+
+    @_guarded
+    def _on_unsubscribe(
+        self,
+        _client: Client,
+        _userdata: object,
+        mid: int,
+        _reasons: list[ReasonCode],
+        _properties: Properties | None,
+    ) -> None:
+        self.schedule(self._on_unsubscribed, mid)
 
     @_guarded
     def _on_publish(

@@ -35,7 +35,7 @@ _IN_TEXT = [
 # and without going back, else the time grows with the square of the length.
 _IN_ADDRESS = re.compile(
     r"""([a-z][a-z0-9+.-]{0,30}://)
-    (?:(?:[^\s/@"']{1,200}+@)++|[^\s/@:"']{0,200}+:(?!\d{1,5}[/?#])(?:[^\s@"']{1,200}+@)++)""",
+    (?:[^\s/@:"']{0,200}+:(?!\d{1,5}[/?#])(?:[^\s@"']{1,200}+@)++|(?:[^\s/?#@"']{1,200}+@)++)""",
     re.IGNORECASE | re.VERBOSE,
 )
 _MAX_DEPTH = 8

@@ -78,7 +78,9 @@ class BaseService[S: Settings](ABC):
         self._tasks: set[asyncio.Task[Any]] = set()
         self._run_task: asyncio.Task[None] | None = None
         self._clients = AsyncExitStack()
-        self._commands = CommandRouter(self._respond, self.logger)
+        self._commands = CommandRouter(
+            self._respond, self.logger, max_age_seconds=settings.command_max_age_seconds
+        )
         self._health = HealthMonitor(
             settings.data_dir / HEALTH_FILE_NAME,
             max_age_seconds=settings.health_max_age_seconds,
@@ -145,8 +147,8 @@ class BaseService[S: Settings](ABC):
     def on_command(self, name: str, handler: CommandHandler) -> None:
         """Let `handler` answer `{"command": name}` on this service's command topic.
 
-        What it returns goes into the answer. A command that arrives twice is handled once, and
-        with a `request_id` answered twice.
+        What it returns goes into the answer. A command that arrives twice is handled once, unless
+        it failed, and with a `request_id` answered twice.
         """
         self._commands.register(name, handler)
 
@@ -157,7 +159,7 @@ class BaseService[S: Settings](ABC):
 
         Its `status` is `ok` or `error`. Raises RequestTimeoutError when none comes; asked again
         with the same `request_id` (one of the `fields`), the target answers without doing its
-        work twice.
+        work twice, unless it failed.
         """
         payload = self._stamped({"command": command, **fields})
         return await self.mqtt.request(

@@ -1,18 +1,19 @@
 """What the broker knows one instance of a service by, from one start to the next."""
 
+import errno
 import fcntl
-import json
 import os
 import secrets
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
 
+from pydantic import BaseModel, ValidationError
 from structlog.stdlib import BoundLogger
 
 
 class Session:
-    """A client id, and the topic filters subscribed to under it.
+    """A client id, and the topic filters that the broker may have subscriptions to under it.
 
     `is_kept` says that the next start of this instance goes on with it, so that the broker may
     collect messages at QoS 1 meanwhile.
@@ -22,7 +23,8 @@ class Session:
         self, client_id: str, filters: Iterable[str] = (), descriptor: int | None = None
     ) -> None:
         self.client_id = client_id
-        self._filters = set(filters)
+        self.filters = set(filters)
+        self.is_kept = False
         self._descriptor = descriptor
 
     @classmethod
@@ -51,32 +53,36 @@ class Session:
             logger.info("session_not_kept", path=str(path), error=error)
             return cls.new(service)
         try:
-            content = json.loads(path.read_bytes())
-            return cls(str(content["client_id"]), map(str, content["filters"]), descriptor)
-        except (ValueError, KeyError, TypeError):
+            content = _Content.model_validate_json(path.read_bytes())
+        except ValidationError:
             # A new file, or one that was cut off.
+            content = _Content(client_id="", filters=[])
+        if not content.client_id.startswith(f"{service}-"):
             return cls(cls.new(service).client_id, descriptor=descriptor)
-
-    @property
-    def is_kept(self) -> bool:
-        return self._descriptor is not None
-
-    def change(self, wanted: Iterable[str]) -> set[str]:
-        """From now on these filters are subscribed to; returns those that no longer are."""
-        before, self._filters = self._filters, set(wanted)
-        return before - self._filters
+        session = cls(content.client_id, content.filters, descriptor)
+        session.is_kept = True
+        return session
 
     def save(self) -> None:
         """Write it down for the next start; raises OSError."""
         if self._descriptor is None:
             return
-        content = {"client_id": self.client_id, "filters": sorted(self._filters)}
-        data = json.dumps(content).encode()
+        content = _Content(client_id=self.client_id, filters=sorted(self.filters))
+        data = content.model_dump_json().encode()
         # In place, since a new file would not be locked.
-        os.pwrite(self._descriptor, data, 0)
+        if os.pwrite(self._descriptor, data, 0) < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.ftruncate(self._descriptor, len(data))
+        self.is_kept = True
 
     def close(self) -> None:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+
+class _Content(BaseModel):
+    """What the file holds."""
+
+    client_id: str
+    filters: list[str]

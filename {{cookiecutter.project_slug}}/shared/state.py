@@ -39,7 +39,13 @@ class StateFile:
         if not state:
             return model()
         try:
-            return model.model_validate(state)
+            return model.model_validate(
+                {
+                    name: value
+                    for name, value in state.items()
+                    if name != "saved_at" or name in model.model_fields
+                }
+            )
         except ValidationError as error:
             fields = {".".join(map(str, problem["loc"])) for problem in error.errors()}
             self._set_aside(f"no {model.__name__}: {', '.join(sorted(fields))}")
@@ -48,8 +54,9 @@ class StateFile:
     def save(self, state: Mapping[str, Any] | BaseModel) -> bool:
         """Save the state with the time; False, and one warning, when that fails."""
         try:
-            values = state.model_dump(mode="json") if isinstance(state, BaseModel) else state
-            stamped = {**values, "saved_at": datetime.now(UTC).isoformat()}
+            if isinstance(state, BaseModel):
+                state = state.model_dump(mode="json", by_alias=True)
+            stamped = {**state, "saved_at": datetime.now(UTC).isoformat()}
             content = json.dumps(stamped, ensure_ascii=False, allow_nan=False, indent=2)
             self.path.parent.mkdir(parents=True, exist_ok=True)
             atomic_write(self.path, content + "\n")

@@ -19,7 +19,7 @@ def validate_topic(topic: str) -> str:
 def validate_filter(topic_filter: str) -> str:
     """Return `topic_filter` if it may be subscribed to; raises ValueError."""
     _validate_text(topic_filter)
-    if topic_filter.startswith(_SHARED):
+    if is_shared(topic_filter):
         _, group, *filters = topic_filter.split("/", 2)
         if not group or not any(filters):
             message = f"a shared subscription is to a filter, $share/GROUP/FILTER: {topic_filter!r}"
@@ -34,9 +34,14 @@ def validate_filter(topic_filter: str) -> str:
     return topic_filter
 
 
+def is_shared(topic_filter: str) -> bool:
+    """Whether the members of a group share the messages, each of which goes to one of them."""
+    return topic_filter.startswith(_SHARED)
+
+
 def is_exact(topic_filter: str) -> bool:
     """Whether only the topic of the same name matches."""
-    return not ("+" in topic_filter or "#" in topic_filter or topic_filter.startswith(_SHARED))
+    return not ("+" in topic_filter or "#" in topic_filter or is_shared(topic_filter))
 
 
 def matches(topic_filter: str, topic: str) -> bool:
@@ -44,7 +49,7 @@ def matches(topic_filter: str, topic: str) -> bool:
 
     One to `$share/{group}/{filter}`, an extension that most brokers know, is one to the filter.
     """
-    if topic_filter.startswith(_SHARED):
+    if is_shared(topic_filter):
         topic_filter = topic_filter.split("/", 2)[2]
     # Section 4.7.2: a leading wildcard does not reach the broker's own topics.
     if topic.startswith("$") and topic_filter[:1] in {"+", "#"}:

@@ -5,7 +5,7 @@ set -eu
 umask 077
 run=/run/mosquitto
 mkdir -p "$run/conf.d"
-# For deploy.sh, which restarts a broker whose configuration is another by then.
+# For deploy.sh, which restarts a broker whose configuration has changed since.
 find /mosquitto/config -type f -exec cksum {} + | sort >"$run/config.cksum"
 
 if [ -n "${MQTT_PASSWORD:-}" ]; then

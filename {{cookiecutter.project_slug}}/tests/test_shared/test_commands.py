@@ -1,3 +1,4 @@
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -162,6 +163,31 @@ async def test_what_is_remembered_is_bounded(
     for request_id in ("1", "2", "2", "1"):
         await send(router, command="refresh", request_id=request_id)
     assert len(handled) == 3
+
+
+async def test_a_command_that_comes_too_late_is_answered_and_not_run(
+    replies: list[CommandReply],
+) -> None:
+    async def respond(_command: Command, answer: dict[str, Any]) -> None:
+        replies.append(CommandReply.model_validate(answer))
+
+    router = CommandRouter(respond, structlog.stdlib.get_logger(), max_age_seconds=60)
+    router.register("refresh", lambda _command: None)
+    now = datetime.now(UTC)
+    for age_seconds in (70, 30, -3600):
+        sent = now - timedelta(seconds=age_seconds)
+        await send(router, command="refresh", timestamp=sent.isoformat())
+    await send(router, command="refresh")
+    assert [reply.status for reply in replies] == ["error", "ok", "ok", "ok"]
+    assert (replies[0].error or "").startswith("too late: sent 70 s ago")
+
+
+async def test_a_command_that_utf8_cannot_hold_is_answered(
+    router: CommandRouter, replies: list[CommandReply]
+) -> None:
+    router.register("refresh", lambda _command: None)
+    await send(router, command="refresh", trace_id="t", room="\ud800")
+    assert [reply.status for reply in replies] == ["ok"]
 
 
 def test_a_command_has_one_handler(router: CommandRouter) -> None:

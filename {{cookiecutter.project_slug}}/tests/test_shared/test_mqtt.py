@@ -722,6 +722,7 @@ async def test_a_full_disk_does_not_keep_it_from_connecting(
     client.connect_background()
     await soon(client.wait_connected())
     await log.next("session_not_saved")
+    assert not client._session.is_kept
 
 
 # Settings

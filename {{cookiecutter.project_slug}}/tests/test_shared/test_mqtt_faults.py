@@ -219,6 +219,25 @@ async def test_nothing_acknowledged_is_lost_when_a_service_restarts(
     assert recorder.payloads == list(range(80))
 
 
+async def test_the_others_of_a_group_get_all_while_a_member_is_stopped(
+    mosquitto: Mosquitto,
+    make_client: MakeClient,
+    topic_prefix: str,
+    claim_session: Callable[[], Session],
+) -> None:
+    recorder = Recorder()
+    stopped = make_client(mosquitto, "restarted", session=claim_session())
+    staying = make_client(mosquitto, "staying")
+    for client in (stopped, staying):
+        client.subscribe(f"$share/group/{topic_prefix}/work", recorder)
+        await connected(client)
+    await stopped.disconnect()
+    for n in range(10):
+        await staying.publish(f"{topic_prefix}/work", n)
+    await recorder.until_payload(9)
+    assert recorder.payloads == list(range(10))
+
+
 async def test_a_subscription_of_an_earlier_start_ends(
     mosquitto: Mosquitto,
     make_client: MakeClient,

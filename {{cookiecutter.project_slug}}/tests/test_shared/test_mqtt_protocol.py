@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import struct
 import threading
 from collections.abc import AsyncIterator
 
@@ -10,7 +11,7 @@ import pytest
 
 from shared.mqtt import MQTTClient, NotConnectedError, PublishTimeoutError
 from tests.conftest import MakeClient
-from tests.probes import LogProbe, Recorder, soon
+from tests.probes import LogProbe, Recorder, soon, until
 from tests.scripted_broker import Kind, ScriptedBroker
 
 
@@ -333,6 +334,51 @@ async def test_a_connection_that_comes_back_at_the_end_takes_no_more_messages(
     release.set()
     await soon(draining)
     assert recorder.payloads == [1]
+
+
+async def test_an_unsubscription_that_was_lost_is_sent_again(
+    scripted: ScriptedBroker, client: MQTTClient
+) -> None:
+    client.subscribe("ended", print)
+    client.connect_background()
+    await soon(client.wait_connected())
+    scripted.silent_on = {Kind.UNSUBSCRIBE}
+    client.unsubscribe("ended")
+    await scripted.next(Kind.UNSUBSCRIBE)
+    scripted.silent_on = set()
+    scripted.drop_connection()
+    assert b"ended" in (await scripted.next(Kind.UNSUBSCRIBE)).body
+    await soon(client.wait_connected())
+    await until(lambda: "ended" not in client._session.filters)
+
+
+async def test_a_message_at_work_is_acknowledged_on_a_late_connection(
+    scripted: ScriptedBroker, client: MQTTClient, log: LogProbe
+) -> None:
+    release, started = asyncio.Event(), asyncio.Event()
+
+    async def wait(_topic: str, _payload: object) -> None:
+        started.set()
+        await release.wait()
+
+    client.subscribe("wanted", wait)
+    client.connect_background()
+    await soon(client.wait_connected())
+    scripted.deliver(b"wanted", b"1", mid=7)
+    await soon(started.wait())
+    draining = asyncio.create_task(client.drain(20))
+    await scripted.next(Kind.UNSUBSCRIBE)
+    scripted.drop_connection()
+    await scripted.next(Kind.SUBSCRIBE)
+    await soon(client.wait_connected())
+    scripted.deliver(b"wanted", b"1", mid=7, duplicate=True)
+    scripted.deliver(b"wanted", b"2", mid=8, duplicate=True)
+    # What comes on the reply topic is handled after them.
+    scripted.deliver(client._reply_topic.encode(), b"{}")
+    await log.next("reply_unexpected")
+    release.set()
+    await soon(draining)
+    assert (await scripted.next(Kind.PUBACK)).mid == struct.pack("!H", 7)
 
 
 async def test_a_network_thread_that_does_not_end_is_reported_and_left(

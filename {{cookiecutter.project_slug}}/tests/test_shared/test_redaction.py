@@ -26,6 +26,7 @@ from shared.redaction import REDACTED, redact, redact_text
         "pwd: hunter2",
         "http://user:p@ss@hunter2@host/path",  # pragma: allowlist secret
         "mqtt://user:pa/hunter2@host",  # pragma: allowlist secret
+        "http://user:p@ss/hunter2@host/",  # pragma: allowlist secret
         "Cookie: theme=dark; session=hunter2",
     ],
 )
@@ -42,6 +43,7 @@ def test_secrets_within_text(text: str) -> None:
         "homelab/example/heartbeat",
         "mail to someone@example.org",
         "http://example.org:8080/path?mail=someone@example.org",
+        "http://example.org:8080?mail=someone@example.org",
         "the compass: north, bypass=on",
         "",
     ],

@@ -1,5 +1,6 @@
 """The session of one instance, from one start to the next."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -16,41 +17,66 @@ def path(tmp_path: Path) -> Path:
 
 def test_the_next_start_goes_on_with_it(path: Path, logger: BoundLogger) -> None:
     first = Session.claim(path, "heater", logger)
-    assert first.is_kept
-    assert first.change(["a", "b"]) == set()
+    first.filters |= {"a", "b"}
     first.save()
     first.close()
     second = Session.claim(path, "heater", logger)
-    assert second.client_id == first.client_id
-    assert second.change(["b", "c"]) == {"a"}
+    assert second.is_kept
+    assert (second.client_id, second.filters) == (first.client_id, {"a", "b"})
+    second.filters.clear()
     second.save()
     second.close()
     third = Session.claim(path, "heater", logger)
-    assert third.change([]) == {"b", "c"}
+    assert (third.client_id, third.filters) == (first.client_id, set())
     third.close()
 
 
 def test_two_that_run_at_once_have_two(path: Path, logger: BoundLogger) -> None:
     first = Session.claim(path, "heater", logger)
+    first.save()
     with capture_logs() as logs:
         second = Session.claim(path, "heater", logger)
+    second.save()
     assert (first.is_kept, second.is_kept) == (True, False)
     assert first.client_id != second.client_id
     assert [log["event"] for log in logs] == ["session_not_kept"]
     first.close()
 
 
-@pytest.mark.parametrize("content", ["", '{"client_id": "heater-1"', "[]", '{"filters": 1}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        '{"client_id": "heater-1"',
+        "[]",
+        '{"client_id": "heater-1", "filters": "ab"}',
+        '{"client_id": "", "filters": []}',
+        '{"client_id": "cooler-1", "filters": ["a"]}',
+    ],
+)
 def test_a_file_that_is_no_use_is_made_anew(path: Path, logger: BoundLogger, content: str) -> None:
     path.parent.mkdir()
     path.write_text(content)
     session = Session.claim(path, "heater", logger)
     assert session.client_id.startswith("heater-")
+    assert session.client_id != "heater-1"
+    assert session.filters == set()
     session.save()
     session.close()
     again = Session.claim(path, "heater", logger)
     assert again.client_id == session.client_id
     again.close()
+
+
+def test_what_is_not_written_is_not_kept(
+    path: Path, logger: BoundLogger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = Session.claim(path, "heater", logger)
+    monkeypatch.setattr(os, "pwrite", lambda *_: 3)
+    with pytest.raises(OSError, match="No space"):
+        session.save()
+    assert not session.is_kept
+    session.close()
 
 
 def test_where_nothing_can_be_written_it_is_not_kept(tmp_path: Path, logger: BoundLogger) -> None:

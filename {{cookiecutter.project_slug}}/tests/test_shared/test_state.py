@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 from structlog.stdlib import BoundLogger
 from structlog.testing import capture_logs
 
@@ -39,6 +39,26 @@ def test_a_model_comes_back(state: StateFile) -> None:
     kept = Counter(counter=3, since=datetime(2026, 1, 2, tzinfo=UTC))
     assert state.save(kept)
     assert state.load(Counter) == kept
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    counter: int = Field(default=0, alias="count")
+
+
+class Dated(BaseModel):
+    saved_at: datetime | None = None
+
+
+def test_a_strict_model_with_other_names_comes_back(state: StateFile) -> None:
+    assert state.save(Strict(count=3))
+    assert state.load(Strict) == Strict(count=3)
+
+
+def test_a_model_may_have_the_time(state: StateFile) -> None:
+    assert state.save(Dated())
+    assert state.load(Dated).saved_at is not None
 
 
 @pytest.mark.parametrize("content", ['{"counter": null}', '{"counter": -1, "since": "?"}', "[]"])
