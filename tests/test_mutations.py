@@ -171,9 +171,10 @@ FAULTS = {
 GENERATED_FAULTS = {
     "settings that refuse the variables of other services": Fault(
         "shared/config.py",
-        'extra="ignore"',
-        'extra="forbid"',
+        r'extra="ignore",((?:\n.*)*?)\n +dotenv_filtering="only_existing",',
+        r'extra="forbid",\1',
         "tests/test_shared/test_config.py",
+        is_pattern=True,
     ),
     "a list that is not split": Fault(
         "shared/config.py",

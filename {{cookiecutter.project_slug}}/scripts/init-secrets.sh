@@ -12,7 +12,7 @@ made='' ask=''
 note() { made="$made${made:+, }$1"; }
 # keep FILE NAME: FILE becomes NAME, unless that has come into being meanwhile
 keep() { mv -n "$1" "$2" 2>/dev/null || [ -e "$2" ]; }
-random_password() { head -c 64 /dev/urandom | base64 | tr -dc 'A-Za-z0-9' | cut -c 1-32; }
+random_password() { head -c 512 /dev/urandom | LC_ALL=C tr -dc 'A-Za-z0-9' | cut -c 1-32; }
 
 make_work
 
