@@ -202,8 +202,8 @@ GENERATED_FAULTS = {
     ),
     "a session that ends with the process": Fault(
         "shared/mqtt.py",
-        "if self._session.is_kept:",
-        "if False:",
+        "(not self._session.is_kept or is_shared(name))",
+        "True",
         "tests/test_shared/test_mqtt_faults.py",
     ),
     "a dead letter for a dead letter": Fault(
