@@ -491,6 +491,8 @@ async def test_a_command_that_the_broker_keeps_is_not_run(
     sender = make_client(broker, "sender")
     sender.connect_background()
     await sender.publish(topic, {"command": "kept"}, retain=True)
+    # The broker has handed it to everybody who was there.
+    await observer.next("coordinator/command/probe", command="kept")
     async with running(Probe(settings)):
         await sender.publish(topic, {"command": "new"})
         answer = await observer.next("probe/response")
