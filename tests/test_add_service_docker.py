@@ -13,7 +13,12 @@ from tests.baked import BakedProject
 from tests.conftest import Bake, Cookiecutter
 from tests.tools import needs
 
-pytestmark = [pytest.mark.real, pytest.mark.docker, pytest.mark.timeout(1500)]
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.docker,
+    pytest.mark.xdist_group("docker"),
+    pytest.mark.timeout(1500),
+]
 
 PATIENCE_SECONDS = 60
 # Within the container of the HTTP API: no port of this machine is needed.
