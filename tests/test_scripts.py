@@ -134,3 +134,28 @@ def test_run_starts_a_service_with_its_broker_and_stops_both(bake_copy: Bake) ->
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", int(port))) != 0, "the broker is left behind"
     assert project.run("git", "status", "--porcelain").stdout == ""
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(
+    ("variable", "dotenv", "used"),
+    [
+        (None, "", "docker-compose.yml"),
+        ("own.yml", "", "own.yml"),
+        (None, "COMPOSE_FILE='own.yml'\n", "what .env says"),
+    ],
+)
+def test_a_deployment_takes_no_override_but_the_files_that_are_named(
+    bake_copy: Bake, tmp_path: Path, variable: str | None, dotenv: str, used: str
+) -> None:
+    project = bake_copy()
+    project.file(".env").write_text(dotenv)
+    docker = tmp_path / "docker"
+    docker.write_text(
+        f"#!/bin/sh\nprintf '%s' \"${{COMPOSE_FILE-what .env says}}\" >{tmp_path}/used\nexit 1\n"
+    )
+    docker.chmod(0o755)
+    environment = {"COMPOSE_FILE": variable, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = project.run("scripts/deploy.sh", env=environment, check=False)
+    assert "Docker does not answer" in done.stderr
+    assert (tmp_path / "used").read_text() == used

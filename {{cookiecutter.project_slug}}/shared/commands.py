@@ -50,7 +50,7 @@ class CommandRouter:
         sent_as = message_id(command.request_id, command.trace_id, content)
         key = (command.command, sent_as) if sent_as else None
         if key and (earlier := self._answers.get(key)) is not None:
-            self._logger.info("command_repeated", command=command.command, id=sent_as)
+            self._logger.info("command_repeated", command=command.command, message_id=sent_as)
             if command.request_id:
                 await self._respond(command, earlier)
             return

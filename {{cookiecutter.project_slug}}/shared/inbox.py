@@ -422,7 +422,9 @@ class Inbox:
                     sent_as = message_id(_id(value.get("request_id")), trace_id, message.payload)
                     key = sent_as and (message.topic, sent_as)
                     if key and recent.seen(key):
-                        self._logger.debug("message_repeated", topic=message.topic, id=sent_as)
+                        self._logger.debug(
+                            "message_repeated", topic=message.topic, message_id=sent_as
+                        )
                         return True
             if subscription.model is not None:
                 if value is None and not message.payload:

@@ -230,8 +230,8 @@ async def test_a_repeated_message_is_handled_once(
         await client.publish(f"{topic_prefix}/once", payload)
     await recorder.until_payload({"n": "end"})
     assert [payload["n"] for payload in recorder.payloads] == [1, 2, 3, 4, 4, 5, 6, "end"]
-    assert (await log.next("message_repeated"))["id"].startswith("t ")
-    assert (await log.next("message_repeated"))["id"] == "r"
+    assert (await log.next("message_repeated"))["message_id"].startswith("t ")
+    assert (await log.next("message_repeated"))["message_id"] == "r"
 
 
 async def test_the_trace_id_of_a_message_is_bound(client: MQTTClient, topic_prefix: str) -> None:
