@@ -1,4 +1,4 @@
-"""Refuse a service that cannot be added, with all reasons at once, before a file is written."""
+"""Reject a service that cannot be added, with all reasons at once, before a file is written."""
 
 from __future__ import annotations
 
@@ -16,20 +16,19 @@ NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 WINDOWS_DEVICES = {"con", "prn", "aux", "nul"} | {
     f"{p}{n}" for p in ("com", "lpt") for n in range(1, 10)
 }
-# What YAML takes for a truth value or for nothing.
+# YAML reads these words as a truth value or as null.
 YAML_WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
-# Folders, compose keys and topic levels of the repository, and the name of a class.
+# Directories, Compose keys and topic levels of the repository, and the name of a class.
 REPOSITORY_WORDS = {"base", "base-service", "coordinator", "errors", "mqtt", "shared"}
 RESERVED = WINDOWS_DEVICES | YAML_WORDS | REPOSITORY_WORDS
 MAX_NAME, MAX_TITLE, MAX_DESCRIPTION = 40, 60, 100
 
-# scripts/new-service.sh renders elsewhere: it tells for which repository, and the options it got.
-REPOSITORY = os.environ.get("NEW_SERVICE_REPOSITORY")
-OPTIONS = os.environ.get("NEW_SERVICE_OPTIONS", "").split()
+# scripts/new-service.sh renders elsewhere and names its repository here.
+REPOSITORY = os.environ.get("SERVICE_REPOSITORY")
 
 
 def name_problem(value: str) -> str | None:
-    """What stands against a name of a folder, a container and a topic level, or None."""
+    """Return why a name does not fit a directory, a container and a topic level, or None."""
     if not NAME.fullmatch(value):
         return "must be lower-case letters, digits and single hyphens, and begin with a letter"
     if len(value) > MAX_NAME:
@@ -42,63 +41,42 @@ def name_problem(value: str) -> str | None:
 
 
 def text_problem(value: str, longest: int) -> str | None:
-    """What stands against a free text, or None."""
+    """Return why a text cannot be used, or None."""
     if not value.strip():
         return "must not be blank"
     if len(value) > longest:
         return f"must have at most {longest} characters"
     for character in value:
-        # They have no portable form in TOML and YAML.
+        # These characters have no portable form in TOML and YAML.
         unprintable = unicodedata.category(character) in {"Cc", "Cn", "Cs", "Zl", "Zp"}
         if unprintable and character not in "\n\t":
             return f"must not contain the character U+{ord(character):04X}"
     return None
 
 
-def given() -> dict[str, str]:
-    """What the user has answered in words of their own, and what they know it by."""
-    if not REPOSITORY:
-        return {name: name for name in ("service_name", "service_slug", "description")}
-    # Both names are the script's NAME.
-    known = {"service_slug": "NAME", "description": "--description"}
-    return {name: word for name, word in known.items() if word in ["NAME", *OPTIONS]}
-
-
 def find_problems(answers: dict[str, str]) -> list[tuple[str, str, str]]:
-    """Every problem as (answer, rule, example)."""
+    """Return every problem as (answer, rule, example)."""
+    title = text_problem(answers["service_name"], MAX_TITLE)
+    description = text_problem(answers["description"], MAX_DESCRIPTION)
     checks = [
-        ("service_name", text_problem(answers["service_name"], MAX_TITLE), "Soil Moisture"),
+        # The script has one NAME, which is both.
+        ("service_name", None if REPOSITORY else title, "Soil Moisture"),
         ("service_slug", name_problem(answers["service_slug"]), "soil-moisture"),
-        (
-            "description",
-            text_problem(answers["description"], MAX_DESCRIPTION),
-            "Reads the moisture of the soil",
-        ),
+        ("description", description, "Reads the moisture of the soil"),
     ]
-    return [
-        (name, problem, example) for name, problem, example in checks if problem and name in given()
-    ]
-
-
-def taken(repository: Path, slug: str) -> str | None:
-    """What in the repository has the name already, or None."""
-    sys.dont_write_bytecode = True
-    sys.path.insert(0, str(repository / "scripts"))
-    from wire_service import what_is_taken
-
-    found: str | None = what_is_taken(repository, slug)
-    return found
+    return [(name, problem, example) for name, problem, example in checks if problem]
 
 
 def corrected_command(answers: dict[str, str], examples: dict[str, str]) -> str:
-    """The command that adds the service, with the examples in place of the bad answers."""
+    """Return the command that adds the service, with the examples in place of the bad answers."""
     asked = ("service_name", "service_slug", "description", "service_type")
     values = {name: examples.get(name, answers[name]) for name in asked}
     if REPOSITORY:
-        words = [values["service_slug"], "--type", values["service_type"]]
-        if "description" in given():
+        words = ["scripts/new-service.sh", values["service_slug"], "--type", values["service_type"]]
+        # Its default is made from the name.
+        if not answers["description"].startswith(f"{answers['service_name']}, a service"):
             words += ["--description", values["description"]]
-        return shlex.join(["scripts/new-service.sh", *words])
+        return shlex.join(words)
     template = str(answers.get("_template") or "templates/service")
     # Inside the repository of both templates, which `_template` names as a whole.
     folder = "service-template"
@@ -110,38 +88,40 @@ def corrected_command(answers: dict[str, str], examples: dict[str, str]) -> str:
     return shlex.join(["cookiecutter", template, *options, *words])
 
 
-def refuse(*lines: str) -> int:
-    """Say why, on stderr; returns the exit code."""
-    print(*lines, sep="\n", file=sys.stderr)
-    return 1
-
-
-def main() -> int:
-    """Report and refuse, or let the generation go on."""
-    # cookiecutter has made the folder of the service already, and runs this in it.
-    folder = Path.cwd()
-    repository = Path(REPOSITORY or folder.parent.parent)
-    slug, names = ANSWERS["service_slug"], given()
+def find_refusal() -> list[str]:
+    """Return the lines that say why nothing can be rendered, none when all is well."""
     if problems := find_problems(ANSWERS):
-        return refuse(
-            "These answers cannot be used:",
+        names = {"service_slug": "NAME", "description": "--description"} if REPOSITORY else {}
+        return [
+            "These answers are not valid:",
             *(
-                f"  - {names[name]}: {rule} (got {ANSWERS[name]!r}; for example {example!r})"
+                f"  - {names.get(name, name)}: {rule} (got {ANSWERS[name]!r}, for example {example!r})"
                 for name, rule, example in problems
             ),
             "\nNothing was written. With the examples filled in, the command is:\n",
             f"  {corrected_command(ANSWERS, {name: example for name, _, example in problems})}\n",
-        )
-    if folder.parent.name != "services" or not (repository / "scripts/wire_service.py").is_file():
-        return refuse(
+        ]
+    # cookiecutter has made the directory of the service already, and runs this in it.
+    directory = Path.cwd()
+    repository = directory.parent.parent
+    if REPOSITORY:
+        return []
+    if directory.parent.name != "services" or not (repository / "scripts/services.py").is_file():
+        return [
             "A service can be added only to a repository made from this template: run this in its"
             " root, with --output-dir services."
-        )
-    if any(folder.iterdir()):
-        return refuse(f"services/{slug} exists already. Nothing was changed.")
-    if reason := taken(repository, slug):
-        return refuse(f"The name {slug} is taken: {reason}. Nothing was changed.")
-    return 0
+        ]
+    if any(directory.iterdir()):
+        return [f"services/{directory.name} exists already. Nothing was changed."]
+    return []
+
+
+def main() -> int:
+    """Print the reasons, or let the generation go on."""
+    reasons = find_refusal()
+    if reasons:
+        print(*reasons, sep="\n", file=sys.stderr)
+    return int(bool(reasons))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,450 @@
+"""Add, remove and rename services: new-service.sh, remove-service.sh and rename-service.sh call it.
+
+A service is a directory in services/, a test, and one line in each list of included Compose files.
+A directory that no list names is harmless, so an interrupted run can be repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from cookiecutter.exceptions import CookiecutterException
+from cookiecutter.main import cookiecutter
+from dotenv import dotenv_values
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from shared.files import atomic_write  # noqa: E402
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TYPES = ("poller", "subscriber", "http-api")
+COMPOSE = "docker-compose.yml"
+EXAMPLE = "docker-compose.override.example.yml"
+OVERRIDES = ("docker-compose.override.yml", "docker-compose.override.yaml")
+SCRATCH = ROOT / ".tools"
+
+
+class ServiceError(Exception):
+    """The request is rejected, and nothing was changed."""
+
+
+class Service:
+    """The places and spellings of a service's name."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.directory = ROOT / "services" / name
+        self.test = ROOT / "tests" / f"test_{name.replace('-', '_')}.py"
+        self.volume = f"{name.replace('-', '_')}_data"
+        self.variables = name.replace("-", "_").upper() + "_"
+        words = f"{name.removesuffix('-service')}-service".split("-")
+        self.class_name = "".join(word.capitalize() for word in words)
+
+    @property
+    def listed(self) -> bool:
+        """Whether the production file includes it."""
+        return f"services/{self.name}/compose.yml" in includes(ROOT / COMPOSE)
+
+
+# Compose files
+
+
+class _Loader(yaml.SafeLoader):
+    """Accepts the tags of Compose, such as !reset."""
+
+
+_Loader.add_multi_constructor("!", lambda *_: None)
+
+
+def parse(text: str, name: str) -> dict[str, Any]:
+    """Return the content of a Compose file; raises ServiceError when it is not valid."""
+    try:
+        model = yaml.load(text, Loader=_Loader)  # noqa: S506 - derived from SafeLoader
+    except (yaml.YAMLError, ValueError) as error:
+        message = f"{name} is not valid YAML: {error}"
+        raise ServiceError(message) from error
+    return model if isinstance(model, dict) else {}
+
+
+def listed_in(model: dict[str, Any]) -> list[str]:
+    """Return the paths of an `include` list, whose entries have a short and a long form."""
+    paths: list[str] = []
+    for entry in model.get("include") or []:
+        path = entry.get("path", []) if isinstance(entry, dict) else entry
+        paths += path if isinstance(path, list) else [path]
+    return paths
+
+
+def includes(path: Path) -> list[str]:
+    """Return the paths that a Compose file includes."""
+    return listed_in(parse(path.read_text(encoding="utf-8"), path.name))
+
+
+def compose_files() -> list[Path]:
+    """Return every Compose file of this directory, with the files that they include."""
+    variables = {**dotenv_values(ROOT / ".env", interpolate=False), **os.environ}
+    separator = variables.get("COMPOSE_PATH_SEPARATOR") or os.pathsep
+    named = (variables.get("COMPOSE_FILE") or COMPOSE).split(separator)
+    waiting = [ROOT / name for name in (*named, COMPOSE, EXAMPLE, *OVERRIDES)]
+    found: list[Path] = []
+    while waiting:
+        path = waiting.pop(0)
+        if path not in found and path.is_file():
+            found.append(path)
+            waiting += [path.parent / name for name in includes(path)]
+    return found
+
+
+def find(service: Service, pattern: str) -> list[str]:
+    """Return the lines of other Compose files that match, as FILE:LINE: TEXT."""
+    return [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for path in compose_files()
+        if service.directory not in path.parents
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if re.search(pattern, line.partition(" #")[0])
+        and f"services/{service.name}/" not in line
+    ]
+
+
+def edit_list(text: str, name: str, *, add: str = "", remove: str = "") -> str:
+    """Return a Compose file with a line added to its `include` list, or taken out.
+
+    Every other byte stays. Raises ServiceError when one line cannot do it.
+    """
+    before = listed_in(parse(text, name))
+    expected = [path for path in before if path != remove] + ([add] if add not in before else [])
+    expected = [path for path in expected if path]
+    lines = text.splitlines(keepends=True)
+    newline = "\r\n" if "\r\n" in text else "\n"
+    if not any(line.startswith("include:") for line in lines):
+        lines[:0] = [f"include: []{newline}", newline]
+    head = next(at for at, line in enumerate(lines) if line.startswith("include:"))
+    end = head + 1
+    for at in range(head + 1, len(lines)):
+        if re.match(r"[^\s#-]", lines[at]):
+            break
+        if lines[at].strip():
+            end = at + 1
+    items = [line for line in lines[head + 1 : end] if line.strip("- \"'\r\n") != remove or not remove]
+    if add and add not in before:
+        indent = items[0].partition("-")[0] if items else "  "
+        items.append(f"{indent}- {add}{newline}")
+    lines[head] = lines[head].replace("include: []", "include:")
+    if not expected:
+        lines[head] = lines[head].replace("include:", "include: []")
+    lines[head + 1 : end] = items
+    result = "".join(lines)
+    if listed_in(parse(result, name)) != expected:
+        message = f"{name}: edit its include list by hand. Add: {add or '-'}, remove: {remove or '-'}"
+        raise ServiceError(message)
+    return result
+
+
+def write_lists(*, add: str = "", remove: str = "") -> None:
+    """Change all lists, or none when Compose rejects the result or a list cannot be edited."""
+    before: dict[Path, str] = {}
+    after: dict[Path, str] = {}
+    for path in (ROOT / name for name in (COMPOSE, EXAMPLE, *OVERRIDES)):
+        if not path.is_file():
+            continue
+        text = path.read_bytes().decode()
+        file = "compose.yml" if path.name == COMPOSE else "compose.dev.yml"
+        # An override that includes no service is the user's own in every line.
+        if path.name in OVERRIDES and file not in text:
+            continue
+        before[path] = text
+        after[path] = edit_list(
+            text,
+            path.name,
+            add=add and f"services/{add}/{file}",
+            remove=remove and f"services/{remove}/{file}",
+        )
+    was_valid = not compose_problem()
+    for path, text in after.items():
+        atomic_write(path, text)
+    if was_valid and (problem := compose_problem()):
+        for path, text in before.items():
+            atomic_write(path, text)
+        message = f"Nothing was changed, because Compose rejects the result: {problem}"
+        raise ServiceError(message)
+
+
+def compose_problem() -> str:
+    """Return why Compose rejects the files; nothing when it accepts them or is not installed."""
+    if shutil.which("docker") is None or run("docker", "compose", "version").returncode:
+        return ""
+    own = run("docker", "compose", "config", "--quiet")
+    example = run(*("docker", "compose", "-f", COMPOSE, "-f", EXAMPLE, "config", "--quiet"))
+    return (own.stderr if own.returncode else example.stderr if example.returncode else "").strip()
+
+
+# Commands
+
+
+def add(options: argparse.Namespace) -> None:
+    """Render a service, or finish an addition that was interrupted."""
+    service = Service(options.name)
+    if service.listed:
+        message = f"services/{service.name} exists already."
+        raise ServiceError(message)
+    rendered_test = service.directory / "test_service.py"
+    check_name_is_free(service, finish=service.directory.exists() and not rendered_test.exists())
+    if not service.directory.exists():
+        with scratch() as folder:
+            render(service.name, options.type, options.description, folder).rename(service.directory)
+    if rendered_test.exists():
+        rendered_test.rename(service.test)
+    write_lists(add=service.name)
+    write_documents()
+    say(f"Added services/{service.name} and {service.test.relative_to(ROOT)}, with one line each in")
+    say(f"{COMPOSE} and {EXAMPLE}.")
+    say(f"Next: make test SERVICE={service.name}, then make run SERVICE={service.name}, or make up.")
+
+
+def check_name_is_free(service: Service, *, finish: bool = False) -> None:
+    """Raise ServiceError when a Compose file has the name already, or a test unless it is its own."""
+    taken = find(service, rf"^\s+[\"']?({service.name}|{service.volume})[\"']?\s*:")
+    if service.test.exists() and not finish:
+        taken.append(str(service.test.relative_to(ROOT)))
+    if taken:
+        message = f"The name {service.name} is taken: {taken[0]}"
+        raise ServiceError(message)
+
+
+def render(name: str, kind: str, description: str, folder: Path) -> Path:
+    """Render the service template; raises ServiceError for a name that is not valid."""
+    # The user's defaults for cookiecutter must not get in.
+    config = folder / "config.yaml"
+    config.write_text(
+        yaml.safe_dump({"replay_dir": str(folder), "cookiecutters_dir": str(folder)}),
+        encoding="utf-8",
+    )
+    answers = {"service_name": name, "service_slug": name, "service_type": kind}
+    if description:
+        answers["description"] = description
+    # The template's hook has printed what is wrong.
+    logging.getLogger("cookiecutter").setLevel(logging.CRITICAL)
+    os.environ["SERVICE_REPOSITORY"] = str(ROOT)
+    try:
+        rendered = cookiecutter(
+            str(ROOT / "templates" / "service"),
+            no_input=True,
+            # cookiecutter takes an answer for a Jinja template. These are plain text.
+            extra_context={key: text.replace("{", '{{"{"}}') for key, text in answers.items()},
+            output_dir=str(folder),
+            config_file=str(config),
+        )
+    except CookiecutterException as error:
+        raise ServiceError from error
+    return Path(rendered)
+
+
+def write_documents() -> None:
+    """Generate what is made from the models of all services."""
+    subprocess.run([sys.executable, "scripts/topics.py"], cwd=ROOT, check=True)  # noqa: S603
+
+
+def remove(options: argparse.Namespace) -> None:
+    """Take a service out of the lists, and delete its code unless that is to stay."""
+    service = Service(options.name)
+    if not service.directory.is_dir() and not service.listed:
+        message = f"There is no service {service.name}."
+        raise ServiceError(message)
+    check_nothing_needs(service)
+    doomed = [] if options.keep_code else [service.directory, service.test]
+    data = f"the volume {service.volume} and .data/{service.name}"
+    if not options.yes:
+        confirm(service, doomed, data if options.delete_data else "")
+    if options.delete_data:
+        run("docker", "compose", "rm", "--stop", "--force", service.name)
+    write_lists(remove=service.name)
+    for path in doomed:
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    if doomed:
+        write_documents()
+    if options.delete_data:
+        delete_data(service)
+        say(f"Removed {service.name}, {data}.")
+    else:
+        say(f"Removed {service.name}. The volume {service.volume} keeps its data.")
+        say("Stop its container: docker compose up --detach --remove-orphans")
+
+
+def check_nothing_needs(service: Service) -> None:
+    """Raise ServiceError when another Compose file mentions the service or its volume."""
+    if lines := find(service, rf"(?<![\w.-])({service.name}|{service.volume})(?![\w-])"):
+        message = "\n  ".join([f"{service.name} is still needed:", *lines])
+        raise ServiceError(message)
+
+
+def confirm(service: Service, doomed: list[Path], data: str) -> None:
+    """Ask on the terminal; raise ServiceError unless the user agrees."""
+    if not sys.stdin.isatty():
+        message = "There is no terminal to ask on: add --yes."
+        raise ServiceError(message)
+    if doomed:
+        say(f"This deletes services/{service.name} and its test.")
+        if run("git", "status", "--porcelain", "--", *map(str, doomed)).stdout:
+            say("They hold changes that are in no commit.")
+    if data:
+        say(f"This deletes {data}.")
+    if not input(f"Remove {service.name}? [y/N] ").lower().startswith("y"):
+        message = "Nothing was changed."
+        raise ServiceError(message)
+
+
+def delete_data(service: Service) -> None:
+    """Delete the volumes of a service, and what it wrote on this machine."""
+    model = parse(run("docker", "compose", "config").stdout, "docker compose config")
+    labels = {"project": model.get("name", ROOT.name), "volume": service.volume}
+    filters = [f"--filter=label=com.docker.compose.{key}={word}" for key, word in labels.items()]
+    for volume in run("docker", "volume", "ls", "--quiet", *filters).stdout.split():
+        run("docker", "volume", "rm", volume)
+    shutil.rmtree(ROOT / ".data" / service.name, ignore_errors=True)
+
+
+def rename(options: argparse.Namespace) -> None:
+    """Give a service another name, and say what stays behind."""
+    old, new = Service(options.name), Service(options.new_name)
+    if not old.directory.is_dir() or not old.listed:
+        message = f"There is no service {old.name}."
+        raise ServiceError(message)
+    if new.directory.exists():
+        message = f"services/{new.name} exists already."
+        raise ServiceError(message)
+    check_name_is_free(new)
+    check_nothing_needs(old)
+    with scratch() as folder:
+        # The template knows which names are valid.
+        shutil.rmtree(render(new.name, TYPES[0], "", folder))
+        copy = shutil.copytree(old.directory, folder / new.name)
+        for path in copy.rglob("*"):
+            if path.is_file() and path.suffix != ".pyc":
+                write_renamed(path, path, old, new)
+        copy.rename(new.directory)
+    if old.test.exists():
+        write_renamed(old.test, new.test, old, new)
+    try:
+        write_lists(add=new.name, remove=old.name)
+    except ServiceError:
+        shutil.rmtree(new.directory)
+        new.test.unlink(missing_ok=True)
+        raise
+    shutil.rmtree(old.directory)
+    old.test.unlink(missing_ok=True)
+    env = ROOT / ".env"
+    if env.exists():
+        text = re.sub(rf"^{old.variables}", new.variables, env.read_text("utf-8"), flags=re.MULTILINE)
+        atomic_write(env.resolve(), text)
+    write_documents()
+    say(f"Renamed {old.name} to {new.name}. These stay behind:")
+    say(f"  the volume {old.volume}, since {new.name} starts with a volume of its own")
+    say(f"  retained messages of {old.name} on the broker, such as its availability")
+    found = run("git", "grep", "--untracked", "-nw", "-e", old.name, "--", ":!uv.lock", ":!templates")
+    if found.stdout:
+        say(f"These lines still mention {old.name}:", f"  {found.stdout.strip()}".replace("\n", "\n  "))
+
+
+def write_renamed(source: Path, target: Path, old: Service, new: Service) -> None:
+    """Write a file with the new name of the service in place of the old one."""
+    name = rf"(?<![\w-]){old.name}(?![\w-])"
+    if source.suffix == ".py":
+        # In quotes, in paths and in titles only, because a module or a variable may have the name.
+        name = rf"(?<=[\"'/]){old.name}(?=[\"'/])|(?<= of ){old.name}(?=[.,])"
+    text = source.read_bytes().decode()
+    for pattern, word in (
+        (name, new.name),
+        (rf"\b{old.volume}\b", new.volume),
+        (rf"\b{old.variables}", new.variables),
+        (rf"\b{old.class_name}\b", new.class_name),
+    ):
+        text = re.sub(pattern, word, text)
+    atomic_write(target, text, mode=source.stat().st_mode & 0o777)
+
+
+# Helpers
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    """Provide a directory on the file system of services/, to rename from in one step."""
+    SCRATCH.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=SCRATCH, prefix="service.") as folder:
+        yield Path(folder)
+
+
+@contextlib.contextmanager
+def lock() -> Iterator[None]:
+    """Wait until no other run changes services, and delete what a killed run has left."""
+    services = ROOT / "services"
+    services.mkdir(exist_ok=True)
+    descriptor = os.open(services, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        for folder in SCRATCH.glob("service.*"):
+            shutil.rmtree(folder, ignore_errors=True)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in the repository; a missing program counts as exit code 127."""
+    try:
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S603
+    except OSError as error:
+        return subprocess.CompletedProcess(command, 127, "", str(error))
+
+
+def say(*lines: str) -> None:
+    """Print lines for the user."""
+    sys.stdout.writelines(f"{line}\n" for line in lines)
+
+
+def main() -> int:
+    """Command line; 1 for a request that is rejected, 2 for wrong usage."""
+    command, *words = sys.argv[1:]
+    parser = argparse.ArgumentParser(prog=f"scripts/{command}-service.sh")
+    parser.add_argument("name", metavar="NAME", help="such as soil-moisture")
+    if command == "new":
+        parser.add_argument("--type", choices=TYPES, default=TYPES[0], help="default: %(default)s")
+        parser.add_argument("--description", default="", metavar="TEXT", help="one line")
+    elif command == "remove":
+        keep = "only take it out of the Compose files, to which new-service.sh can add it again"
+        parser.add_argument("--keep-code", action="store_true", help=keep)
+        parser.add_argument("--delete-data", action="store_true", help="delete its volume and .data/NAME")
+        parser.add_argument("--yes", action="store_true", help="do not ask")
+    else:
+        parser.add_argument("new_name", metavar="NEW", help="its new name")
+    options = parser.parse_args(words)
+    try:
+        if not re.fullmatch("[a-z][a-z0-9-]*", options.name):
+            message = f"{options.name!r} is not a valid name: use lower-case letters, digits and hyphens."
+            raise ServiceError(message)
+        with lock():
+            {"new": add, "remove": remove, "rename": rename}[command](options)
+    except ServiceError as error:
+        if str(error):
+            sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
