@@ -12,13 +12,11 @@ service=$1
 requirements=services/$service/requirements.txt
 [ -f "$requirements" ] || bad "There is no service $service"
 
-# A group of its own. A group that the service shared until now becomes part of it.
-before=$(sed -n 's/^# group: //p' "$requirements")
-scripts/uv add --quiet --group "$service" "${@:2}"
-if [ "$before" != "$service" ]; then
-  sed -i.old "/^\"\{0,1\}$service\"\{0,1\} = \[/a\\
-${before:+    { include-group = \"$before\" \},}" pyproject.toml
-  printf '# Exported from uv.lock by scripts/lock.sh. Add packages with scripts/add-package.sh.\n# group: %s\n' "$service" >"$requirements"
+scripts/uv add --quiet --no-sync --group "$service" "${@:2}"
+if ! grep -qx "# group: $service" "$requirements"; then
+  # Above the exported lines, which lock.sh replaces.
+  { sed -n '/^#/!q;p' "$requirements"; echo "# group: $service"; sed '/^#/d' "$requirements"; } >"$requirements.new"
+  mv "$requirements.new" "$requirements"
 fi
 scripts/lock.sh
 echo "Build its image: docker compose up --build --detach $service"

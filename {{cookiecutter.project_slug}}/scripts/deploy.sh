@@ -15,7 +15,10 @@
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
-if [ -z "${COMPOSE_FILE:-}" ] && ! grep -qs '^COMPOSE_FILE=' .env; then export COMPOSE_FILE=docker-compose.yml; fi
+if [ -z "${COMPOSE_FILE:-}" ]; then
+  COMPOSE_FILE=$(scripts/uv run --quiet --frozen dotenv --file .env get COMPOSE_FILE 2>/dev/null || echo docker-compose.yml)
+  export COMPOSE_FILE
+fi
 
 timeout=300
 while [ $# -gt 0 ]; do
@@ -30,18 +33,18 @@ done
 case $timeout in '' | *[!0-9]*) bad "--timeout needs a number of seconds, not '$timeout'" ;; esac
 docker version >/dev/null || { echo "Docker does not answer${DOCKER_CONTEXT:+ in the context $DOCKER_CONTEXT}" >&2; exit 1; }
 
-# copy_mounted_folders BASE_IMAGE: brings what the containers mount to the host of the context
-copy_mounted_folders() {
+# copy_mounted_directories: bring what the containers mount to the host of the context
+copy_mounted_directories() {
   local marker
   # A context may well lead to this machine, where the copy would overwrite what it reads.
   marker=$(mktemp .deploy.XXXXXX)
   # shellcheck disable=SC2064  # the name of now
   trap "rm -f -- '$marker'" EXIT
-  # Folders stay, for running containers have them mounted; files that are gone here go there.
+  # Directories stay, because running containers have them mounted. Files that are gone here go there.
   # On macOS tar would add files of its own.
   COPYFILE_DISABLE=1 tar -cf - --exclude __pycache__ shared infrastructure |
-    docker run --rm --interactive --network none --user 0 --volume "$PWD:/target" --workdir /target "$1" sh -c '
-      if [ -e "$1" ]; then cat >/dev/null; echo "The context leads to this folder: nothing to copy"; exit; fi
+    docker compose run --rm --no-TTY --user 0 --volume "$PWD:/target" --workdir /target base sh -c '
+      if [ -e "$1" ]; then cat >/dev/null; echo "The context leads to this directory: nothing to copy"; exit; fi
       mkdir -p shared infrastructure && find shared infrastructure -type f -delete && tar -xf - &&
         # The containers have users of their own.
         chmod -R a+rX shared infrastructure
@@ -57,11 +60,11 @@ broker_has_old_configuration() {
   ' </dev/null 2>/dev/null
 }
 
-base=$(scripts/build-base.sh --quiet | sed -n 's/^Built //p')
+scripts/build-base.sh --quiet
 docker compose build --quiet
 if [ -n "${DOCKER_CONTEXT:-}" ]; then
   echo "Copying shared/ and infrastructure/ to $PWD in the context $DOCKER_CONTEXT"
-  copy_mounted_folders "$base"
+  copy_mounted_directories
 fi
 
 # What is stopped starts anew below. The broker is left alone where it can be.
@@ -74,9 +77,9 @@ done < <(docker compose config --services)
 if [ ${#anew[@]} -gt 0 ]; then docker compose stop "${anew[@]}"; fi
 code=0
 docker compose up --detach --wait --wait-timeout "$timeout" --remove-orphans || code=$?
-scripts/status.sh || code=1
+python3 scripts/status.py || code=1
 if [ "$code" != 0 ]; then
-  list_containers | while IFS='|' read -r service state health _; do
+  docker compose ps --all --format '{{.Service}} {{.State}} {{.Health}}' | while read -r service state health; do
     if [ "$state $health" != "running healthy" ]; then
       printf '\n=== last lines of %s\n' "$service"
       # Compose begins every line with the code that empties a line of a terminal.

@@ -14,10 +14,4 @@ usage() { sed -n '2,/^set /{/^#/s/^# \{0,1\}//p;}' "scripts/$script"; }
 bad() { printf '%s\n\n' "$1" >&2; usage >&2; exit 2; }
 no_arguments() { [ $# = 0 ] || bad "Unknown argument $1"; }
 
-# list_containers: SERVICE|STATE|HEALTH|STATUS, without what `docker compose run` has left behind
-list_containers() {
-  docker compose ps --all --format '{{.Service}}|{{.State}}|{{.Health}}|{{.Status}}|{{.Labels}}' |
-    sed '/com\.docker\.compose\.oneoff=True/d; s/^\([^|]*|[^|]*|[^|]*|[^|]*\)|.*/\1/'
-}
-
 case ${1:-} in -h | --help) usage; exit 0 ;; esac

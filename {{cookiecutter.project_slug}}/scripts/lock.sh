@@ -42,8 +42,8 @@ export_to() {
 export_to base/requirements.txt --no-default-groups --group debug
 export_to templates/service/templates/http-api/requirements.txt --only-group http-api
 for file in services/*/requirements.txt; do
-  if group=$(sed -n 's/^# group: \([A-Za-z0-9_-]*\)$/\1/p' "$file") && [ -n "$group" ]; then
-    export_to "$file" --only-group "$group"
-  fi
+  groups=()
+  while read -r group; do groups+=(--only-group "$group"); done < <(sed -n 's/^# group: //p' "$file")
+  if [ ${#groups[@]} -gt 0 ]; then export_to "$file" "${groups[@]}"; fi
 done
 exit "$stale"
