@@ -49,7 +49,7 @@ def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a command in the repository; a missing program counts as exit code 127."""
     path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
     try:
-        return subprocess.run(  # noqa: S603
+        return subprocess.run(
             command,
             cwd=ROOT,
             env={**os.environ, "PATH": path, **environment},

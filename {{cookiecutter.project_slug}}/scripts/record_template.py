@@ -31,8 +31,8 @@ class NothingToRecordError(Exception):
 
 def git(folder: Path, *arguments: str) -> str:
     """Output of a git command; empty when it fails."""
-    result = subprocess.run(  # noqa: S603
-        ["git", "-C", str(folder), *arguments],  # noqa: S607
+    result = subprocess.run(
+        ["git", "-C", str(folder), *arguments],
         capture_output=True,
         text=True,
         check=False,

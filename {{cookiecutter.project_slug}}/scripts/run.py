@@ -36,12 +36,19 @@ class CannotRunError(Exception):
     """A condition is missing that the message names."""
 
 
-def find_services(names: list[str]) -> list[Path]:
+def find_services(names: list[str], *, is_debug: bool) -> list[Path]:
     """Return the programs of the services; raises CannotRunError for an unknown name."""
     known = {path.parent.name: path for path in sorted(ROOT.glob("services/*/main.py"))}
+    if is_debug and len(names) != 1:
+        message = "Only one service at a time can wait for the debugger."
+        raise CannotRunError(message)
     if not names or not known.keys() >= set(names):
-        unknown = f"Unknown service {next(name for name in names if name not in known)}. " if names else ""
-        message = f'{unknown}Set SERVICE to one of: {", ".join(known) or "none exists yet"}'
+        unknown = (
+            f"Unknown service {next(name for name in names if name not in known)}. "
+            if names
+            else ""
+        )
+        message = f"{unknown}Set SERVICE to one of: {', '.join(known) or 'none exists yet'}"
         raise CannotRunError(message)
     return [known[name] for name in names]
 
@@ -68,6 +75,14 @@ def listens(host: str, port: int) -> bool:
     return False
 
 
+def start_broker(command: list[str], log: Path) -> subprocess.Popen[bytes]:
+    """Start it in a session of its own, so that Ctrl-C reaches the services first."""
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            command, cwd=ROOT, stdout=output, stderr=output, start_new_session=True
+        )
+
+
 @contextlib.asynccontextmanager
 async def broker(environment: dict[str, str]) -> AsyncIterator[None]:
     """Start a broker when the services look for one on this machine and none listens."""
@@ -83,18 +98,22 @@ async def broker(environment: dict[str, str]) -> AsyncIterator[None]:
         raise CannotRunError(message)
     log = DATA / "broker.log"
     command = [sys.executable, "-m", "tests.brokers", str(port)]
-    if mosquitto := shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin"):
+    if mosquitto := shutil.which(
+        "mosquitto", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin"
+    ):
         config = DATA / "broker.conf"
-        config.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\n")
+        config.write_text(
+            f"listener {port} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\n"
+        )
         command = [mosquitto, "-c", str(config)]
-    with log.open("wb") as output:
-        # In a session of its own, so that Ctrl-C reaches the services first.
-        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, start_new_session=True)  # noqa: ASYNC220, S603
+    process = start_broker(command, log)
     try:
         async with asyncio.timeout(BROKER_PATIENCE_SECONDS):
             while not listens(host, port):
                 if process.poll() is not None:
-                    message = f"{command[0]} did not start: {log.read_text(errors='replace')[-500:]}"
+                    message = (
+                        f"{command[0]} did not start: {log.read_text(errors='replace')[-500:]}"
+                    )
                     raise CannotRunError(message)
                 await asyncio.sleep(0.05)
         say(f"Started {Path(command[0]).name} on port {port}, log in {log.relative_to(ROOT)}")
@@ -112,19 +131,31 @@ async def run(programs: list[Path], *, debug: bool) -> int:
         processes = []
         for program in programs:
             name = program.parent.name
-            own = {"DATA_DIR": os.environ.get("DATA_DIR") or str(DATA / name)}
+            own = {"DATA_DIR": data_directory(name)}
             if debug:
                 own["DEBUG_SERVICE"] = name
-            Path(own["DATA_DIR"]).mkdir(parents=True, exist_ok=True)
             processes.append(
                 await asyncio.create_subprocess_exec(
-                    sys.executable, program, cwd=ROOT, env={**environment, **own}, start_new_session=True
+                    sys.executable,
+                    program,
+                    cwd=ROOT,
+                    env={**environment, **own},
+                    start_new_session=True,
                 )
             )
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, stop, processes, number)
-        return max(await asyncio.gather(*(process.wait() for process in processes)), key=abs)
+        codes = await asyncio.gather(*(process.wait() for process in processes))
+        # A negative code is the signal that ended the process.
+        return max(code if code >= 0 else 128 - code for code in codes)
+
+
+def data_directory(name: str) -> str:
+    """Return the directory of a service's state, which is made when it is missing."""
+    path = Path(os.environ.get("DATA_DIR") or DATA / name)
+    path.mkdir(parents=True, exist_ok=True)
+    return str(path)
 
 
 def stop(processes: list[asyncio.subprocess.Process], number: signal.Signals) -> None:
@@ -141,11 +172,12 @@ def debug_container(name: str) -> int:
         files = ["-f", "docker-compose.yml", "-f", "docker-compose.override.example.yml"]
     compose = ["docker", "compose", *files]
     # Two instances would share the volume and its session.
-    subprocess.run([*compose, "stop", name], cwd=ROOT, check=False)  # noqa: S603
+    subprocess.run([*compose, "stop", name], cwd=ROOT, check=False)
     port = f"127.0.0.1:{DEBUG_PORT}:{DEBUG_PORT}"
     command = ["run", "--rm", "--build", "--use-aliases", "--publish", port, "--env"]
     say(f"Attach the debugger to 127.0.0.1:{DEBUG_PORT}, in VS Code with `Attach to container`.")
-    code = subprocess.run([*compose, *command, f"DEBUG_SERVICE={name}", name], cwd=ROOT, check=False).returncode  # noqa: S603
+    program = [f"DEBUG_SERVICE={name}", name, "python", "main.py"]
+    code = subprocess.run([*compose, *command, *program], cwd=ROOT, check=False).returncode
     say(f"Start {name} again: docker compose up --detach {name}")
     return code
 
@@ -159,14 +191,13 @@ def main() -> int:
     """Command line; 2 when a condition is missing."""
     parser = argparse.ArgumentParser(description="Run services on this machine.")
     parser.add_argument("services", metavar="SERVICE", nargs="*")
-    parser.add_argument("--debug", action="store_true", help="wait for the debugger; one service only")
+    parser.add_argument(
+        "--debug", action="store_true", help="wait for the debugger; one service only"
+    )
     parser.add_argument("--container", action="store_true", help="debug in the service's container")
     options = parser.parse_args()
     try:
-        programs = find_services(options.services)
-        if options.debug and len(programs) != 1:
-            message = "Only one service can wait for the debugger."
-            raise CannotRunError(message)
+        programs = find_services(options.services, is_debug=options.debug)
         if options.debug and options.container:
             return debug_container(options.services[0])
         return asyncio.run(run(programs, debug=options.debug))

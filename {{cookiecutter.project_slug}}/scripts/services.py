@@ -47,6 +47,10 @@ class Service:
     """The places and spellings of a service's name."""
 
     def __init__(self, name: str) -> None:
+        """Raise ServiceError for a name that could lead to another directory."""
+        if not re.fullmatch("[a-z][a-z0-9-]*", name):
+            message = f"{name!r} is not a valid name: use lower-case letters, digits and hyphens."
+            raise ServiceError(message)
         self.name = name
         self.directory = ROOT / "services" / name
         self.test = ROOT / "tests" / f"test_{name.replace('-', '_')}.py"
@@ -117,8 +121,7 @@ def find(service: Service, pattern: str) -> list[str]:
         for path in compose_files()
         if service.directory not in path.parents
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
-        if re.search(pattern, line.partition(" #")[0])
-        and f"services/{service.name}/" not in line
+        if re.search(pattern, line.partition(" #")[0]) and f"services/{service.name}/" not in line
     ]
 
 
@@ -141,7 +144,9 @@ def edit_list(text: str, name: str, *, add: str = "", remove: str = "") -> str:
             break
         if lines[at].strip():
             end = at + 1
-    items = [line for line in lines[head + 1 : end] if line.strip("- \"'\r\n") != remove or not remove]
+    items = [
+        line for line in lines[head + 1 : end] if line.strip("- \"'\r\n") != remove or not remove
+    ]
     if add and add not in before:
         indent = items[0].partition("-")[0] if items else "  "
         items.append(f"{indent}- {add}{newline}")
@@ -151,7 +156,9 @@ def edit_list(text: str, name: str, *, add: str = "", remove: str = "") -> str:
     lines[head + 1 : end] = items
     result = "".join(lines)
     if listed_in(parse(result, name)) != expected:
-        message = f"{name}: edit its include list by hand. Add: {add or '-'}, remove: {remove or '-'}"
+        message = (
+            f"{name}: edit its include list by hand. Add: {add or '-'}, remove: {remove or '-'}"
+        )
         raise ServiceError(message)
     return result
 
@@ -207,18 +214,24 @@ def add(options: argparse.Namespace) -> None:
     check_name_is_free(service, finish=service.directory.exists() and not rendered_test.exists())
     if not service.directory.exists():
         with scratch() as folder:
-            render(service.name, options.type, options.description, folder).rename(service.directory)
+            render(service.name, options.type, options.description, folder).rename(
+                service.directory
+            )
     if rendered_test.exists():
         rendered_test.rename(service.test)
     write_lists(add=service.name)
     write_documents()
-    say(f"Added services/{service.name} and {service.test.relative_to(ROOT)}, with one line each in")
+    say(
+        f"Added services/{service.name} and {service.test.relative_to(ROOT)}, with one line each in"
+    )
     say(f"{COMPOSE} and {EXAMPLE}.")
-    say(f"Next: make test SERVICE={service.name}, then make run SERVICE={service.name}, or make up.")
+    say(
+        f"Next: make test SERVICE={service.name}, then make run SERVICE={service.name}, or make up."
+    )
 
 
 def check_name_is_free(service: Service, *, finish: bool = False) -> None:
-    """Raise ServiceError when a Compose file has the name already, or a test unless it is its own."""
+    """Raise ServiceError when a Compose file or another service's test has the name already."""
     taken = find(service, rf"^\s+[\"']?({service.name}|{service.volume})[\"']?\s*:")
     if service.test.exists() and not finish:
         taken.append(str(service.test.relative_to(ROOT)))
@@ -257,7 +270,7 @@ def render(name: str, kind: str, description: str, folder: Path) -> Path:
 
 def write_documents() -> None:
     """Generate what is made from the models of all services."""
-    subprocess.run([sys.executable, "scripts/topics.py"], cwd=ROOT, check=True)  # noqa: S603
+    subprocess.run([sys.executable, "scripts/topics.py"], cwd=ROOT, check=True)
 
 
 def remove(options: argparse.Namespace) -> None:
@@ -350,15 +363,22 @@ def rename(options: argparse.Namespace) -> None:
     old.test.unlink(missing_ok=True)
     env = ROOT / ".env"
     if env.exists():
-        text = re.sub(rf"^{old.variables}", new.variables, env.read_text("utf-8"), flags=re.MULTILINE)
+        text = re.sub(
+            rf"^{old.variables}", new.variables, env.read_text("utf-8"), flags=re.MULTILINE
+        )
         atomic_write(env.resolve(), text)
     write_documents()
     say(f"Renamed {old.name} to {new.name}. These stay behind:")
     say(f"  the volume {old.volume}, since {new.name} starts with a volume of its own")
     say(f"  retained messages of {old.name} on the broker, such as its availability")
-    found = run("git", "grep", "--untracked", "-nw", "-e", old.name, "--", ":!uv.lock", ":!templates")
+    found = run(
+        "git", "grep", "--untracked", "-nw", "-e", old.name, "--", ":!uv.lock", ":!templates"
+    )
     if found.stdout:
-        say(f"These lines still mention {old.name}:", f"  {found.stdout.strip()}".replace("\n", "\n  "))
+        say(
+            f"These lines still mention {old.name}:",
+            f"  {found.stdout.strip()}".replace("\n", "\n  "),
+        )
 
 
 def write_renamed(source: Path, target: Path, old: Service, new: Service) -> None:
@@ -366,7 +386,7 @@ def write_renamed(source: Path, target: Path, old: Service, new: Service) -> Non
     name = rf"(?<![\w-]){old.name}(?![\w-])"
     if source.suffix == ".py":
         # In quotes, in paths and in titles only, because a module or a variable may have the name.
-        name = rf"(?<=[\"'/]){old.name}(?=[\"'/])|(?<= of ){old.name}(?=[.,])"
+        name = rf"(?<=[\"'/]){old.name}(?=[\"'/])|(?<= of ){old.name}(?![\w-])"
     text = source.read_bytes().decode()
     for pattern, word in (
         (name, new.name),
@@ -407,7 +427,7 @@ def lock() -> Iterator[None]:
 def run(*command: str) -> subprocess.CompletedProcess[str]:
     """Run a command in the repository; a missing program counts as exit code 127."""
     try:
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S603
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     except OSError as error:
         return subprocess.CompletedProcess(command, 127, "", str(error))
 
@@ -428,15 +448,14 @@ def main() -> int:
     elif command == "remove":
         keep = "only take it out of the Compose files, to which new-service.sh can add it again"
         parser.add_argument("--keep-code", action="store_true", help=keep)
-        parser.add_argument("--delete-data", action="store_true", help="delete its volume and .data/NAME")
+        parser.add_argument(
+            "--delete-data", action="store_true", help="delete its volume and .data/NAME"
+        )
         parser.add_argument("--yes", action="store_true", help="do not ask")
     else:
         parser.add_argument("new_name", metavar="NEW", help="its new name")
     options = parser.parse_args(words)
     try:
-        if not re.fullmatch("[a-z][a-z0-9-]*", options.name):
-            message = f"{options.name!r} is not a valid name: use lower-case letters, digits and hyphens."
-            raise ServiceError(message)
         with lock():
             {"new": add, "remove": remove, "rename": rename}[command](options)
     except ServiceError as error:

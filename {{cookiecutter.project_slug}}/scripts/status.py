@@ -23,8 +23,8 @@ _ERROR = re.compile(r'"level": ?"(error|critical)"|\[(error|critical) *\]|^[^{]*
 def docker(*arguments: str) -> str:
     """Return the output of a Docker command; ends the program with its message when it fails."""
     try:
-        result = subprocess.run(  # noqa: S603
-            ["docker", *arguments],  # noqa: S607
+        result = subprocess.run(
+            ["docker", *arguments],
             cwd=ROOT,
             capture_output=True,
             text=True,
@@ -38,8 +38,11 @@ def docker(*arguments: str) -> str:
 
 
 def find_containers() -> dict[str, dict[str, Any]]:
-    """Return the containers of `docker compose up`, by service and number, as Docker inspects them."""
-    listed = [json.loads(line) for line in docker("compose", "ps", "--all", "--format", "json").splitlines()]
+    """Return what Docker says of the containers, by service and number."""
+    listed = [
+        json.loads(line)
+        for line in docker("compose", "ps", "--all", "--format", "json").splitlines()
+    ]
     ids = [row["ID"] for row in listed if "com.docker.compose.oneoff=True" not in row["Labels"]]
     rows = json.loads(docker("inspect", *ids)) if ids else []
     uptimes = {row["ID"][:12]: row["Status"] for row in listed}
@@ -59,8 +62,8 @@ def describe(name: str, container: dict[str, Any]) -> tuple[str, ...]:
     checks = health.get("Log") or [{"Output": ""}]
     success = re.search(r"\d+ s ago", checks[-1]["Output"])
     restarts = str(container["RestartCount"]) + (", out of memory" if state["OOMKilled"] else "")
-    log = subprocess.run(  # noqa: S603
-        ["docker", "logs", "--since", "1h", container["Id"]],  # noqa: S607
+    log = subprocess.run(
+        ["docker", "logs", "--since", "1h", container["Id"]],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
