@@ -19,6 +19,9 @@ from filelock import FileLock
 from tests.baked import BakedProject, publish, run
 from tests.tools import require
 
+# They run in a generated repository: see test_library.py.
+collect_ignore = ["library"]
+
 
 class Bake(Protocol):
     def __call__(self, **answers: Any) -> BakedProject: ...
