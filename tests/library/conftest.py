@@ -3,9 +3,10 @@
 import json
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import pytest
 import structlog
@@ -13,6 +14,19 @@ import structlog
 from shared import diagnose
 from shared.config import Settings
 from shared.diagnose import Step
+from shared.mqtt import MQTTClient
+from shared.session import Session
+from tests.brokers import Mosquitto, find_mosquitto
+
+
+class Address(Protocol):
+    host: str
+    port: int
+
+
+class MakeClient(Protocol):
+    def __call__(self, broker: Address, service: str = ..., **options: Any) -> MQTTClient: ...
+
 
 type Run = Callable[..., tuple[int, dict[str, dict[str, str]]]]
 
@@ -75,3 +89,67 @@ def serve_http() -> Iterator[Callable[[int, str], str]]:
     for server in servers:
         server.shutdown()
         server.server_close()
+
+
+@pytest.fixture
+def make_mosquitto(tmp_path: Path) -> Iterator[Callable[..., Mosquitto]]:
+    """Makes real brokers that a test may stop, kill and freeze; skips without Mosquitto."""
+    program = find_mosquitto()
+    if program is None:
+        pytest.skip("mosquitto is missing")
+    made: list[Mosquitto] = []
+
+    def make(**options: Any) -> Mosquitto:
+        folder = tmp_path / f"mosquitto-{len(made)}"
+        folder.mkdir()
+        made.append(Mosquitto(program, folder, **options))
+        return made[-1]
+
+    yield make
+    for mosquitto in made:
+        mosquitto.stop()
+
+
+@pytest.fixture
+def mosquitto(make_mosquitto: Callable[..., Mosquitto]) -> Mosquitto:
+    """A real broker of the test's own, running."""
+    broker = make_mosquitto()
+    broker.start()
+    return broker
+
+
+@pytest.fixture
+async def make_client(
+    topic_prefix: str, logger: structlog.stdlib.BoundLogger, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[MakeClient]:
+    """Makes clients of a broker, which come back quickly and are disconnected in the end."""
+    monkeypatch.setattr("shared.mqtt_link.random.uniform", lambda *_: 0.05)
+    made: list[MQTTClient] = []
+
+    def make(broker: Address, service: str = "tested", **options: Any) -> MQTTClient:
+        defaults: dict[str, Any] = {"topic_prefix": topic_prefix, "logger": logger}
+        options = {**defaults, **options}
+        made.append(MQTTClient(broker.host, broker.port, service=service, **options))
+        return made[-1]
+
+    yield make
+    for client in reversed(made):
+        await client.disconnect()
+
+
+@pytest.fixture
+def claim_session(
+    tmp_path: Path, logger: structlog.stdlib.BoundLogger
+) -> Iterator[Callable[[], Session]]:
+    """Claims the session of one service, again and again, as its process does when it starts."""
+    claimed: list[Session] = []
+
+    def claim() -> Session:
+        for session in claimed:
+            session.close()
+        claimed.append(Session.claim(tmp_path / "session.json", "restarted", logger))
+        return claimed[-1]
+
+    yield claim
+    for session in claimed:
+        session.close()
