@@ -91,12 +91,22 @@ def serve_http() -> Iterator[Callable[[int, str], str]]:
         server.server_close()
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "mosquitto: stops, kills or freezes a real Mosquitto")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let `-m "not mosquitto"` select the tests that run with the embedded broker."""
+    for item in items:
+        if "make_mosquitto" in getattr(item, "fixturenames", ()):
+            item.add_marker("mosquitto")
+
+
 @pytest.fixture
 def make_mosquitto(tmp_path: Path) -> Iterator[Callable[..., Mosquitto]]:
-    """Makes real brokers that a test may stop, kill and freeze; skips without Mosquitto."""
+    """Make real brokers that a test may stop, kill and freeze."""
     program = find_mosquitto()
-    if program is None:
-        pytest.skip("mosquitto is missing")
+    assert program is not None, 'install Mosquitto, or run with -m "not mosquitto"'
     made: list[Mosquitto] = []
 
     def make(**options: Any) -> Mosquitto:

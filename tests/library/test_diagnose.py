@@ -170,7 +170,7 @@ def test_a_password_in_an_address_is_not_shown(
     async def look(_settings: Settings) -> diagnose.Result:
         return diagnose.failed("http://user:hunter2@meter is away", "see http://user:hunter2@meter")
 
-    _, results = run(steps=[diagnose.Step("meter", look)])
+    _, results = run("--step", "meter", steps=[diagnose.Step("meter", look)])
     assert "meter is away" in results["meter"]["detail"]
     assert "hunter2" not in str(results)
 

@@ -22,6 +22,8 @@ from tests.running import StartedService, service_class
 
 ROOT = Path(__file__).resolve().parent.parent
 
+type LoadService = Callable[[str], SimpleNamespace]
+
 
 class MakeSettings(Protocol):
     def __call__[S: Settings](self, settings_class: type[S] = ..., **overrides: Any) -> S: ...
@@ -112,7 +114,7 @@ def fake_mqtt(topic_prefix: str) -> FakeMQTT:
 
 
 @pytest.fixture
-def load_service() -> Iterator[Callable[[str], SimpleNamespace]]:
+def load_service() -> Iterator[LoadService]:
     """Import the modules of one service, whose names repeat between services.
 
     `load_service("my-service").main` is its `main.py`.
@@ -139,7 +141,7 @@ def load_service() -> Iterator[Callable[[str], SimpleNamespace]]:
 
 @pytest.fixture
 async def start_service(
-    load_service: Callable[[str], SimpleNamespace],
+    load_service: LoadService,
     make_settings: MakeSettings,
     topic_prefix: str,
     tmp_path: Path,
