@@ -45,7 +45,11 @@ def label(answers: dict[str, Any]) -> str:
 
 COMBINATIONS = [pytest.param(answers, id=label(answers)) for answers in combinations()]
 
-# What the code depends on; licence and service type change other files only.
+# Every choice of clients and every service type, for tests that take long.
+_TYPES = len(CHOICES["first_service_type"])
+REPRESENTATIVES = [COMBINATIONS[number * _TYPES + number % _TYPES] for number in range(4)]
+
+# What the code depends on. Licence and service type change other files only.
 OPTIONS = [
     pytest.param(
         {"include_home_assistant": home_assistant, "include_influxdb": influxdb},

@@ -6,9 +6,11 @@ import functools
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from _pytest.mark import ParameterSet
 
 
 def needs(*tools: str) -> pytest.MarkDecorator:
@@ -18,6 +20,15 @@ def needs(*tools: str) -> pytest.MarkDecorator:
     like (any such interpreter, also one of pyenv's or uv's that is not on PATH).
     """
     return pytest.mark.needs(*tools)
+
+
+def slow_after_first(parameters: Sequence[ParameterSet]) -> list[ParameterSet]:
+    """Mark all parameters but the first as slow."""
+    first, *others = parameters
+    return [
+        first,
+        *(pytest.param(*other.values, id=other.id, marks=pytest.mark.slow) for other in others),
+    ]
 
 
 def require(*tools: str) -> None:

@@ -12,6 +12,6 @@ scripts/uv run --frozen mypy shared scripts tests || failed=1
 for service in services/*/; do
   name=$(basename "$service")
   echo "services/$name"
-  MYPYPATH=services/$name scripts/uv run --frozen mypy --cache-dir ".mypy_cache/$name" "services/$name" || failed=1
+  MYPYPATH=services/$name scripts/uv run --frozen mypy --cache-dir "${MYPY_CACHE_DIR:-.mypy_cache}/$name" "services/$name" || failed=1
 done
 exit "$failed"

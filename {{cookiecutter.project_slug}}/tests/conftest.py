@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 import pytest
@@ -15,39 +15,34 @@ import structlog
 
 from shared.config import Settings
 from shared.log import get_logger
-from shared.mqtt import MQTTClient
-from shared.session import Session
 from tests.brokers import Broker, EmbeddedBroker, Mosquitto, find_mosquitto
 from tests.fakes import FakeMQTT
 from tests.probes import LogProbe
+from tests.running import StartedService, service_class
 
 ROOT = Path(__file__).resolve().parent.parent
 
-
 type LoadService = Callable[[str], SimpleNamespace]
-
-
-class Address(Protocol):
-    host: str
-    port: int
-
-
-class MakeClient(Protocol):
-    def __call__(self, broker: Address, service: str = ..., **options: Any) -> MQTTClient: ...
 
 
 class MakeSettings(Protocol):
     def __call__[S: Settings](self, settings_class: type[S] = ..., **overrides: Any) -> S: ...
 
 
+class StartService(Protocol):
+    async def __call__(self, name: str, **settings: Any) -> StartedService: ...
+
+
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No variable and no `.env` of the developer's reaches a test."""
+    """Keep variables, `.env` and brokers of this machine away from a test."""
     names = {name.upper() for name in Settings.model_fields}
     for name in [name for name in os.environ if name.upper() in names]:
         monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DATA_DIR", str(tmp_path / "data"))
+    # Nothing listens there. The default port might be that of a broker in use.
+    monkeypatch.setenv("MQTT_PORT", "1")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -71,33 +66,6 @@ def _session_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker
 def broker(_session_broker: Broker) -> Broker:
     """A running broker that all tests share: use topics of your own."""
     return _session_broker
-
-
-@pytest.fixture
-def make_mosquitto(tmp_path: Path) -> Iterator[Callable[..., Mosquitto]]:
-    """Makes real brokers that a test may stop, kill and freeze; skips without Mosquitto."""
-    program = find_mosquitto()
-    if program is None:
-        pytest.skip("mosquitto is missing")
-    made: list[Mosquitto] = []
-
-    def make(**options: Any) -> Mosquitto:
-        folder = tmp_path / f"mosquitto-{len(made)}"
-        folder.mkdir()
-        made.append(Mosquitto(program, folder, **options))
-        return made[-1]
-
-    yield make
-    for mosquitto in made:
-        mosquitto.stop()
-
-
-@pytest.fixture
-def mosquitto(make_mosquitto: Callable[..., Mosquitto]) -> Mosquitto:
-    """A real broker of the test's own, running."""
-    broker = make_mosquitto()
-    broker.start()
-    return broker
 
 
 @pytest.fixture
@@ -141,71 +109,63 @@ async def log(logger: structlog.stdlib.BoundLogger) -> AsyncIterator[LogProbe]:
 
 
 @pytest.fixture
-async def make_client(
-    topic_prefix: str, logger: structlog.stdlib.BoundLogger, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[MakeClient]:
-    """Makes clients of a broker, which come back quickly and are disconnected in the end."""
-    monkeypatch.setattr("shared.mqtt_link.random.uniform", lambda *_: 0.05)
-    made: list[MQTTClient] = []
-
-    def make(broker: Address, service: str = "tested", **options: Any) -> MQTTClient:
-        defaults: dict[str, Any] = {"topic_prefix": topic_prefix, "logger": logger}
-        options = {**defaults, **options}
-        made.append(MQTTClient(broker.host, broker.port, service=service, **options))
-        return made[-1]
-
-    yield make
-    for client in reversed(made):
-        await client.disconnect()
-
-
-@pytest.fixture
-def claim_session(
-    tmp_path: Path, logger: structlog.stdlib.BoundLogger
-) -> Iterator[Callable[[], Session]]:
-    """Claims the session of one service, again and again, as its process does when it starts."""
-    claimed: list[Session] = []
-
-    def claim() -> Session:
-        for session in claimed:
-            session.close()
-        claimed.append(Session.claim(tmp_path / "session.json", "restarted", logger))
-        return claimed[-1]
-
-    yield claim
-    for session in claimed:
-        session.close()
-
-
-@pytest.fixture
 def fake_mqtt(topic_prefix: str) -> FakeMQTT:
     return FakeMQTT("fake", topic_prefix)
 
 
 @pytest.fixture
 def load_service() -> Iterator[LoadService]:
-    """Imports the modules of one service, whose names repeat between services.
+    """Import the modules of one service, whose names repeat between services.
 
     `load_service("my-service").main` is its `main.py`.
     """
     loaded: list[str] = []
-    folders: list[str] = []
+    directories: list[str] = []
 
     def load(name: str) -> SimpleNamespace:
-        folder = ROOT / "services" / name
-        modules: dict[str, ModuleType] = {}
-        files = {path.stem: path for path in sorted(folder.glob("*.py"))}
+        directory = ROOT / "services" / name
+        files = [path.stem for path in sorted(directory.glob("*.py"))]
         for stem in loaded:
             sys.modules.pop(stem, None)
         loaded.extend(files)
-        sys.path.insert(0, str(folder))
-        folders.append(str(folder))
-        for stem in files:
-            modules[stem] = importlib.import_module(stem)
-        return SimpleNamespace(**modules)
+        sys.path.insert(0, str(directory))
+        directories.append(str(directory))
+        return SimpleNamespace(**{stem: importlib.import_module(stem) for stem in files})
 
     yield load
     for stem in loaded:
         sys.modules.pop(stem, None)
-    for entry in folders:
+    for entry in directories:
         sys.path.remove(entry)
+
+
+@pytest.fixture
+async def start_service(
+    load_service: LoadService,
+    make_settings: MakeSettings,
+    topic_prefix: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> AsyncIterator[StartService]:
+    """Start a service by its name, with a broker in memory and a data directory of its own.
+
+    Started again under the same name, it finds the files of its last run.
+    """
+    started: list[StartedService] = []
+
+    async def start(name: str, **settings: Any) -> StartedService:
+        data_dir = tmp_path / "data" / name
+        # The health check of the service reads it from the environment.
+        monkeypatch.setenv("DATA_DIR", str(data_dir))
+        modules = load_service(name)
+        created = service_class(modules.main)
+        defaults = {"data_dir": data_dir, "heartbeat_interval_seconds": 0}
+        instance: Any = created(make_settings(created.settings_class, **{**defaults, **settings}))
+        instance.mqtt = mqtt = FakeMQTT(name, topic_prefix)
+        started.append(StartedService(instance, mqtt, modules))
+        await started[-1].connected()
+        return started[-1]
+
+    yield start
+    for service in started:
+        await service.stop()

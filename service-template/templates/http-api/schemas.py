@@ -1,4 +1,4 @@
-"""What the HTTP interface of {{ cookiecutter.service_slug }} takes and returns."""
+"""Requests and responses of the HTTP interface of {{ cookiecutter.service_slug }}."""
 
 from typing import Any, Literal
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel, Field, field_validator
 
 from shared.mqtt import PayloadError, encode
 
-# Fields of a message that are no part of what it says.
+# Fields of the message itself, which are not part of the result.
 ENVELOPE = {"timestamp", "service", "trace_id", "request_id", "reply_to", "status", "command"}
 _RESERVED = ENVELOPE | {"self", "target", "timeout_seconds"}
 
@@ -20,7 +20,7 @@ class Status(BaseModel):
 
 
 class CommandRequest(BaseModel):
-    """An order to another service."""
+    """A command to another service."""
 
     command: str = Field(min_length=1, examples=["refresh"])
     arguments: dict[str, Any] = Field(default_factory=dict, description="Further fields")
@@ -38,8 +38,8 @@ class CommandRequest(BaseModel):
         return arguments
 
 
-class CommandAnswer(BaseModel):
-    """What the other service has answered."""
+class CommandResponse(BaseModel):
+    """Reply of the other service."""
 
     service: str
     status: Literal["ok", "error"]
@@ -47,6 +47,6 @@ class CommandAnswer(BaseModel):
 
 
 class Problem(BaseModel):
-    """Why there is no answer."""
+    """Reason why there is no reply."""
 
     detail: str

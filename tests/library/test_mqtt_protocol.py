@@ -10,9 +10,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from shared.mqtt import MQTTClient, NotConnectedError, PublishTimeoutError
-from tests.conftest import MakeClient
+from tests.library.conftest import MakeClient
+from tests.library.scripted_broker import Kind, ScriptedBroker
 from tests.probes import LogProbe, Recorder, soon, until
-from tests.scripted_broker import Kind, ScriptedBroker
 
 
 @pytest.fixture

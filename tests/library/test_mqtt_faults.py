@@ -28,7 +28,7 @@ from shared.mqtt import (
 )
 from shared.session import Session
 from tests.brokers import HOST, Mosquitto
-from tests.conftest import MakeClient
+from tests.library.conftest import MakeClient
 from tests.observer import Observer
 from tests.probes import LogProbe, Recorder, soon, until
 

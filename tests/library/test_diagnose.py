@@ -1,55 +1,20 @@
 """The diagnosis, with a broker, without one, and with steps that break."""
 
 import asyncio
-import json
-import logging
-{% if cookiecutter.include_home_assistant or cookiecutter.include_influxdb %}
-import threading
-{% endif %}
-from collections.abc import Callable, Iterator
-{% if cookiecutter.include_home_assistant or cookiecutter.include_influxdb %}
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-{% endif %}
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import structlog
 
 from shared import diagnose
 from shared.config import Settings
 from shared.diagnose import Result, Step, failed, passed, warned
 from tests.brokers import Broker, Mosquitto, free_port
 from tests.conftest import MakeSettings
+from tests.library.conftest import Run
 from tests.observer import Observer
 
-type Run = Callable[..., tuple[int, dict[str, dict[str, str]]]]
-
-
-@pytest.fixture(autouse=True)
-def _no_logging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A diagnosis is a program of its own, in which nobody has set up logging."""
-    monkeypatch.setattr(logging.getLogger(), "handlers", [])
-    was_configured, configuration = structlog.is_configured(), structlog.get_config()
-    structlog.reset_defaults()
-    yield
-    structlog.reset_defaults()
-    if was_configured:
-        structlog.configure(**configuration)
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs `python diagnose.py --json` with these variables; gives exit code and results."""
-
-    def run(*arguments: str, steps: tuple[Step, ...] = (), **variables: str) -> Any:
-        for name, value in variables.items():
-            monkeypatch.setenv(name, value)
-        code = diagnose.main(Settings, steps, ["--json", *arguments])
-        results = json.loads(capsys.readouterr().out)
-        return code, {result.pop("step"): result for result in results}
-
-    return run
+pytestmark = pytest.mark.usefixtures("no_logging")
 
 
 @pytest.fixture
@@ -205,7 +170,7 @@ def test_a_password_in_an_address_is_not_shown(
     async def look(_settings: Settings) -> diagnose.Result:
         return diagnose.failed("http://user:hunter2@meter is away", "see http://user:hunter2@meter")
 
-    _, results = run(steps=[diagnose.Step("meter", look)])
+    _, results = run("--step", "meter", steps=[diagnose.Step("meter", look)])
     assert "meter is away" in results["meter"]["detail"]
     assert "hunter2" not in str(results)
 
@@ -213,86 +178,3 @@ def test_a_password_in_an_address_is_not_shown(
 def test_an_unknown_step_is_refused() -> None:
     with pytest.raises(SystemExit, match="2"):
         diagnose.main(Settings, (), ["--step", "nonsense"])
-{% if cookiecutter.include_home_assistant %}
-
-
-def test_home_assistant_without_a_token_is_a_warning(run: Run) -> None:
-    code, results = run("--step", "home-assistant")
-    assert (code, results["home-assistant"]["status"]) == (0, "WARN")
-
-
-def test_home_assistant_that_cannot_be_reached(run: Run) -> None:
-    url = f"http://127.0.0.1:{free_port()}"
-    code, results = run("--step", "home-assistant", HA_URL=url, HA_TOKEN="t0ken")
-    assert (code, results["home-assistant"]["status"]) == (1, "FAIL")
-    assert "HA_URL" in results["home-assistant"]["fix"]
-    assert "t0ken" not in str(results)
-
-
-@pytest.mark.parametrize(("status", "outcome"), [(200, "PASS"), (401, "FAIL")])
-def test_home_assistant_says_whether_the_token_is_good(
-    run: Run, serve_http: Callable[[int, str], str], status: int, outcome: str
-) -> None:
-    url = serve_http(status, "{}")
-    _, results = run("--step", "home-assistant", HA_URL=url, HA_TOKEN="t0ken")
-    assert results["home-assistant"]["status"] == outcome
-    assert outcome == "PASS" or "HA_TOKEN" in results["home-assistant"]["fix"]
-{% endif %}
-{% if cookiecutter.include_influxdb %}
-
-
-def test_influxdb_without_a_token_is_a_warning(run: Run) -> None:
-    code, results = run("--step", "influxdb")
-    assert (code, results["influxdb"]["status"]) == (0, "WARN")
-
-
-def test_influxdb_that_cannot_be_reached(run: Run) -> None:
-    url = f"http://127.0.0.1:{free_port()}"
-    code, results = run("--step", "influxdb", INFLUX_URL=url, INFLUX_TOKEN="t0ken")
-    assert (code, results["influxdb"]["status"]) == (1, "FAIL")
-    assert "INFLUX_URL" in results["influxdb"]["fix"]
-
-
-@pytest.mark.parametrize(("status", "outcome"), [(200, "PASS"), (401, "FAIL")])
-def test_influxdb_says_whether_the_token_is_good(
-    run: Run, serve_http: Callable[[int, str], str], status: int, outcome: str
-) -> None:
-    url = serve_http(status, "")
-    _, results = run("--step", "influxdb", INFLUX_URL=url, INFLUX_TOKEN="t0ken")
-    assert results["influxdb"]["status"] == outcome
-    assert outcome == "PASS" or "INFLUX_TOKEN" in results["influxdb"]["fix"]
-{% endif %}
-{% if cookiecutter.include_home_assistant or cookiecutter.include_influxdb %}
-
-
-@pytest.fixture
-def serve_http() -> Iterator[Callable[[int, str], str]]:
-    """Starts a server that answers everything alike, but always welcomes `/ping`."""
-    servers: list[ThreadingHTTPServer] = []
-
-    def serve(status: int, body: str) -> str:
-        class Handler(BaseHTTPRequestHandler):
-            def answer(self) -> None:
-                self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                is_ping = self.path == "/ping"
-                self.send_response(204 if is_ping else status)
-                self.send_header("Content-Length", str(0 if is_ping else len(body)))
-                self.end_headers()
-                if not is_ping:
-                    self.wfile.write(body.encode())
-
-            do_GET = do_POST = answer  # noqa: N815 - the names are the library's
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        servers.append(server)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        return f"http://127.0.0.1:{server.server_port}"
-
-    yield serve
-    for server in servers:
-        server.shutdown()
-        server.server_close()
-{% endif %}

@@ -9,7 +9,7 @@ from structlog.stdlib import BoundLogger
 from structlog.testing import capture_logs
 
 from shared.api_client import APIConnectionError, APIError, APIResponseError, NotFoundError
-from shared.config import Settings
+from shared.config import ConfigurationError, Settings, load_settings
 from shared.home_assistant import HomeAssistantClient
 from tests.conftest import MakeSettings
 
@@ -193,3 +193,12 @@ async def test_a_switch_is_on_or_off(
     with pytest.raises(ValueError, match=r"input_boolean\.a takes True or False"):
         await client.write_helper("input_boolean.a", value)
     assert server.called == []
+
+
+@pytest.mark.parametrize("address", ["meter:8123", "ftp://meter", "http://", "http://meter:port"])
+def test_an_address_that_is_not_valid_is_a_problem_at_the_start(
+    monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.setenv("HA_URL", address)
+    with pytest.raises(ConfigurationError, match="HA_URL"):
+        load_settings(Settings)

@@ -16,7 +16,7 @@ from shared.schemas import Command, Heartbeat, Message
 from shared.service import BaseService, run_service
 from shared.tracing import bind_trace_id
 from tests.brokers import Broker, Mosquitto
-from tests.conftest import MakeClient
+from tests.library.conftest import MakeClient
 from tests.observer import PATIENCE_SECONDS, Observer
 from tests.running import running
 

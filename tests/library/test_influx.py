@@ -10,7 +10,7 @@ import pytest
 from pydantic import SecretStr
 from structlog.stdlib import BoundLogger
 
-from shared.config import Settings
+from shared.config import ConfigurationError, Settings, load_settings
 from shared.influx import InfluxClient, InfluxError
 from tests.conftest import MakeSettings
 
@@ -194,3 +194,12 @@ async def test_connects_again_after_closing(server: SimpleNamespace, client: Inf
     await client.aclose()
     await client.ping()
     assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize("address", ["meter:8123", "ftp://meter", "http://", "http://meter:port"])
+def test_an_address_that_is_not_valid_is_a_problem_at_the_start(
+    monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.setenv("INFLUX_URL", address)
+    with pytest.raises(ConfigurationError, match="INFLUX_URL"):
+        load_settings(Settings)

@@ -23,7 +23,7 @@ from shared.mqtt import (
 from shared.session import Session
 from shared.tracing import bind_trace_id, current_trace_id
 from tests.brokers import Broker
-from tests.conftest import MakeClient
+from tests.library.conftest import MakeClient
 from tests.observer import Observer
 from tests.probes import LogProbe, Recorder, soon
 

@@ -1,0 +1,165 @@
+"""Fixtures of the tests of the shared library."""
+
+import json
+import logging
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+import structlog
+
+from shared import diagnose
+from shared.config import Settings
+from shared.diagnose import Step
+from shared.mqtt import MQTTClient
+from shared.session import Session
+from tests.brokers import Mosquitto, find_mosquitto
+
+
+class Address(Protocol):
+    host: str
+    port: int
+
+
+class MakeClient(Protocol):
+    def __call__(self, broker: Address, service: str = ..., **options: Any) -> MQTTClient: ...
+
+
+type Run = Callable[..., tuple[int, dict[str, dict[str, str]]]]
+
+
+@pytest.fixture
+def no_logging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A diagnosis is a program of its own, in which nobody has set up logging."""
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    was_configured, configuration = structlog.is_configured(), structlog.get_config()
+    structlog.reset_defaults()
+    yield
+    structlog.reset_defaults()
+    if was_configured:
+        structlog.configure(**configuration)
+
+
+@pytest.fixture
+def run(
+    no_logging: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Run:
+    """Runs `python diagnose.py --json` with these variables; gives exit code and results."""
+
+    def run(*arguments: str, steps: tuple[Step, ...] = (), **variables: str) -> Any:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        code = diagnose.main(Settings, steps, ["--json", *arguments])
+        results = json.loads(capsys.readouterr().out)
+        return code, {result.pop("step"): result for result in results}
+
+    return run
+
+
+@pytest.fixture
+def serve_http() -> Iterator[Callable[[int, str], str]]:
+    """Starts a server that answers everything alike, but always welcomes `/ping`."""
+    servers: list[ThreadingHTTPServer] = []
+
+    def serve(status: int, body: str) -> str:
+        class Handler(BaseHTTPRequestHandler):
+            def answer(self) -> None:
+                self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                is_ping = self.path == "/ping"
+                self.send_response(204 if is_ping else status)
+                self.send_header("Content-Length", str(0 if is_ping else len(body)))
+                self.end_headers()
+                if not is_ping:
+                    self.wfile.write(body.encode())
+
+            do_GET = do_POST = answer  # noqa: N815 - the names are the library's
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield serve
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "mosquitto: stops, kills or freezes a real Mosquitto")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let `-m "not mosquitto"` select the tests that run with the embedded broker."""
+    for item in items:
+        if "make_mosquitto" in getattr(item, "fixturenames", ()):
+            item.add_marker("mosquitto")
+
+
+@pytest.fixture
+def make_mosquitto(tmp_path: Path) -> Iterator[Callable[..., Mosquitto]]:
+    """Make real brokers that a test may stop, kill and freeze."""
+    program = find_mosquitto()
+    assert program is not None, 'install Mosquitto, or run with -m "not mosquitto"'
+    made: list[Mosquitto] = []
+
+    def make(**options: Any) -> Mosquitto:
+        folder = tmp_path / f"mosquitto-{len(made)}"
+        folder.mkdir()
+        made.append(Mosquitto(program, folder, **options))
+        return made[-1]
+
+    yield make
+    for mosquitto in made:
+        mosquitto.stop()
+
+
+@pytest.fixture
+def mosquitto(make_mosquitto: Callable[..., Mosquitto]) -> Mosquitto:
+    """A real broker of the test's own, running."""
+    broker = make_mosquitto()
+    broker.start()
+    return broker
+
+
+@pytest.fixture
+async def make_client(
+    topic_prefix: str, logger: structlog.stdlib.BoundLogger, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[MakeClient]:
+    """Makes clients of a broker, which come back quickly and are disconnected in the end."""
+    monkeypatch.setattr("shared.mqtt_link.random.uniform", lambda *_: 0.05)
+    made: list[MQTTClient] = []
+
+    def make(broker: Address, service: str = "tested", **options: Any) -> MQTTClient:
+        defaults: dict[str, Any] = {"topic_prefix": topic_prefix, "logger": logger}
+        options = {**defaults, **options}
+        made.append(MQTTClient(broker.host, broker.port, service=service, **options))
+        return made[-1]
+
+    yield make
+    for client in reversed(made):
+        await client.disconnect()
+
+
+@pytest.fixture
+def claim_session(
+    tmp_path: Path, logger: structlog.stdlib.BoundLogger
+) -> Iterator[Callable[[], Session]]:
+    """Claims the session of one service, again and again, as its process does when it starts."""
+    claimed: list[Session] = []
+
+    def claim() -> Session:
+        for session in claimed:
+            session.close()
+        claimed.append(Session.claim(tmp_path / "session.json", "restarted", logger))
+        return claimed[-1]
+
+    yield claim
+    for session in claimed:
+        session.close()

@@ -1,0 +1,150 @@
+"""Settings: sources, their order, and problems."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import Field, SecretStr
+
+from shared.config import CommaSeparated, ConfigurationError, Settings, load_settings
+
+
+class OwnSettings(Settings):
+    allowed_ids: CommaSeparated[int] = Field(default_factory=list)
+    rooms: CommaSeparated[str] = Field(default=["hall"])
+    pairs: dict[str, int] = Field(default_factory=dict)
+    interval_seconds: float = Field(default=30, gt=0, validation_alias="OWN_INTERVAL_SECONDS")
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Neither the developer's variables nor their .env reach these tests."""
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setitem(Settings.model_config, "env_file", ".env")
+    monkeypatch.setitem(OwnSettings.model_config, "env_file", ".env")
+    monkeypatch.chdir(tmp_path)
+
+
+def problems_of(settings_class: type[Settings]) -> list[str]:
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings(settings_class)
+    return caught.value.problems
+
+
+def test_environment_wins_over_the_file_and_the_file_over_the_default(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    Path(".env").write_text("MQTT_HOST='from-file'\nMQTT_PORT='2000'\n", encoding="utf-8")
+    monkeypatch.setenv("MQTT_HOST", "from-environment")
+    settings = load_settings(Settings)
+    assert (settings.mqtt_host, settings.mqtt_port) == ("from-environment", 2000)
+    assert settings.log_level == "INFO"
+
+
+def test_variables_of_other_services_are_ignored() -> None:
+    Path(".env").write_text("SOMEBODY_ELSES='1'\nMQTT_HOST='broker'\n", encoding="utf-8")
+    assert load_settings(Settings).mqtt_host == "broker"
+
+
+@pytest.mark.parametrize(
+    "password", ["a=b#c", "with space", "pa${HOME}ss$1", 'double"quote', "schlüssel", "back\\slash"]
+)
+def test_single_quoted_values_are_taken_literally(password: str) -> None:
+    Path(".env").write_text(f"MQTT_PASSWORD='{password}'\n", encoding="utf-8")
+    assert load_settings(Settings).mqtt_password.get_secret_value() == password
+
+
+def test_an_empty_value_means_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path(".env").write_text("MQTT_PORT=''\n", encoding="utf-8")
+    monkeypatch.setenv("MQTT_TLS_CA_FILE", "")
+    settings = load_settings(Settings)
+    assert (settings.mqtt_port, settings.mqtt_tls_ca_file) == (1883, None)
+
+
+def test_comma_separated_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALLOWED_IDS", " 1, 2,,3 ,")
+    settings = load_settings(OwnSettings)
+    assert (settings.allowed_ids, settings.rooms) == ([1, 2, 3], ["hall"])
+    assert OwnSettings(allowed_ids=[4]).allowed_ids == [4]
+
+
+def test_a_variable_may_have_another_name_than_its_field(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert OwnSettings(interval_seconds=3).interval_seconds == 3
+    Path(".env").write_text("OWN_INTERVAL_SECONDS='4'\n", encoding="utf-8")
+    assert load_settings(OwnSettings).interval_seconds == 4
+    monkeypatch.setenv("OWN_INTERVAL_SECONDS", "0")
+    assert problems_of(OwnSettings) == ["OWN_INTERVAL_SECONDS: Input should be greater than 0"]
+
+
+def test_and_is_then_not_read_from_the_name_of_the_field(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path(".env").write_text("INTERVAL_SECONDS='4'\n", encoding="utf-8")
+    monkeypatch.setenv("INTERVAL_SECONDS", "5")
+    assert load_settings(OwnSettings).interval_seconds == 30
+
+
+def test_a_ca_certificate_is_looked_for_when_tls_is_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MQTT_TLS_CA_FILE", "missing.pem")
+    load_settings(Settings)
+    monkeypatch.setenv("MQTT_TLS", "true")
+    [problem] = problems_of(Settings)
+    assert problem.startswith("MQTT_TLS_CA_FILE: ")
+    assert "missing.pem" in problem
+    Path("missing.pem").touch()
+    load_settings(Settings)
+
+
+def test_log_level_is_taken_in_any_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOG_LEVEL", "debug")
+    assert load_settings(Settings).log_level == "DEBUG"
+
+
+def test_each_problem_is_one_line_with_the_name_of_the_variable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MQTT_PORT", "70000")
+    monkeypatch.setenv("LOG_FORMAT", "xml")
+    monkeypatch.setenv("TOPIC_PREFIX", "home/#")
+    monkeypatch.setenv("ALLOWED_IDS", "1,two")
+    monkeypatch.setenv("MQTT_TLS", "true")
+    monkeypatch.setenv("MQTT_TLS_CA_FILE", "missing.pem")
+    monkeypatch.setenv("MQTT_HOST", "broker..lan")
+    problems = problems_of(OwnSettings)
+    names = [problem.partition(":")[0] for problem in problems]
+    assert sorted(names) == [
+        "ALLOWED_IDS.1",
+        "LOG_FORMAT",
+        "MQTT_HOST",
+        "MQTT_PORT",
+        "MQTT_TLS_CA_FILE",
+        "TOPIC_PREFIX",
+    ]
+    assert all("\n" not in problem for problem in problems)
+
+
+def test_a_value_that_is_no_json_is_a_problem_and_no_traceback(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PAIRS", "{oops")
+    [problem] = problems_of(OwnSettings)
+    assert "pairs" in problem
+    assert "oops" not in problem
+
+
+def test_a_file_that_is_no_text_is_a_problem_and_no_traceback() -> None:
+    Path(".env").write_bytes(b"MQTT_HOST='\xff\xfe'\n")
+    assert problems_of(Settings) == [".env: cannot be read: UnicodeDecodeError"]
+
+
+def test_problems_and_representations_never_show_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Strict(Settings):
+        pin: SecretStr = Field(default=SecretStr("0000"), max_length=4)
+
+    monkeypatch.setenv("MQTT_PASSWORD", "hunter2")
+    assert "hunter2" not in repr(load_settings(Settings))
+    monkeypatch.setenv("PIN", "hunter2")
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings(Strict)
+    assert "PIN" in str(caught.value)
+    assert "hunter2" not in repr(caught.value)
+    # A traceback that is logged would print what caused the error.
+    assert caught.value.__context__ is None

@@ -1,0 +1,123 @@
+"""The deep tests of the shared library (tests/library), run in generated repositories."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import tarfile
+
+import pytest
+
+from tests.baked import ROOT, BakedProject, run
+from tests.conftest import Bake
+from tests.tools import needs
+
+pytestmark = pytest.mark.real
+
+EVERYTHING = {"first_service_type": "http-api"}
+NOTHING = {"include_home_assistant": False, "include_influxdb": False}
+# Tests of the modules that differ when one of two clients is chosen.
+DIFFERING = "diagnose or config or test_service.py or home_assistant or influx"
+MIN_COVERAGE = 97
+
+
+def add_library_tests(project: BakedProject) -> None:
+    """Copy tests/library into a repository, without the tests of modules that it lacks."""
+    tested = {
+        "home_assistant.py": "shared/home_assistant.py",
+        "influx.py": "shared/influx.py",
+        "http_api.py": "services/example-service/server.py",
+    }
+
+    def unused(_directory: str, names: list[str]) -> set[str]:
+        return {"__pycache__"} | {
+            name
+            for name in names
+            for ending, module in tested.items()
+            if name.endswith(ending) and not project.file(module).exists()
+        }
+
+    shutil.copytree(ROOT / "tests/library", project.file("tests/library"), ignore=unused)
+
+
+def run_library_tests(project: BakedProject, python: str, *arguments: str) -> None:
+    """Run tests/library in a repository, on two processes if nothing else runs here."""
+    workers = [] if "PYTEST_XDIST_WORKER" in os.environ else ["-n", "2", "--dist", "loadfile"]
+    options = ["-p", "no:cacheprovider", "--durations=10", *workers, *arguments]
+    done = project.uv_run("pytest", "tests/library", *options, python=python, timeout=550)
+    summary = done.stdout.splitlines()[-1]
+    assert " passed" in summary
+    assert "skipped" not in summary
+    print(done.stdout)
+
+
+@needs("python3.13", "mosquitto")
+def test_library_tests_pass_and_cover_the_library(bake_copy: Bake) -> None:
+    project = bake_copy(**EVERYTHING)
+    add_library_tests(project)
+    coverage = ["--cov=shared", "--cov-branch", "--cov-report=", f"--cov-fail-under={MIN_COVERAGE}"]
+    run_library_tests(project, "3.13", *coverage)
+
+
+@pytest.mark.slow
+@needs("python3.12", "mosquitto")
+def test_library_tests_pass_on_the_oldest_python_without_clients(bake_copy: Bake) -> None:
+    project = bake_copy(**NOTHING, python_version="3.12")
+    add_library_tests(project)
+    run_library_tests(project, "3.12")
+
+
+@pytest.mark.slow
+@needs("python3.13", "mosquitto")
+@pytest.mark.parametrize("left_out", NOTHING)
+def test_library_tests_pass_with_one_of_two_clients(bake_copy: Bake, left_out: str) -> None:
+    project = bake_copy(**{left_out: False})
+    add_library_tests(project)
+    run_library_tests(project, "3.13", "-k", DIFFERING)
+
+
+def test_library_tests_are_clean_under_the_rules_of_the_repository(bake_copy: Bake) -> None:
+    project = bake_copy(**EVERYTHING)
+    add_library_tests(project)
+    project.uv_run("ruff", "check", "--no-cache", "--no-fix", "tests/library")
+    project.uv_run("ruff", "format", "--no-cache", "--check", "tests/library")
+    project.uv_run("mypy", "shared", "tests")
+
+
+@pytest.mark.slow
+@pytest.mark.docker
+def test_all_tests_pass_on_the_newest_python(bake_copy: Bake) -> None:
+    """Python 3.14 comes as a container. The locked versions come from the export with hashes."""
+    project = bake_copy(**EVERYTHING, python_version="3.14")
+    add_library_tests(project)
+    requirements = project.run(
+        *("uv", "export", "--frozen", "--all-groups", "--no-emit-project", "--quiet"),
+    ).stdout
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        tar.add(project.path, arcname="repo", filter=without_own_state)
+        data = requirements.encode()
+        info = tarfile.TarInfo("requirements.txt")
+        info.size = len(data)
+        tar.addfile(info, io.BytesIO(data))
+    # Some tests need Mosquitto, which this image lacks.
+    script = (
+        "set -e; cd /tmp; tar -xf -; python -m venv venv; "
+        "venv/bin/pip install --quiet --disable-pip-version-check --require-hashes"
+        " -r requirements.txt; cd repo; PATH=/tmp/venv/bin:$PATH; "
+        "python -V; python -m pytest -p no:cacheprovider -n 2 -m 'not mosquitto'"
+    )
+    done = run(
+        *("docker", "run", "--rm", "--interactive", "--init", "python:3.14-slim"),
+        *("sh", "-c", script),
+        stdin=archive.getvalue(),
+        timeout=580,
+    )
+    assert done.stdout.startswith("Python 3.14.")
+    assert " passed" in done.stdout
+
+
+def without_own_state(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    private = {".git", ".sops", ".venv", "__pycache__", ".env"}
+    return None if private & set(member.name.split("/")) else member
