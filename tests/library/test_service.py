@@ -85,6 +85,21 @@ def test_the_settings_class_comes_from_the_brackets() -> None:
     assert Probe.settings_class is Settings
 
 
+def test_a_private_name_of_the_base_class_is_rejected() -> None:
+    with pytest.raises(TypeError, match=r"Shadowing\._heartbeat: BaseService uses this name"):
+
+        class Shadowing(Probe):
+            def _heartbeat(self) -> dict[str, Any]:
+                return {}
+
+
+def test_an_attribute_of_the_base_class_is_rejected() -> None:
+    with pytest.raises(TypeError, match=r"Shadowing\._tasks: BaseService uses this name"):
+
+        class Shadowing(Probe):
+            _tasks = None
+
+
 # Lifecycle
 
 
@@ -140,7 +155,7 @@ async def test_a_health_check_that_is_no_json_shows_in_the_heartbeat(
     async with running(Odd(settings)):
         heartbeat = await observer.next("probe/heartbeat")
     assert heartbeat["status"] == "degraded"
-    assert "cannot be written as JSON" in heartbeat["reasons"][0]
+    assert "cannot be encoded as JSON" in heartbeat["reasons"][0]
 
 
 async def test_a_heartbeat_that_cannot_be_sent_is_followed_by_the_next(
