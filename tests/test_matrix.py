@@ -97,8 +97,8 @@ def test_own_tests_pass(bake_copy: Bake, answers: dict[str, Any]) -> None:
 @pytest.mark.parametrize("answers", COMBINATIONS)
 def test_own_tests_of_the_first_service_pass(bake_copy: Bake, answers: dict[str, Any]) -> None:
     project = bake_copy(**answers)
-    tests = ["tests/test_example_service.py", "tests/test_topics_doc.py"]
-    done = project.uv_run("pytest", "-p", "no:cacheprovider", *tests, python="3.13")
+    test = "tests/test_example_service.py"
+    done = project.uv_run("pytest", "-p", "no:cacheprovider", test, python="3.13")
     assert " passed" in done.stdout
 
 
