@@ -3,8 +3,8 @@
     make refresh [ARGS="--no-upgrade --no-prove"]
 
 Both locks and exports in templates/locks/, the requirements of the http-api type, the documents in
-templates/documents/, this repository's own lock, the version of uv in scripts/uv, the package names that a project may not have, and (where
-GitHub can be reached) the commits of pinned actions.
+templates/documents/, this repository's own lock, the version of uv in scripts/uv, the package names
+that a project may not have, and (where GitHub can be reached) the commits of pinned actions.
 """
 
 from __future__ import annotations

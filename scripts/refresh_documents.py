@@ -14,6 +14,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from cookiecutter.main import cookiecutter
@@ -48,7 +49,7 @@ def template_file(service_type: str, name: str) -> Path:
     return DOCUMENTS / service_type / Path(name).name.removeprefix(".")
 
 
-def render(template: Path, output: Path, answers: dict[str, object]) -> Path:
+def render(template: Path, output: Path, answers: Mapping[str, object]) -> Path:
     """Render a template without its hooks."""
     path = cookiecutter(
         str(template),
@@ -67,8 +68,10 @@ def generate(service_type: str, folder: Path) -> dict[str, str]:
     service = {"service_name": SERVICE, "service_slug": SERVICE, "service_type": service_type}
     render(ROOT / "service-template", repository / "services", service)
     done = subprocess.run(
-        [str(repository / "scripts/uv"), "run", "--quiet", "--frozen", "--no-default-groups"]
-        + ["python", "scripts/topics.py"],
+        [
+            *(str(repository / "scripts/uv"), "run", "--quiet", "--frozen", "--no-default-groups"),
+            *("python", "scripts/topics.py"),
+        ],
         cwd=repository,
         env={**os.environ, "UV_PROJECT_ENVIRONMENT": str(folder / "environment")},
         capture_output=True,
@@ -86,9 +89,7 @@ def as_template(name: str, text: str) -> str:
         sys.exit(f"{name} contains {found[0]}, which Jinja would take for its own")
     for heading, answer in OPTIONAL_BLOCKS.items():
         block = rf"(?m)^# --- {heading} ---\n(?:.*\n)*?(?=# --- |\Z)"
-        text = re.sub(
-            block, lambda found: f"{{% if cookiecutter.{answer} %}}\n{found[0]}{{% endif %}}\n", text
-        )
+        text = re.sub(block, rf"{{% if cookiecutter.{answer} %}}\n\g<0>{{% endif %}}\n", text)
     for placeholder, expression in EXPRESSIONS.items():
         text = text.replace(placeholder, expression)
     return text

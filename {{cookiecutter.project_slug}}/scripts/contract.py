@@ -46,9 +46,11 @@ def payload_of(channel: dict[str, Any]) -> Schema:
     return message["payload"]
 
 
-def resolve(schema: Schema, schemas: Schemas) -> Schema:
-    """Return the schema with the definition in place of a reference."""
-    while isinstance(schema, dict) and "$ref" in schema:
+def resolve(schema: Schema, schemas: Schemas) -> dict[str, Any]:
+    """Return the schema as an object, with the definition in place of a reference."""
+    if isinstance(schema, bool):
+        return {} if schema else {"enum": []}
+    while "$ref" in schema:
         name = schema["$ref"].rpartition("/")[2]
         schema = {**schemas[name], **{key: schema[key] for key in schema if key != "$ref"}}
     return schema
@@ -57,8 +59,6 @@ def resolve(schema: Schema, schemas: Schemas) -> Schema:
 def variants(schema: Schema, schemas: Schemas) -> list[dict[str, Any]]:
     """Split a schema into its alternatives, each with one type and at most one constant."""
     schema = resolve(schema, schemas)
-    if isinstance(schema, bool):
-        return [{}] if schema else []
     for keyword in ("anyOf", "oneOf"):
         if keyword in schema:
             return [one for part in schema[keyword] for one in variants(part, schemas)]
@@ -85,7 +85,7 @@ def types(alternatives: list[dict[str, Any]], schemas: Schemas) -> str:
 def unit_of(schema: Schema, schemas: Schemas) -> str | None:
     """Return the unit of a value, which may stand at one of its alternatives."""
     alternatives = [resolve(schema, schemas), *variants(schema, schemas)]
-    return next((one["unit"] for one in alternatives if one and "unit" in one), None)
+    return next((one["unit"] for one in alternatives if "unit" in one), None)
 
 
 @dataclass
