@@ -37,6 +37,10 @@ format: ## Format this repository's own code
 	$(RUN) ruff check --fix $(CODE)
 	$(RUN) ruff format $(CODE)
 
+.PHONY: documents
+documents: ## Write templates/documents/ after a change of settings or messages
+	$(RUN) python scripts/refresh_documents.py
+
 .PHONY: refresh
 refresh: ## Take the newest versions into all locks, exports and pinned actions, and prove the result
 	$(RUN) python scripts/refresh.py $(ARGS)

@@ -2,9 +2,9 @@
 
     make refresh [ARGS="--no-upgrade --no-prove"]
 
-Both locks and exports in templates/locks/, the requirements of the http-api type, this repository's
-own lock, the version of uv in scripts/uv, the package names that a project may not have, and (where
-GitHub can be reached) the commits of pinned actions.
+Both locks and exports in templates/locks/, the requirements of the http-api type, the documents in
+templates/documents/, this repository's own lock, the version of uv in scripts/uv, the package names
+that a project may not have, and (where GitHub can be reached) the commits of pinned actions.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import textwrap
 from pathlib import Path
 
 from cookiecutter.main import cookiecutter
+from refresh_documents import refresh_documents
 
 ROOT = Path(__file__).resolve().parent.parent
 TEMPLATE = ROOT / "{{cookiecutter.project_slug}}"
@@ -153,6 +154,7 @@ def main() -> int:
     parser.add_argument("--no-prove", action="store_true", help="do not run the result")
     options = parser.parse_args()
     refresh_locks(upgrade=not options.no_upgrade)
+    refresh_documents()
     if not options.no_upgrade:
         run(UV, "lock", "--quiet", "--upgrade")
         refresh_uv()

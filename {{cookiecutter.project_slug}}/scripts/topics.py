@@ -1,106 +1,286 @@
-"""Writes docs/topics.md from the schemas; with --check, fails when the file is stale.
+"""Write docs/topics.md, docs/asyncapi.json and .env.example from the pydantic models.
 
-    scripts/uv run --frozen python scripts/topics.py [--check]
+    scripts/uv run --frozen python scripts/topics.py [--check | --breaking REV]
 
-The library's topics come first (shared/schemas.py, LIBRARY_TOPICS), then each service that has
-a list TOPICS in its schemas.py, sorted by name. A section is a blank line, the heading `## NAME`, a
-blank line and the table, one row a topic in the order of the list:
-
-    | Topic | Payload | QoS | Retained | Description |
-    | --- | --- | --- | --- | --- |
-    | `{prefix}/NAME/updated` | `timestamp?`, `value` | 1 | no | What it tells |
-
-The payload lists the fields of the model in their order, `?` marks one that may be missing. In a
-service's rows `{service}` is replaced by its name.
+Topics come from `LIBRARY_TOPICS` in shared/schemas.py and from `TOPICS` in the schemas.py of each
+service. Settings come from shared/config.py and from `ServiceSettings` in each config.py.
 """
 
 import argparse
-import importlib.util
+import importlib
+import json
+import re
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any, get_origin, override
+
+from contract import (
+    Schema,
+    Schemas,
+    breaking_changes,
+    payload_of,
+    resolve,
+    types,
+    unit_of,
+    variants,
+)
+from pydantic import SecretStr
+from pydantic.fields import FieldInfo
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, models_json_schema
+from pydantic_core import core_schema, to_jsonable_python
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from shared.schemas import LIBRARY_TOPICS, Topic  # noqa: E402
+from shared.config import CommaSeparated, Settings  # noqa: E402
+from shared.schemas import LIBRARY_TOPICS, Message, Topic  # noqa: E402
 
-DOCUMENT = ROOT / "docs" / "topics.md"
-INTRODUCTION = """\
+ASYNCAPI = "docs/asyncapi.json"
+LIBRARY = "all_services"
+MODES: dict[str, JsonSchemaMode] = {"send": "serialization", "receive": "validation"}
+# Headings of .env.example, by the first word of a setting's name.
+HEADINGS = {"mqtt": "MQTT", "log": "Logging", "ha": "Home Assistant", "influx": "InfluxDB"}
+SETTINGS_INTRODUCTION = """\
+# All settings with their defaults, written by `make docs`. Copy this file to .env and set values
+# there. Put each value in single quotes: Docker Compose and Python read those in the same way.
+# An empty value stands for the default. Headings separate the blocks, since sops drops blank lines.
+"""
+TOPICS_INTRODUCTION = """\
 # Topics
 
-Every topic of this repository and what is sent on it, as JSON. Made from the schemas by
-`scripts/topics.py`; change them, then run `make docs`.
+All topics and their JSON payloads, written by `make docs`. [asyncapi.json](asyncapi.json) describes
+the same for tools.
 
-`{prefix}` stands for the setting `TOPIC_PREFIX`, `{service}` for the name of a service. `?` marks a
-field that may be missing.
+`{prefix}` is the setting `TOPIC_PREFIX`, `{service}` is the name of a service, and `?` marks an
+optional field. Every message also carries these fields:
 """
 
 
-def render(services: dict[str, list[Topic]]) -> str:
-    sections = [_section("All services", LIBRARY_TOPICS)]
-    sections += [
-        _section(name, topics, service=name) for name, topics in sorted(services.items()) if topics
-    ]
-    return INTRODUCTION + "".join(sections)
+class PayloadSchema(GenerateJsonSchema):
+    """JSON schemas without `discriminator`, which AsyncAPI defines in another way than OpenAPI."""
+
+    @override
+    def tagged_union_schema(self, schema: core_schema.TaggedUnionSchema) -> dict[str, Any]:
+        result = super().tagged_union_schema(schema)
+        result.pop("discriminator", None)
+        return result
 
 
-def _section(title: str, topics: list[Topic], *, service: str = "{service}") -> str:
-    rows = [
-        "| Topic | Payload | QoS | Retained | Description |",
-        "| --- | --- | --- | --- | --- |",
-        *(_row(topic, service) for topic in topics),
-    ]
-    return "\n".join(["", f"## {title}", "", *rows, ""])
+def load(file: Path) -> ModuleType:
+    """Import a module of a service, whose directory comes first on the path as in its container."""
+    sys.path.insert(0, str(file.parent))
+    try:
+        return importlib.import_module(file.stem)
+    finally:
+        sys.path.remove(str(file.parent))
+        # The modules of the next service have the same names.
+        for name, module in list(sys.modules.items()):
+            if Path(getattr(module, "__file__", None) or "").parent == file.parent:
+                del sys.modules[name]
 
 
-def _row(topic: Topic, service: str) -> str:
-    fields = ", ".join(
-        f"`{name}`" if field.is_required() else f"`{name}?`"
-        for name, field in topic.payload.model_fields.items()
+def asyncapi(topics: dict[str, list[Topic]]) -> dict[str, Any]:
+    """Return the AsyncAPI document of the topics, which are listed by service."""
+    prefix, host, port = (
+        Settings.model_fields[name].default for name in ("topic_prefix", "mqtt_host", "mqtt_port")
     )
-    cells = [
-        f"`{topic.pattern.replace('{service}', service)}`",
-        fields,
-        str(topic.qos),
-        "yes" if topic.retain else "no",
-        topic.description.replace("|", "\\|"),
-    ]
-    return f"| {' | '.join(cells)} |"
-
-
-def load_services(folder: Path) -> dict[str, list[Topic]]:
-    """The TOPICS of every service below `folder`, by the name of the service."""
+    parameters = {
+        "prefix": {"default": prefix, "description": "Setting TOPIC_PREFIX"},
+        "service": {"description": "Name of a service"},
+    }
+    channels: dict[str, Any] = {}
+    operations: dict[str, Any] = {}
+    schemas: dict[str, Any] = {}
+    for service, listed in topics.items():
+        payloads, definitions = models_json_schema(
+            [(topic.payload, MODES[topic.direction]) for topic in listed],
+            ref_template=f"#/components/schemas/{service}.{{model}}",
+            schema_generator=PayloadSchema,
+        )
+        for name, schema in definitions.get("$defs", {}).items():
+            schemas[f"{service}.{name}"] = schema
+        for topic in listed:
+            key, address = channel_key(service, topic), topic.pattern
+            if service != LIBRARY:
+                address = address.replace("{service}", service)
+            if key in channels:
+                message = f"{service}: TOPICS lists {topic.pattern} twice"
+                raise ValueError(message)
+            payload = payloads[topic.payload, MODES[topic.direction]]
+            names = re.findall(r"{(\w+)}", address)
+            channels[key] = {
+                "address": address,
+                "parameters": {name: parameters.get(name, {}) for name in names},
+                "messages": {topic.payload.__name__: {"payload": payload}},
+            }
+            operations[key] = {
+                "action": topic.direction,
+                "channel": {"$ref": f"#/channels/{key}"},
+                "summary": topic.description,
+                "bindings": {"mqtt": {"qos": topic.qos, "retain": topic.retain}},
+            }
     return {
-        path.parent.name: getattr(_load(path), "TOPICS", [])
-        for path in sorted(folder.glob("*/schemas.py"))
+        "asyncapi": "3.0.0",
+        "info": {"title": f"Topics of {prefix}", "version": "1.0.0"},
+        "defaultContentType": "application/json",
+        "servers": {"broker": {"host": f"{host}:{port}", "protocol": "mqtt"}},
+        "channels": channels,
+        "operations": operations,
+        "components": {"schemas": schemas},
     }
 
 
-def _load(path: Path) -> ModuleType:
-    name = f"_schemas_of_{path.parent.name.replace('-', '_')}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        message = f"{path} is no Python module"
-        raise ImportError(message)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
+def channel_key(service: str, topic: Topic) -> str:
+    """Return a key that a JSON pointer holds without escapes."""
+    levels = topic.pattern.removeprefix("{prefix}/").removeprefix("{service}/")
+    words = re.findall(r"[\w-]+", levels.replace("+", "any").replace("#", "all"))
+    return ".".join([service, topic.direction, *words])
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Write docs/topics.md from the schemas.")
-    parser.add_argument("--check", action="store_true", help="change nothing; fail when stale")
-    check = parser.parse_args(arguments).check
-    wanted = render(load_services(ROOT / "services"))
-    if check:
-        current = DOCUMENT.read_text(encoding="utf-8") if DOCUMENT.exists() else ""
-        if current != wanted:
-            sys.stderr.write("docs/topics.md is stale: run make docs\n")
-            return 1
-        return 0
-    DOCUMENT.write_text(wanted, encoding="utf-8", newline="\n")
+def topics_page(document: dict[str, Any]) -> str:
+    """Return docs/topics.md: a section for each service, with a table for each topic."""
+    schemas = document["components"]["schemas"]
+    envelope = Message.model_json_schema(mode="serialization")
+    lines = [TOPICS_INTRODUCTION, *field_table(envelope, schemas)]
+    section = ""
+    for key, channel in document["channels"].items():
+        operation = document["operations"][key]
+        service = key.partition(".")[0]
+        if service != section:
+            section = service
+            lines += ["", f"## {'All services' if service == LIBRARY else service}"]
+        direction = "Sent" if operation["action"] == "send" else "Received"
+        delivery = operation["bindings"]["mqtt"]
+        retained = "retained" if delivery["retain"] else "not retained"
+        lines += [
+            "",
+            f"### {direction}: `{channel['address']}`",
+            "",
+            f"{operation['summary']}. QoS {delivery['qos']}, {retained}.",
+            "",
+            *field_table(payload_of(channel), schemas, known=envelope["properties"]),
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def field_table(schema: Schema, schemas: Schemas, known: Schemas | None = None) -> list[str]:
+    """Return the lines of a Markdown table of all fields but those that are known already."""
+    lines = ["| Field | Type | Unit | Description |", "| --- | --- | --- | --- |"]
+    payload = resolve(schema, schemas)
+    for name, field in payload.get("properties", {}).items():
+        if field == (known or {}).get(name):
+            continue
+        optional = "" if name in payload.get("required", []) else "?"
+        alternatives = variants(field, schemas)
+        if optional:
+            # An optional field is left out rather than sent as null.
+            alternatives = [one for one in alternatives if one.get("type") != "null"]
+        cells = [
+            f"`{name}{optional}`",
+            types(alternatives, schemas),
+            unit_of(field, schemas) or "",
+            resolve(field, schemas).get("description", ""),
+        ]
+        lines.append(f"| {' | '.join(cell.replace('|', '\\|') for cell in cells)} |")
+    return lines
+
+
+def settings_example(models: dict[str, type[Settings]]) -> str:
+    """Return .env.example: the settings of the library, then those of each service."""
+    library: dict[str, type[Settings]] = {"": Settings}
+    blocks: dict[str, list[str]] = {}
+    listed: set[str] = set()
+    for service, model in (library | models).items():
+        for name, field in model.model_fields.items():
+            alias = field.validation_alias
+            variable = alias if isinstance(alias, str) else name.upper()
+            if variable in listed:
+                continue
+            listed.add(variable)
+            heading = service or HEADINGS.get(name.partition("_")[0], "General")
+            block = blocks.setdefault(heading, [f"# --- {heading} ---\n"])
+            if field.description:
+                block.append(f"# {' '.join(field.description.split())}\n")
+            block.append(f"{variable}='{default_of(variable, field)}'\n")
+    return SETTINGS_INTRODUCTION + "".join("".join(block) for block in blocks.values())
+
+
+def default_of(variable: str, field: FieldInfo) -> str:
+    """Return the default of a setting as its variable holds it. That of a secret is empty."""
+    default = field.get_default(call_default_factory=True)
+    if field.is_required() or default is None or isinstance(default, SecretStr):
+        return ""
+    value = to_jsonable_python(default)
+    if get_origin(field.annotation) is CommaSeparated:
+        text = ", ".join(map(str, value))
+    else:
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if set(text) & set("'\r\n"):
+        message = f"{variable}: the default cannot stand in single quotes in .env: {text!r}"
+        raise ValueError(message)
+    return text
+
+
+def documents() -> dict[str, str]:
+    """Return the text of each document by its path."""
+    services = ROOT / "services"
+    topics = {LIBRARY: LIBRARY_TOPICS} | {
+        file.parent.name: getattr(load(file), "TOPICS", [])
+        for file in sorted(services.glob("*/schemas.py"))
+    }
+    settings = {
+        file.parent.name: load(file).ServiceSettings
+        for file in sorted(services.glob("*/config.py"))
+    }
+    contract = asyncapi(topics)
+    return {
+        "docs/topics.md": topics_page(contract),
+        ASYNCAPI: json.dumps(contract, indent=2, ensure_ascii=False) + "\n",
+        ".env.example": settings_example(settings),
+    }
+
+
+def find_breaking(revision: str, current: str) -> int:
+    """Print the changes of payloads since a revision; 1 when one breaks consumers."""
+    shown = subprocess.run(  # noqa: S603
+        ["git", "show", "--end-of-options", f"{revision}:./{ASYNCAPI}"],  # noqa: S607
+        cwd=ROOT,
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+    )
+    if shown.returncode != 0:
+        sys.stderr.write(shown.stderr)
+        return 2
+    changes = breaking_changes(json.loads(shown.stdout), json.loads(current))
+    sys.stdout.writelines(f"- {change} (breaking)\n" for change in changes)
+    if not changes:
+        sys.stdout.write(f"No payload change since {revision} breaks a consumer.\n")
+    return 1 if changes else 0
+
+
+def main() -> int:
+    """Write the documents, check them, or compare the payloads with those of a revision."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--check", action="store_true", help="fail if a file is not up to date")
+    group.add_argument("--breaking", metavar="REV", help="list changes that break consumers")
+    options = parser.parse_args()
+    texts = documents()
+    if options.breaking:
+        return find_breaking(options.breaking, texts[ASYNCAPI])
+    stale = [
+        name
+        for name, text in texts.items()
+        if not (ROOT / name).exists() or (ROOT / name).read_text(encoding="utf-8") != text
+    ]
+    if options.check and stale:
+        sys.stderr.write(f"not up to date: {', '.join(stale)}. Run make docs.\n")
+        return 1
+    for name in stale:
+        (ROOT / name).write_text(texts[name], encoding="utf-8", newline="\n")
     return 0
 
 

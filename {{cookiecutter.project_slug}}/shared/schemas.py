@@ -1,7 +1,7 @@
 """Payloads of the messages that the library sends and receives.
 
 Put the payloads of a service into its `schemas.py`, with a list `TOPICS` of `Topic`.
-`scripts/topics.py` generates `docs/topics.md` from all of them.
+`make docs` writes `docs/topics.md` and `docs/asyncapi.json` from all of them.
 """
 
 from dataclasses import dataclass
@@ -56,8 +56,8 @@ class Heartbeat(Message):
     model_config = ConfigDict(extra="allow")
 
     status: str = Field(description="online, or degraded with the reasons")
-    uptime_seconds: float
-    memory_mb: float = Field(description="Resident memory in MiB")
+    uptime_seconds: float = Field(json_schema_extra={"unit": "s"})
+    memory_mb: float = Field(description="Resident memory", json_schema_extra={"unit": "MiB"})
     reasons: list[str] = Field(default_factory=list)
 
 
@@ -96,7 +96,7 @@ class DeadLetter(Message):
 
 @dataclass(frozen=True, kw_only=True)
 class Topic:
-    """Topic and the payload of its messages.
+    """One topic, and the payload that a service sends on it or receives from it.
 
     `{prefix}` and `{service}` in `pattern` stand for the topic prefix and the name of a service.
     """
@@ -104,6 +104,7 @@ class Topic:
     pattern: str
     payload: type[BaseModel]
     description: str
+    direction: Literal["send", "receive"] = "send"
     qos: Literal[0, 1, 2] = 1
     retain: bool = False
 
@@ -124,6 +125,7 @@ LIBRARY_TOPICS = [
     Topic(
         pattern="{prefix}/coordinator/command/{service}",
         payload=Command,
+        direction="receive",
         description="Command to the service",
     ),
     Topic(
@@ -134,6 +136,7 @@ LIBRARY_TOPICS = [
     Topic(
         pattern="{prefix}/{service}/response/{client_id}",
         payload=CommandReply,
+        direction="receive",
         description="Reply to a request of this instance of the service",
     ),
     Topic(

@@ -24,6 +24,12 @@ class Statistics(Message):
 
 TOPICS = [
     Topic(
+        pattern="{prefix}/+/reading",
+        payload=Reading,
+        direction="receive",
+        description="Reading of any service",
+    ),
+    Topic(
         pattern="{prefix}/{service}/alarm",
         payload=Alarm,
         description="A reading above the limit",

@@ -1,0 +1,309 @@
+"""scripts/contract.py: the payload changes that break consumers, and no others."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from typing import Annotated, Any, Literal, NamedTuple
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel, Field, ValidationError, create_model
+
+from tests.baked import TEMPLATE
+
+SPEC = importlib.util.spec_from_file_location("contract", TEMPLATE / "scripts/contract.py")
+assert SPEC is not None
+assert SPEC.loader is not None
+contract = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(contract)
+
+REQUIRED = ...
+
+
+def model(**fields: Any) -> type[BaseModel]:
+    """A model of fields given as `name=(type, default)`, or as `name=type` if required."""
+    pairs = {
+        name: value if isinstance(value, tuple) else (value, REQUIRED)
+        for name, value in fields.items()
+    }
+    made: type[BaseModel] = create_model("Payload", **pairs)  # type: ignore[call-overload]
+    return made
+
+
+def document(direction: str, payload: type[BaseModel]) -> dict[str, Any]:
+    """As much of an AsyncAPI document as the comparison reads."""
+    schema = payload.model_json_schema(
+        mode="serialization" if direction == "send" else "validation",
+        ref_template="#/components/schemas/{model}",
+    )
+    definitions = schema.pop("$defs", {})
+    reference = {"$ref": "#/components/schemas/TopLevel"}
+    return {
+        "channels": {
+            "key": {"address": "{prefix}/a", "messages": {"Payload": {"payload": reference}}}
+        },
+        "operations": {"key": {"action": direction}},
+        "components": {"schemas": {**definitions, "TopLevel": schema}},
+    }
+
+
+def breaking(direction: str, old: type[BaseModel], new: type[BaseModel]) -> list[str]:
+    """The breaking changes, without the name of the topic in front."""
+    lines = contract.breaking_changes(document(direction, old), document(direction, new))
+    return [line.partition(": ")[2] for line in lines]
+
+
+class Zone(BaseModel):
+    level: int
+    inner: list[Zone] = []
+
+
+class WiderZone(BaseModel):
+    level: float
+    inner: list[WiderZone] = []
+
+
+Watts = Annotated[float, Field(json_schema_extra={"unit": "W"})]
+Kilowatts = Annotated[float, Field(json_schema_extra={"unit": "kW"})]
+
+
+class Case(NamedTuple):
+    """A change of the field `a`, and what it breaks by direction."""
+
+    old: Any
+    new: Any
+    send: list[str]
+    receive: list[str]
+
+
+NONE: list[str] = []
+CASES = {
+    "nothing": Case(int, int, NONE, NONE),
+    "wider number": Case(int, float, ['field "a" changes from integer to number'], NONE),
+    "narrower number": Case(float, int, NONE, ['field "a" changes from number to integer']),
+    "other type": Case(
+        str,
+        int,
+        ['field "a" changes from string to integer'],
+        ['field "a" changes from string to integer'],
+    ),
+    "optional": Case(int, (int, 0), ['field "a" is optional now'], NONE),
+    "required": Case((int, 0), int, NONE, ['field "a" is required now']),
+    "nullable": Case(int, int | None, ['field "a" changes from integer to integer or null'], NONE),
+    "another default": Case((int, 0), (int, 1), NONE, NONE),
+    "description": Case(int, Annotated[int, Field(description="Level")], NONE, NONE),
+    "wider choice": Case(
+        Literal["on"], Literal["on", "off"], ['field "a" changes from "on" to "on" or "off"'], NONE
+    ),
+    "narrower choice": Case(
+        Literal["on", "off"], Literal["on"], NONE, ['field "a" changes from "on" or "off" to "on"']
+    ),
+    "choice from text": Case(str, Literal["on"], NONE, ['field "a" changes from string to "on"']),
+    "choices of several types": Case(
+        str | int,
+        Literal["on", 1, None],
+        ['field "a" changes from string or integer to "on" or 1 or null'],
+        ['field "a" changes from string or integer to "on" or 1 or null'],
+    ),
+    "anything": Case(int, Any, ['field "a" changes from integer to any'], NONE),
+    "wider range": Case(
+        Annotated[int, Field(ge=0, le=9)],
+        Annotated[int, Field(ge=-1, le=10)],
+        ['maximum of field "a" changes from 9 to 10', 'minimum of field "a" changes from 0 to -1'],
+        NONE,
+    ),
+    "no more range": Case(
+        Annotated[int, Field(le=9)], int, ['maximum of field "a" changes from 9 to none'], NONE
+    ),
+    "longer text": Case(
+        Annotated[str, Field(max_length=2)],
+        Annotated[str, Field(max_length=3)],
+        ['maxLength of field "a" changes from 2 to 3'],
+        NONE,
+    ),
+    "pattern": Case(
+        str,
+        Annotated[str, Field(pattern="^a")],
+        NONE,
+        ['pattern of field "a" changes from none to ^a'],
+    ),
+    "items": Case(
+        list[int],
+        list[float],
+        ['field "a[]" changes from integer to number'],
+        NONE,
+    ),
+    "values": Case(
+        dict[str, int],
+        dict[str, float],
+        ['field "a.*" changes from integer to number'],
+        NONE,
+    ),
+    "nested and recursive": Case(
+        Zone, WiderZone, ['field "a.level" changes from integer to number'], NONE
+    ),
+    "one of two models": Case(
+        Zone | str,
+        WiderZone | str,
+        [
+            'field "a.level" changes from integer to number',
+            'field "a.inner[].level" changes from integer to number',
+        ],
+        NONE,
+    ),
+    "unit": Case(
+        Watts,
+        Kilowatts,
+        ['field "a" changes its unit from W to kW'],
+        ['field "a" changes its unit from W to kW'],
+    ),
+    "unit of an optional value": Case(
+        (Watts | None, None),
+        (float | None, None),
+        ['field "a" changes its unit from W to none'],
+        ['field "a" changes its unit from W to none'],
+    ),
+    "first unit": Case(float, Watts, NONE, NONE),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_a_change_of_a_field_breaks_by_direction(case: Case) -> None:
+    old, new = model(a=case.old, b=int), model(a=case.new, b=int)
+    assert breaking("send", old, new) == case.send
+    assert breaking("receive", old, new) == case.receive
+
+
+@pytest.mark.parametrize("lost", [int, (int, 0)])
+def test_a_field_that_is_gone_breaks_readers_and_no_senders(lost: Any) -> None:
+    assert breaking("send", model(a=lost), model()) == ['field "a" is gone']
+    assert breaking("receive", model(a=lost), model()) == []
+
+
+def test_a_new_field_breaks_senders_if_it_is_required() -> None:
+    assert breaking("send", model(), model(a=int)) == []
+    assert breaking("receive", model(), model(a=int)) == ['field "a" is required now']
+    assert breaking("receive", model(), model(a=(int, 0))) == []
+
+
+def test_a_received_model_that_forbids_further_fields_breaks_senders() -> None:
+    class Closed(BaseModel, extra="forbid"):
+        b: int
+
+    assert breaking("receive", model(a=int, b=int), Closed) == [
+        'field "a" changes from integer to nothing',
+        'field "*" changes from any to nothing',
+    ]
+    assert breaking("send", Closed, model(a=int, b=int)) == []
+
+
+def test_a_topic_that_is_gone_or_has_another_direction_breaks() -> None:
+    old, new = document("send", model()), document("send", model())
+    new["channels"]["other"] = new["channels"].pop("key")
+    assert contract.breaking_changes(old, new) == ["a: the topic is gone"]
+
+
+# Models at random: whatever is not reported must be valid for the other side.
+
+
+class Kind(NamedTuple):
+    """A type, and the JSON values that its schema allows."""
+
+    annotation: Any
+    values: st.SearchStrategy[Any]
+
+
+def ranged(low: int, high: int) -> Kind:
+    return Kind(Annotated[int, Field(ge=low, le=high)], st.integers(low, high))
+
+
+def choice(options: list[Any]) -> Kind:
+    return Kind(Literal[tuple(options)], st.sampled_from(options))
+
+
+def texts(longest: int) -> Kind:
+    return Kind(Annotated[str, Field(max_length=longest)], st.text("ab", max_size=longest))
+
+
+def either(first: Kind, second: Kind) -> Kind:
+    return Kind(first.annotation | second.annotation, first.values | second.values)
+
+
+def array(items: Kind) -> Kind:
+    return Kind(list.__class_getitem__(items.annotation), st.lists(items.values, max_size=2))
+
+
+def mapping(items: Kind) -> Kind:
+    keys = st.sampled_from("abc")
+    annotation = dict.__class_getitem__((str, items.annotation))
+    return Kind(annotation, st.dictionaries(keys, items.values, max_size=2))
+
+
+def as_model(fields: dict[str, tuple[Kind, bool]]) -> Kind:
+    """A model of fields, each of a kind and required or not."""
+    annotations = {
+        name: kind.annotation if is_required else (kind.annotation, None)
+        for name, (kind, is_required) in fields.items()
+    }
+    required = {name: kind.values for name, (kind, is_required) in fields.items() if is_required}
+    optional = {
+        name: kind.values for name, (kind, is_required) in fields.items() if not is_required
+    }
+    return Kind(model(**annotations), st.fixed_dictionaries(required, optional=optional))
+
+
+NUMBERS = st.sampled_from(
+    [Kind(int, st.integers(-9, 9)), Kind(float, st.floats(-9, 9) | st.integers(-9, 9))]
+) | st.builds(ranged, st.integers(-2, 0), st.integers(1, 3))
+TEXTS = (
+    st.just(Kind(str, st.text("ab", max_size=3)))
+    | st.builds(texts, st.integers(0, 2))
+    | st.lists(st.sampled_from(["a", "b", 1, 2, True, None]), min_size=1, max_size=3).map(choice)
+)
+OTHERS = st.sampled_from([Kind(bool, st.booleans()), Kind(type(None), st.none())])
+KINDS = st.recursive(
+    NUMBERS | TEXTS | OTHERS,
+    lambda kinds: st.one_of(
+        kinds.map(array),
+        kinds.map(mapping),
+        st.builds(either, kinds, kinds),
+        st.dictionaries(st.sampled_from("abc"), st.tuples(kinds, st.booleans())).map(as_model),
+    ),
+    max_leaves=3,
+)
+FIELDS = st.tuples(KINDS, st.booleans())
+
+
+@st.composite
+def changes(draw: st.DrawFn) -> tuple[Kind, Kind]:
+    """A model before and after the change of one field, often to a type much like its own."""
+    common = draw(st.dictionaries(st.sampled_from("ab"), FIELDS, max_size=1))
+    kinds = draw(st.sampled_from([NUMBERS, TEXTS, KINDS]))
+    field = st.tuples(kinds, st.booleans())
+    old, new = draw(st.tuples(field, field) | st.tuples(st.none(), field))
+    pair = as_model({**common, **({"c": old} if old else {})}), as_model({**common, "c": new})
+    return pair if draw(st.booleans()) else pair[::-1]
+
+
+@settings(max_examples=300)
+@given(st.data(), changes(), st.sampled_from(["send", "receive"]))
+def test_pydantic_accepts_every_payload_whose_change_is_not_reported(
+    data: st.DataObject, change: tuple[Kind, Kind], direction: str
+) -> None:
+    old, new = change
+    writer, reader = (new, old) if direction == "send" else (old, new)
+    for value in data.draw(st.lists(writer.values, min_size=3, max_size=5)):
+        payload = json.dumps(value)
+        writer.annotation.model_validate_json(payload)
+        try:
+            reader.annotation.model_validate_json(payload, strict=True)
+        except ValidationError:
+            assert breaking(direction, old.annotation, new.annotation) != []
+
+
+@given(st.dictionaries(st.sampled_from("abc"), FIELDS).map(as_model))
+def test_a_model_breaks_nothing_for_itself(kind: Kind) -> None:
+    for direction in ("send", "receive"):
+        assert breaking(direction, kind.annotation, kind.annotation) == []
