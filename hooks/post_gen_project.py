@@ -54,7 +54,7 @@ def plan() -> list[Step]:
             "scripts/uv run --frozen cruft link URL, with the address of the template",
             stdin=json.dumps(ANSWERS),
         ),
-        Step("secrets", ["bash", "scripts/init-secrets.sh"], "scripts/init-secrets.sh"),
+        Step("secrets", [sys.executable, "scripts/manage_secrets.py", "init"], "make setup"),
         Step("git repository", ["bash", "scripts/init-git.sh"], "scripts/init-git.sh"),
         Step("git hooks", ["bash", "scripts/install-hooks.sh"], "scripts/install-hooks.sh"),
     ]
