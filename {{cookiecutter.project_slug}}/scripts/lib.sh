@@ -3,8 +3,8 @@
 # first comment on --help, and defines the functions below.
 set -euo pipefail
 
-# It would lead elsewhere.
-unset CDPATH
+# Exported by the user, these would lead to another directory or another repository.
+unset CDPATH GIT_DIR GIT_WORK_TREE GIT_COMMON_DIR GIT_OBJECT_DIRECTORY GIT_NAMESPACE
 script=$(basename "$0")
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # A repository may be without services.

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Brings uv.lock in step with pyproject.toml, and the exported requirements in step with uv.lock.
+# Brings uv.lock up to date with pyproject.toml, and the exported requirements with uv.lock.
 #
 # Usage: scripts/lock.sh [--check | --upgrade]
-#   --check    change nothing; exit 1 and name what is out of step
+#   --check    change nothing; exit 1 and name what is not up to date, 3 when that cannot be checked
 #   --upgrade  take the newest versions that pyproject.toml allows
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
@@ -18,11 +18,20 @@ case ${1:-} in
 esac
 no_arguments "${@:2}"
 
-scripts/uv "${lock[@]}" || { echo "uv.lock does not fit pyproject.toml: run scripts/lock.sh" >&2; exit 1; }
-
 new=$(mktemp -d)
 trap 'rm -rf "$new"' EXIT
 stale=0
+
+# uv.lock must be the same for everyone, whatever the uv.toml of this user says.
+code=0
+reason=$(XDG_CONFIG_HOME=$new XDG_CONFIG_DIRS=$new scripts/uv "${lock[@]}" 2>&1) || code=$?
+if $check && [ "$code" = 1 ]; then
+  echo "uv.lock is not up to date with pyproject.toml: run make lock" >&2
+  exit 1
+elif [ "$code" != 0 ]; then
+  printf '%s\n' "$reason" >&2
+  exit 3
+fi
 
 # export_to FILE UV-ARGUMENTS...: FILE keeps its own comment lines at the top
 export_to() {
@@ -31,7 +40,7 @@ export_to() {
   scripts/uv export --quiet --frozen --no-emit-project --no-header --no-annotate "$@" >>"$new/requirements.txt"
   if cmp -s "$new/requirements.txt" "$file"; then return; fi
   if $check; then
-    echo "$file does not fit uv.lock: run scripts/lock.sh" >&2
+    echo "$file is not up to date with uv.lock: run make lock" >&2
     stale=1
   else
     cat "$new/requirements.txt" >"$file"

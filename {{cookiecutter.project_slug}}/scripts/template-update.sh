@@ -2,23 +2,29 @@
 # Takes the newest version of the template that this repository came from.
 #
 # Usage: scripts/template-update.sh [--check]
-#   --check  only tell whether there is a newer one: exit code 1 when there is, 2 when that is not known
+#   --check  only look for a newer one: exit code 1 when there is one, 2 when that is not known
 #
 # Your services, infrastructure and secrets are left alone. Nothing is committed.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-cruft() { scripts/uv run --quiet --frozen cruft "$@"; }
+# Generated: where both sides have changed them they are generated again.
+generated=(uv.lock base/requirements.txt templates/service/templates/http-api/requirements.txt docs/topics.md)
 
-# Made, not written: where both sides have changed them they are made anew.
-made=(uv.lock base/requirements.txt templates/service/templates/http-api/requirements.txt docs/topics.md)
+# Settings of git that would change what is compared or keep it from being applied.
+for setting in apply.whitespace=nowarn core.autocrlf=false core.symlinks=true diff.context=3; do
+  count=${GIT_CONFIG_COUNT:-0}
+  export "GIT_CONFIG_KEY_$count=${setting%%=*}" "GIT_CONFIG_VALUE_$count=${setting#*=}" GIT_CONFIG_COUNT=$((count + 1))
+done
+
+rejected() { git ls-files --others -- '*.rej' ':!.venv' ':!.tools'; }
 
 # Files that an update could not merge, one a line.
 unmerged() {
   {
     git diff --name-only --diff-filter=U
-    git ls-files --others --exclude-standard -- '*.rej' '*.orig'
+    rejected
     git grep -l -E '^(<<<<<<<|>>>>>>>) ' -- ':!templates' || true
   } | sort -u
 }
@@ -32,6 +38,51 @@ check() {
   fi
 }
 
+# give_up CODE MESSAGE: the next update begins where this one did
+give_up() {
+  trap '' INT TERM
+  git checkout --quiet HEAD -- .cruft.json
+  rm -rf "$work"
+  printf '%s\n' "$2" "Nothing was recorded as updated. git status shows whether a file was changed." >&2
+  exit "$1"
+}
+
+# Writes what the template has changed to $work/patch, and the new record.
+# cruft's own way of applying it is left out, because it reports success where git applied nothing.
+compare() {
+  scripts/uv run --quiet --frozen python - "$work/patch" 2>"$work/log" >/dev/null <<'END'
+import importlib
+import sys
+from pathlib import Path
+from unittest.mock import patch
+
+# Its package has a function of the same name.
+module = importlib.import_module("cruft._commands.update")
+
+
+def write(diff: str, *_: object) -> None:
+    Path(sys.argv[1]).write_bytes(diff.encode())
+
+
+with patch.object(module, "_apply_patch", write):
+    sys.exit(not module.update(skip_apply_ask=True))
+END
+}
+
+apply() {
+  local file
+  [ -s "$work/patch" ] || return 0
+  if git apply --3way "$work/patch" 2>"$work/log" || [ -n "$(git ls-files --unmerged)" ]; then return; fi
+  # Nothing was applied. Take what fits, and leave the rest beside its file, as FILE.rej.
+  if git apply --reject "$work/patch" 2>"$work/log"; then return; fi
+  while read -r file; do
+    (cd "$work" && git apply --include="$file" patch)
+    cp "$work/$file" "$file.rej"
+  done < <(sed -n 's/^error: \(.*\): already exists in working directory$/\1/p' "$work/log")
+  [ -n "$(rejected)" ] || give_up 2 "The update cannot be applied:
+$(grep '^error: ' "$work/log")"
+}
+
 update() {
   if [ -n "$(git status --porcelain)" ]; then
     echo "There are changes that are not committed: commit or stash them first." >&2
@@ -41,19 +92,20 @@ update() {
     echo "The template has nothing newer."
     return
   fi
-  local files file log
-  log=$(mktemp)
-  # What the template says of new repositories does not apply, nor praise where there are conflicts.
-  cruft update --skip-apply-ask 2>"$log" | sed -e '/^Rendered for cruft/d' -e '/^Good work!/d' || {
-    # Without the frames of its traceback.
-    sed -e '/^╭/,/^╰/d' -e '/^ *$/d' "$log" >&2
-    echo "cruft could not update. Does the template's history hold the commit $ours of .cruft.json?" >&2
-    rm -f "$log"
-    exit 2
-  }
-  cat "$log" >&2
-  rm -f "$log"
-  for file in "${made[@]}"; do
+  local files file
+  work=$(mktemp -d)
+  trap 'give_up 130 "Interrupted."' INT TERM
+  if ! compare; then
+    grep -qE 'reference is not a tree|SHA .* could not be resolved' "$work/log" &&
+      give_up 2 "The template's history does not hold the commit $ours of .cruft.json."
+    # The last line of a traceback names the cause, the indented ones are what git said.
+    give_up 2 "The two versions of the template cannot be compared:
+$(grep -E '^[A-Za-z.]+(Error|Exception)|^ +(stderr|fatal|error):|^(fatal|error):' "$work/log" || tail -n 5 "$work/log")"
+  fi
+  apply
+  trap - INT TERM
+  rm -rf "$work"
+  for file in "${generated[@]}"; do
     if [ -n "$(git ls-files --unmerged -- "$file")" ]; then
       git checkout --quiet --theirs -- "$file"
       git add -- "$file"
@@ -92,7 +144,7 @@ main() {
     exit 2
   fi
   local record template ours newest
-  record=$(python3 -c 'import json; state = json.load(open(".cruft.json")); print(state["template"], state["commit"], sep="\n")' 2>/dev/null) || {
+  record=$(scripts/uv run --quiet --no-project python -c 'import json; state = json.load(open(".cruft.json")); print(state["template"], state["commit"], sep="\n")' 2>/dev/null) || {
     echo ".cruft.json cannot be read: git log -- .cruft.json shows when it could" >&2
     exit 2
   }
