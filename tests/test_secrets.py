@@ -6,6 +6,7 @@ import fcntl
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import stat
@@ -1064,3 +1065,60 @@ print(json.dumps([getattr(probe, f"v{i}") for i in range(COUNT)]))
     loaded = json.loads(project.uv_run("python", "-c", read, env={"PYTHONPATH": "."}).stdout)
     for number, value in enumerate(passed):
         assert compose[f"V{number}"].replace("$$", "$") == loaded[number], value
+
+
+# --- The example in docs/secrets.md -------------------------------------------------------------
+
+
+@pytest.mark.docker
+def test_the_documented_account_reaches_its_own_topics_alone(
+    bake_copy: Bake, tmp_path: Path
+) -> None:
+    project = bake_copy(topic_prefix="home")
+    page = project.read("docs/secrets.md")
+    blocks = dict(re.findall(r"^```(sh|text|yaml)\n(.*?)^```", page, re.MULTILINE | re.DOTALL))
+    start = project.file("infrastructure/mosquitto/start.sh")
+    start.write_text(
+        start.read_text().replace("unset MQTT_PASSWORD\n", blocks["sh"] + "unset MQTT_PASSWORD\n")
+    )
+    acl = project.file("infrastructure/mosquitto/acl.conf")
+    acl.write_text(blocks["text"])
+    for path in (acl.parent, acl):
+        path.chmod(path.stat().st_mode | 0o055)
+    with project.file(".env").open("a") as env:
+        env.write("METER_PASSWORD='meter-password'\nOTHER_TOKEN='of-another-service'\n")
+    meter = "services: {meter: {image: none, env_file: .env, networks: [internal]}}\n"
+    project.file("meter.yml").write_text(meter)
+    project.file("example.yml").write_text(blocks["yaml"])
+    name = f"acl-{os.getpid()}"
+    files = ("-f", "docker-compose.yml", "-f", "meter.yml", "-f", "example.yml")
+    compose = ("docker", "compose", "-p", name, *files)
+    model = json.loads(project.run(*compose, "config", "--format", "json").stdout)
+    assert model["services"]["meter"]["environment"] == {
+        "MQTT_USERNAME": "meter", "MQTT_PASSWORD": "meter-password",
+    }  # fmt: skip
+
+    password = re.search("^MQTT_PASSWORD='(.*)'$", project.read(".env"), re.MULTILINE)
+    assert password
+
+    def client(tool: str, user: str, password: str, *options: str, check: bool = True) -> str:
+        inside = (*compose, "exec", "-T", "mqtt", f"mosquitto_{tool}", "-u", user, "-P", password)
+        return project.run(*inside, *options, check=check).stdout.strip()
+
+    def arrives(topic: str) -> bool:
+        """Publish on a topic as `meter`, and return whether the message reaches `services`."""
+        client("pub", "meter", "meter-password", "-t", topic, "-m", "it", "-r", "-q", "1")
+        services = ("services", password[1])
+        client("pub", *services, "-t", "home/end", "-m", "end", "-r", "-q", "1")
+        first = client("sub", *services, "-t", topic, "-t", "home/end", "-C", "1", "-W", "10")
+        return first == "it"
+
+    try:
+        project.run(*compose, "up", "--detach", "--wait", "mqtt")
+        assert arrives("home/meter/data")
+        assert arrives("home/errors/meter")
+        assert not arrives("home/other/data")
+        hidden = ("-t", "home/end", "-t", "home/meter/data", "-C", "1", "-W", "10")
+        assert client("sub", "meter", "meter-password", *hidden) == "it"
+    finally:
+        project.run(*compose, "down", "--volumes", check=False)
