@@ -87,8 +87,8 @@ def test_the_key_file_is_refused(project: BakedProject) -> None:
 @pytest.mark.parametrize(
     ("kind", "text"),
     [
-        ("age secret key", AGE_KEY),
-        ("API token", TOKEN),
+        ("an age secret key", AGE_KEY),
+        ("an API token", TOKEN),
         ("Private Key", PRIVATE_KEY),
         ("JSON Web Token", WEB_TOKEN),
         ("Basic Auth", "mqtt://someone:correct-horse@broker"),
@@ -102,6 +102,18 @@ def test_keys_and_tokens_are_refused_and_not_shown(
     assert "docs/note.md:1" in said
     assert text not in said
     assert "pragma: allowlist secret" in said
+
+
+def test_the_password_of_env_is_refused_in_any_file_and_not_shown(project: BakedProject) -> None:
+    env = project.read(".env")
+    password = next(line for line in env.splitlines() if line.startswith("MQTT_PASSWORD="))
+    secret = password.partition("=")[2].strip("'")
+    files = {"env-backup.txt": env, "x.yml": f"password: {secret}\n", "docs/x.md": f"`{secret}`\n"}
+    said = refused(project, **files, **{"x.sh": f"#!/bin/sh\necho {secret}\n"})
+    for name in ("env-backup.txt:", "x.yml:1", "docs/x.md:1", "x.sh:2"):
+        assert f"\n{name}" in said
+    assert "holds the value of MQTT_PASSWORD in .env" in said
+    assert secret not in said
 
 
 def test_a_false_alarm_can_be_let_through(project: BakedProject) -> None:
@@ -121,9 +133,8 @@ def test_a_false_alarm_can_be_let_through(project: BakedProject) -> None:
 )
 def test_an_env_enc_in_the_clear_is_refused(project: BakedProject, text: str) -> None:
     said = refused(project, **{".env.enc": text, "services/x/.env.enc": text})
-    assert "fail  .env.enc is in the clear" in said
-    assert "fail  services/x/.env.enc is in the clear" in said
-    assert "scripts/secrets-encrypt.sh" in said
+    assert "\n.env.enc is not encrypted. Run scripts/secrets-encrypt.sh" in said
+    assert "\nservices/x/.env.enc is not encrypted" in said
     assert "correct-horse" not in said
 
 
@@ -150,12 +161,12 @@ def test_an_encrypted_env_enc_is_committed_and_a_stale_one_warned_about(
     git(project, "add", ".env.enc")
     done = git(project, "commit", "--message", "Share the secrets", check=False)
     assert done.returncode == 0, done
-    assert "warn  " not in done.stdout + done.stderr
+    assert "WARN  " not in done.stdout + done.stderr
     with project.file(".env").open("a") as env:
         env.write("ADDED='later'\n")
     done = commit(project, **{"docs/note.md": "A note.\n"})
     assert done.returncode == 0, done
-    assert ".env is newer than .env.enc: scripts/secrets-encrypt.sh" in done.stdout + done.stderr
+    assert "WARN  values: .env is newer than .env.enc" in done.stdout + done.stderr
 
 
 def test_history_holds_no_secret(project: BakedProject) -> None:
@@ -187,7 +198,7 @@ def test_lint_finds_what_no_verify_let_through(project: BakedProject) -> None:
     git(project, "commit", "--no-verify", "--message", "Slip it in")
     done = project.run("make", "lint", check=False, env=WITHOUT_PYTHON)
     assert done.returncode != 0
-    assert "age secret key" in done.stdout
+    assert "an age secret key" in done.stdout
     assert "make secrets-encrypt" in done.stdout
 
 

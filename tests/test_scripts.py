@@ -54,8 +54,7 @@ def test_an_unknown_option_is_an_error_with_the_usage(name: str, bake: Bake) -> 
         ("lock.sh", "--check", "nonsense"),
         ("template-update.sh", "--check", "nonsense"),
         ("run-service.sh", "example-service", "nonsense"),
-        ("secrets-check.sh", "--stale", "nonsense"),
-        ("secrets-check.sh", "--encrypted"),
+        ("secrets-encrypt.sh", "nonsense"),
         ("remove-service.sh", "example-service", "nonsense"),
     ],
 )

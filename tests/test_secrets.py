@@ -1,10 +1,12 @@
-"""The scripts around .env.enc, on real sops and age, in a folder whose name has spaces."""
+"""The program around .env.enc, on real sops and age, in a directory whose name has spaces."""
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import stat
@@ -16,13 +18,14 @@ from typing import Any
 
 import pytest
 
-from tests.baked import TEMPLATE, run
+from tests.baked import TEMPLATE, run, user_environment
 from tests.conftest import Bake
 from tests.tools import needs, path_without
 
 pytestmark = [pytest.mark.real, needs("git", "sops", "age-keygen")]
 
 VALUES = r"""# heading, ünïcode
+#
 PLAIN=plain
 EQUALS=a=b==
 HASH=a#b # c
@@ -31,6 +34,7 @@ DOUBLE="it's"
 INNER=it's "so"
 DOLLAR=$x$$
 SPACES=  at both ends  
+BLANKS = around
 QUOTED_SPACES='  at both ends  '
 NEWLINE="first\nsecond"
 BACKSLASH=a\b\\c
@@ -41,28 +45,31 @@ export EXPORTED=yes
 lower_case=1
 LAST=last
 """  # noqa: W291
-COREUTILS = (
-    *("awk", "base64", "cat", "chmod", "cmp", "cp", "cut", "grep", "head", "mkdir", "mktemp", "mv"),
-    *("rm", "sed", "sort", "tr"),
-)
 SECRET = "correct-horse-battery-staple"
-# A team mate's public key; nobody has the other half.
+# A public key whose secret key does not exist.
 ADA = "age1zwhmq9wc5egxp0gxvfe3mtg94a8c6jf7a5geezd9vpm65eqgjy6qv3hqyj"
+MISTYPED = "age1" + "q" * 58
+ALL_COMMANDS = ("encrypt", "decrypt", "edit")
 
 
 class Repository:
-    """A git repository that has the scripts, and nothing else of a generated one."""
+    """A git repository with the scripts and nothing else of a generated one."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, python: Path) -> None:
+        self.path, self.python = path, python
+
+    @classmethod
+    def create(cls, path: Path, python: Path) -> Repository:
         path.mkdir()
         shutil.copytree(TEMPLATE / "scripts", path / "scripts")
         shutil.copy(TEMPLATE / ".gitignore", path)
-        self.write(
+        repository = cls(path, python)
+        repository.write(
             ".env.example",
             "# Host\nMQTT_HOST='mqtt'\n\n# Password, random in a first .env\nMQTT_PASSWORD=''\n",
         )
         run("git", "init", "--quiet", cwd=path)
+        return repository
 
     def file(self, name: str) -> Path:
         return self.path / name
@@ -73,171 +80,313 @@ class Repository:
     def write(self, name: str, text: str) -> None:
         self.file(name).write_bytes(text.encode())
 
-    def script(
-        self,
-        name: str,
-        *arguments: str,
-        check: bool = True,
-        cwd: Path | None = None,
-        **env: str | None,
-    ) -> subprocess.CompletedProcess[str]:
-        command = self.path / "scripts" / name
-        return run(command, *arguments, cwd=cwd or self.path, env=env, check=check)
+    @property
+    def program(self) -> list[str | Path]:
+        return [self.python, self.file("scripts/manage_secrets.py")]
 
-    def fails(self, name: str, *arguments: str, **env: str) -> str:
-        """Run a script that has to fail; what it says on standard error."""
-        done = self.script(name, *arguments, check=False, cwd=None, **env)
+    def do(
+        self, *arguments: str, check: bool = True, cwd: Path | None = None, **env: str | None
+    ) -> subprocess.CompletedProcess[str]:
+        return run(*self.program, *arguments, cwd=cwd or self.path, env=env, check=check)
+
+    def fails(self, *arguments: str, **env: str | None) -> str:
+        """Run a command that must fail, and return its message."""
+        done = self.do(*arguments, check=False, **env)
         assert done.returncode == 1, done
         assert SECRET not in done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
         return done.stderr
+
+    def findings(self, **env: str | None) -> dict[str, str]:
+        """Return the result of `check`: status and detail of each check."""
+        done = self.do("check", "--json", check=False, **env)
+        assert SECRET not in done.stdout + done.stderr
+        found = json.loads(done.stdout)
+        assert done.returncode == any(each["status"] == "FAIL" for each in found), done
+        assert all(bool(each["fix"]) == (each["status"] != "PASS") for each in found), found
+        return {f"{each['check']}: {each['detail']}": each["status"] for each in found}
 
     def recipient(self) -> str:
         return self.read(".sops/age-key.pub").strip()
 
+    def recipients(self) -> list[str]:
+        return [line.split()[0] for line in self.do("recipients", "list").stdout.splitlines()]
+
     def contents(self) -> dict[str, bytes]:
-        """Every file with its bytes, but for those of git."""
         return {
             path.relative_to(self.path).as_posix(): path.read_bytes()
             for path in self.path.rglob("*")
             if path.is_file() and ".git" not in path.parts
         }
 
-    def leftovers(self) -> list[str]:
-        return [path.name for path in self.path.iterdir() if path.name.startswith(".env.tmp")]
+    def leftovers(self) -> list[Path]:
+        return list(self.path.rglob(".env.tmp*"))
 
 
 @pytest.fixture(scope="session")
-def initialised(tmp_path_factory: pytest.TempPathFactory, isolated_environment: None) -> Repository:
-    del isolated_environment
-    repository = Repository(tmp_path_factory.mktemp("secrets") / "my repository")
-    repository.script("init-secrets.sh")
+def python(bake: Bake) -> Path:
+    """The interpreter of the locked environment of a generated repository."""
+    return Path(str(bake().environment()["UV_PROJECT_ENVIRONMENT"])) / "bin" / "python"
+
+
+@pytest.fixture(scope="session")
+def initialised(tmp_path_factory: pytest.TempPathFactory, python: Path) -> Repository:
+    path = tmp_path_factory.mktemp("secrets") / "my repository"
+    repository = Repository.create(path, python)
+    repository.do("init")
     repository.write(".env", f"{VALUES}PASSWORD='{SECRET}'\n")
-    repository.script("secrets-encrypt.sh")
+    repository.do("encrypt")
     return repository
 
 
 @pytest.fixture
 def repository(initialised: Repository, tmp_path: Path) -> Iterator[Repository]:
-    """With a key, .env and an .env.enc in step."""
+    """A repository with a key, .env and an .env.enc that is up to date."""
     path = tmp_path / "my repository"
     shutil.copytree(initialised.path, path, symlinks=True)
-    copy = Repository.__new__(Repository)
-    copy.path = path
+    copy = Repository(path, initialised.python)
     yield copy
     assert copy.leftovers() == []
 
 
 @pytest.fixture
-def fresh(tmp_path: Path) -> Repository:
-    """Before the first run of init-secrets.sh."""
-    return Repository(tmp_path / "fresh repository")
+def fresh(tmp_path: Path, python: Path) -> Repository:
+    """A repository before the first `init`."""
+    return Repository.create(tmp_path / "fresh repository", python)
 
 
 @pytest.fixture
 def other_key(tmp_path: Path) -> tuple[Path, str]:
-    """A key file of a team mate and its public key."""
+    """The key file of another person and its public key."""
     path = tmp_path / "other-key.txt"
     run("age-keygen", "-o", path)
     return path, run("age-keygen", "-y", path).stdout.strip()
+
+
+def opens(repository: Repository, key: Path, **env: str) -> bool:
+    """Return whether sops opens .env.enc with this key alone."""
+    dotenv = ("--input-type", "dotenv", "--output-type", "dotenv")
+    command = ("sops", "decrypt", *dotenv, repository.file(".env.enc"))
+    return run(*command, env={"SOPS_AGE_KEY_FILE": str(key), **env}, check=False).returncode == 0
 
 
 def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-# init-secrets.sh
+# --- init --------------------------------------------------------------------------------------
 
 
 def test_init_makes_key_rule_and_env_for_the_owner_alone(fresh: Repository) -> None:
-    fresh.script("init-secrets.sh")
-    assert mode(fresh.file(".sops/age-key.txt")) == 0o600
-    assert mode(fresh.file(".env")) == 0o600
-    assert mode(fresh.file(".sops")) == 0o700
-    assert mode(fresh.file(".sops.yaml")) == 0o644
-    assert fresh.recipient() in fresh.read(".sops.yaml")
+    fresh.do("init")
+    modes = {".sops/age-key.txt": 0o600, ".env": 0o600, ".sops": 0o700, ".sops.yaml": 0o644}
+    assert {name: mode(fresh.file(name)) for name in modes} == modes
+    assert f"- {fresh.recipient()} # Test Author\n" in fresh.read(".sops.yaml")
     *others, password = fresh.read(".env").splitlines()
     assert others == fresh.read(".env.example").splitlines()[:-1]
     name, _, value = password.partition("=")
     assert name == "MQTT_PASSWORD"
     assert len(value.strip("'")) == 32
     assert value.strip("'").isalnum()
-    assert fresh.leftovers() == []
+    before = fresh.contents()
+    assert "Already there" in fresh.do("init").stdout
+    assert fresh.contents() == before
 
 
-def test_init_again_changes_nothing(fresh: Repository) -> None:
-    names = (".env", ".sops.yaml", ".sops/age-key.txt", ".sops/age-key.pub")
-    fresh.script("init-secrets.sh")
-    before = [(fresh.read(name), fresh.file(name).stat().st_mtime_ns) for name in names]
-    assert "already there" in fresh.script("init-secrets.sh").stdout
-    assert [(fresh.read(name), fresh.file(name).stat().st_mtime_ns) for name in names] == before
-
-
-def test_two_repositories_get_different_keys_and_passwords(tmp_path: Path) -> None:
-    one, two = Repository(tmp_path / "one"), Repository(tmp_path / "two")
-    one.script("init-secrets.sh")
-    two.script("init-secrets.sh")
+def test_two_repositories_get_different_keys_and_passwords(tmp_path: Path, python: Path) -> None:
+    one, two = (Repository.create(tmp_path / name, python) for name in ("one", "two"))
+    one.do("init")
+    two.do("init")
     assert one.recipient() != two.recipient()
     assert one.read(".env") != two.read(".env")
 
 
-def test_init_completes_what_a_key_alone_lacks(fresh: Repository) -> None:
+def test_init_completes_a_key_from_a_password_manager_and_keeps_an_env(
+    fresh: Repository, other_key: tuple[Path, str]
+) -> None:
     fresh.file(".sops").mkdir()
-    run("age-keygen", "-o", fresh.file(".sops/age-key.txt"))
-    key = fresh.read(".sops/age-key.txt")
-    # As from a password manager: the secret line alone.
-    fresh.write(".sops/age-key.txt", key.splitlines()[-1] + "\n")
-    fresh.script("init-secrets.sh")
-    assert fresh.recipient() in key
-    assert fresh.recipient() in fresh.read(".sops.yaml")
-
-
-def test_init_leaves_an_env_of_the_user_alone(fresh: Repository) -> None:
+    fresh.write(".sops/age-key.txt", other_key[0].read_text().splitlines()[-1] + "\n")
     fresh.write(".env", "MINE=1\n")
-    fresh.script("init-secrets.sh")
+    fresh.do("init")
+    assert fresh.recipient() == other_key[1]
+    assert other_key[1] in fresh.read(".sops.yaml")
     assert fresh.read(".env") == "MINE=1\n"
 
 
 def test_init_without_age_is_skipped_and_says_how_to_get_it(
     fresh: Repository, tmp_path: Path
 ) -> None:
-    path = path_without("age-keygen", "sops", folder=tmp_path / "bin")
-    done = fresh.script("init-secrets.sh", check=False, PATH=path, SETUP_PYTHON="false")
+    path = path_without("age-keygen", "sops", "uv", folder=tmp_path / "bin")
+    done = fresh.do("init", check=False, PATH=path)
     assert done.returncode == 3, done
     assert "apt install age" in done.stderr
     assert fresh.file(".env").exists()
     assert not fresh.file(".sops").exists()
-    # Once age is there, the same command goes on.
-    fresh.script("init-secrets.sh")
+    fresh.do("init")
     assert fresh.recipient().startswith("age1")
 
 
-def test_init_takes_pyrage_when_age_is_missing(fresh: Repository, tmp_path: Path) -> None:
-    pytest.importorskip("pyrage")
+@pytest.mark.parametrize("source", ["interpreter", "uv"])
+def test_init_uses_pyrage_when_age_is_missing(
+    fresh: Repository, tmp_path: Path, source: str
+) -> None:
+    if source == "interpreter":
+        pytest.importorskip("pyrage")
+        fresh.python = Path(sys.executable)
     path = path_without("age-keygen", folder=tmp_path / "bin")
-    fresh.script("init-secrets.sh", PATH=path, SETUP_PYTHON=sys.executable)
-    fresh.script("secrets-encrypt.sh")
+    fresh.do("init", PATH=path)
     assert run("age-keygen", "-y", fresh.file(".sops/age-key.txt")).stdout.strip() == (
         fresh.recipient()
     )
 
 
-# Encrypt and decrypt
+def test_a_damaged_key_file_is_named(fresh: Repository) -> None:
+    fresh.file(".sops").mkdir()
+    fresh.write(".sops/age-key.txt", "no key\n")
+    assert ".sops/age-key.txt holds no age key. Move it away" in fresh.fails("init")
 
 
-def test_round_trip_is_byte_for_byte(repository: Repository) -> None:
+# --- Which key, which recipients ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variable", ["SOPS_AGE_KEY_FILE", "SOPS_AGE_KEY", "SOPS_AGE_KEY_CMD"])
+def test_a_key_that_the_environment_names_is_used_everywhere(
+    fresh: Repository, other_key: tuple[Path, str], variable: str
+) -> None:
+    key, public = other_key
+    values = {
+        "SOPS_AGE_KEY_FILE": os.path.relpath(key, fresh.path),
+        "SOPS_AGE_KEY": key.read_text().splitlines()[-1],
+        "SOPS_AGE_KEY_CMD": f"cat '{key}'",
+    }
+    env = {variable: values[variable]}
+    fresh.do("init", **env)
+    assert not fresh.file(".sops").exists()
+    assert public in fresh.read(".sops.yaml")
+    for command in ("encrypt", "decrypt"):
+        fresh.do(command, **env)
+    assert fresh.findings(**env)[f"age key: the one in {variable}"] == "PASS"
+    assert f"{public} Test Author (you)" in fresh.do("recipients", "list", **env).stdout
+
+
+def test_a_variable_that_is_the_cause_is_named(
+    repository: Repository, other_key: tuple[Path, str], tmp_path: Path
+) -> None:
+    key, public = other_key
+    before = repository.read(".env")
+    said = repository.do("decrypt", SOPS_AGE_KEY_FILE=str(key)).stderr
+    assert said == "SOPS_AGE_KEY_FILE does not open .env.enc, but .sops/age-key.txt does\n"
+    recipient = repository.recipient()
+    shutil.rmtree(repository.file(".sops"))
+    said = repository.fails("decrypt", SOPS_AGE_KEY_FILE=str(key))
+    assert "The key in SOPS_AGE_KEY_FILE does not open .env.enc" in said
+    assert f'make secrets-recipients ARGS="add {public}"' in said
+    assert recipient in said
+    said = repository.fails("decrypt", SOPS_AGE_KEY_FILE=str(tmp_path / "missing"))
+    assert f"SOPS_AGE_KEY_FILE names {tmp_path / 'missing'}, which is missing" in said
+    assert ".sops/age-key.txt is missing" in repository.fails("decrypt", SOPS_AGE_KEY_FILE="")
+    assert repository.read(".env") == before
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("SOPS_AGE_RECIPIENTS", ADA),
+        ("SOPS_PGP_FP", "85D77543B3D624B63CEA9E6DBC17301B491B3F21"),
+        ("SOPS_KMS_ARN", "arn:aws:kms:us-east-1:656532927350:key/920aff2e"),
+        ("SOPS_GCP_KMS_IDS", "projects/p/locations/global/keyRings/r/cryptoKeys/k"),
+        ("SOPS_AZURE_KEYVAULT_URLS", "https://x.vault.azure.net/keys/k/1"),
+        ("SOPS_VAULT_URIS", "http://127.0.0.1:1/v1/sops/keys/k"),
+        ("SOPS_HUAWEICLOUD_KMS_IDS", "tr-west-1:abc"),
+        ("SOPS_CONFIG", "/nowhere"),
+        ("SOPS_KEYSERVICE", "tcp://127.0.0.1:1"),
+    ],
+)
+def test_recipients_come_from_the_repository_alone(
+    repository: Repository, variable: str, value: str
+) -> None:
+    repository.file(".env.enc").unlink()
+    repository.do("encrypt", **{variable: value})
+    repository.write(".env", "A=2\n")
+    repository.do("encrypt", **{variable: value})
+    assert repository.read(".env.enc").count("__map_enc=") == 1
+    repository.do("decrypt")
+
+
+def test_an_env_enc_for_other_recipients_replaces_nothing(
+    repository: Repository, tmp_path: Path, other_key: tuple[Path, str]
+) -> None:
+    """A sops that adds a recipient of its own."""
+    before = repository.contents()
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "sops").write_text(
+        f'#!/bin/sh\nSOPS_AGE_RECIPIENTS={other_key[1]} exec "{shutil.which("sops")}" "$@"\n'
+    )
+    (tools / "sops").chmod(0o755)
+    path = f"{tools}:{os.environ['PATH']}"
+    said = repository.fails("recipients", "add", ADA, PATH=path)
+    assert "others than .sops.yaml names" in said
+    assert repository.contents() == before
+
+
+def test_a_worktree_uses_the_key_of_the_main_one(repository: Repository, tmp_path: Path) -> None:
+    run("git", "add", ".sops.yaml", ".env.enc", ".env.example", "scripts", cwd=repository.path)
+    run("git", "commit", "--quiet", "--message", "All", cwd=repository.path)
+    tree = Repository(tmp_path / "tree", repository.python)
+    run("git", "worktree", "add", "--quiet", tree.path, cwd=repository.path)
+    tree.do("init")
+    assert not tree.file(".sops").exists()
+    tree.do("decrypt")
+    assert tree.read(".env") == repository.read(".env")
+
+
+def test_links_are_followed(repository: Repository, tmp_path: Path) -> None:
+    (tmp_path / "private").mkdir()
+    for name in (".env", ".sops/age-key.txt"):
+        target = tmp_path / "private" / Path(name).name
+        repository.file(name).rename(target)
+        repository.file(name).symlink_to(target)
+    (tmp_path / "private/.env.tmp.left").touch()
+    assert "FAIL" not in {
+        status for check, status in repository.findings().items() if "others" in check
+    }
+    repository.write(".env", "A=1\n")
+    repository.do("decrypt")
+    assert SECRET in (tmp_path / "private/.env").read_text()
+    repository.do("recipients", "rotate")
+    assert repository.file(".env").is_symlink()
+    assert repository.file(".sops/age-key.txt").is_symlink()
+    assert sorted(path.name for path in (tmp_path / "private").iterdir()) == [".env", "age-key.txt"]
+
+
+# --- Encrypt and decrypt ------------------------------------------------------------------------
+
+
+def test_round_trip_is_byte_for_byte(repository: Repository, tmp_path: Path) -> None:
     before = repository.read(".env")
     repository.file(".env").unlink()
-    repository.script("secrets-decrypt.sh")
+    repository.do("decrypt", cwd=tmp_path)
     assert repository.read(".env") == before
     assert mode(repository.file(".env")) == 0o600
 
 
-def test_round_trip_loses_blank_lines_only(repository: Repository) -> None:
-    repository.write(".env", "\n# One\nA=1\n\n  \n# Two\nB=2")
-    repository.script("secrets-encrypt.sh")
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("\n# One\nA=1\n\n  \n# Two\nB=2", "# One\nA=1\n# Two\nB=2\n"),
+        ("A=1\r\nB='x'\r\n", "A=1\nB='x'\n"),
+        ("\ufeffA=1\n#\n", "A=1\n#\n"),
+    ],
+    ids=["blank lines", "CRLF", "byte order mark"],
+)
+def test_what_a_round_trip_drops(repository: Repository, text: str, kept: str) -> None:
+    repository.write(".env", text)
+    repository.do("encrypt")
+    assert "already up to date" in repository.do("decrypt").stdout
     repository.file(".env").unlink()
-    repository.script("secrets-decrypt.sh")
-    assert repository.read(".env") == "# One\nA=1\n# Two\nB=2\n"
+    repository.do("decrypt")
+    assert repository.read(".env") == kept
 
 
 def test_nothing_but_names_is_readable_in_env_enc(repository: Repository) -> None:
@@ -252,142 +401,91 @@ def test_nothing_but_names_is_readable_in_env_enc(repository: Repository) -> Non
     ]
 
 
-def test_a_diff_shows_which_names_changed(repository: Repository) -> None:
+def test_a_diff_shows_which_names_changed_and_a_second_run_changes_nothing(
+    repository: Repository,
+) -> None:
     before = repository.read(".env.enc").splitlines()
     repository.write(".env", repository.read(".env").replace("PLAIN=plain", "PLAIN=other"))
-    repository.script("secrets-encrypt.sh")
-    after = repository.read(".env.enc").splitlines()
-    changed = {line.partition("=")[0] for line in set(after) - set(before)}
+    repository.do("encrypt")
+    after = repository.read(".env.enc")
+    changed = {line.partition("=")[0] for line in set(after.splitlines()) - set(before)}
     assert "PLAIN" in changed
     assert changed <= {"PLAIN", "sops_mac", "sops_lastmodified"}
-
-
-def test_a_second_run_changes_nothing(repository: Repository) -> None:
-    before = repository.read(".env"), repository.read(".env.enc")
-    assert "already" in repository.script("secrets-encrypt.sh").stdout
-    assert "already" in repository.script("secrets-decrypt.sh").stdout
-    assert (repository.read(".env"), repository.read(".env.enc")) == before
-
-
-def test_works_from_another_folder(repository: Repository, tmp_path: Path) -> None:
-    before = repository.read(".env")
-    repository.file(".env").unlink()
-    repository.script("secrets-decrypt.sh", cwd=tmp_path)
-    assert repository.read(".env") == before
-    repository.write(".env", "A=2\n")
-    repository.script("secrets-encrypt.sh", cwd=repository.file("scripts"))
-    assert "A=ENC[" in repository.read(".env.enc")
+    assert "already" in repository.do("encrypt").stdout
+    assert "already" in repository.do("decrypt").stdout
+    assert repository.read(".env.enc") == after
 
 
 def test_decrypt_keeps_an_env_with_other_values(repository: Repository) -> None:
     repository.write(".env", "MINE=1\n")
-    assert ".env.previous" in repository.script("secrets-decrypt.sh").stdout
+    assert ".env.previous" in repository.do("decrypt").stdout
     assert repository.read(".env.previous") == "MINE=1\n"
     assert mode(repository.file(".env.previous")) == 0o600
     assert SECRET in repository.read(".env")
-    ignored = run("git", "check-ignore", ".env.previous", cwd=repository.path)
-    assert ignored.returncode == 0
+    run("git", "check-ignore", ".env.previous", cwd=repository.path)
 
 
 @pytest.mark.parametrize(
     ("text", "line", "reason"),
     [
-        (f"A=1\n{SECRET}\n", 2, "has no ="),
+        (f"A=1\n{SECRET}\n", 2, "NAME=VALUE"),
         (f'A=1\nB="{SECRET}\nmore"\n', 2, "quote"),
         (f"B='{SECRET}\nC=1'\n", 1, "quote"),
         (f"A=1\n\n# x\nsops_A={SECRET}\n", 4, "sops_"),
         (f"A_unencrypted={SECRET}\n", 1, "_unencrypted"),
         (f"A=1\nB=2\nA={SECRET}\n", 3, "line 1"),
         (f"A=1\nexport A={SECRET}\n", 2, "line 1"),
-        (f"A =  {SECRET}\n", 1, "space before"),
-        (f" A={SECRET}\n", 1, "begins with a space"),
-        (f"A-B={SECRET}\n", 1, "no valid name"),
-        (f"={SECRET}\n", 1, "no valid name"),
-        (f"A=1\nB={SECRET}\r\n", 2, "CRLF"),
+        (f" A={SECRET}\n", 1, "NAME=VALUE"),
+        (f"A-B={SECRET}\n", 1, "NAME=VALUE"),
+        (f"={SECRET}\n", 1, "NAME=VALUE"),
+        ("\n", 0, "empty"),
     ],
 )
-def test_what_sops_cannot_keep_is_refused_by_line(
+def test_what_sops_cannot_store_is_rejected_by_line(
     repository: Repository, text: str, line: int, reason: str
 ) -> None:
     before = repository.read(".env.enc")
     repository.write(".env", text)
-    said = repository.fails("secrets-encrypt.sh")
-    assert f"line {line}: " in said
+    said = repository.fails("encrypt")
+    assert f"line {line}: " in said or not line
     assert reason in said
     assert repository.read(".env.enc") == before
 
 
-def test_all_lines_that_are_wrong_are_named_at_once(repository: Repository) -> None:
-    repository.write(".env", "A=1\nnothing\nA=2\nsops_x=1\n")
-    said = repository.fails("secrets-encrypt.sh")
-    assert [f"line {number}:" in said for number in (1, 2, 3, 4)] == [False, True, True, True]
+# --- A failure changes nothing ------------------------------------------------------------------
 
 
-def test_an_empty_env_is_refused(repository: Repository) -> None:
-    before = repository.read(".env.enc")
-    repository.write(".env", "\n")
-    assert "empty" in repository.fails("secrets-encrypt.sh")
-    assert repository.read(".env.enc") == before
-
-
-# A failure changes nothing
-
-
-def test_wrong_key_names_both_sides(repository: Repository, other_key: tuple[Path, str]) -> None:
-    key, public = other_key
-    before = repository.read(".env")
-    said = repository.fails("secrets-decrypt.sh", SOPS_AGE_KEY_FILE=str(key))
-    assert f"secrets-recipients.sh add {public}" in said
-    assert repository.recipient() in said
-    assert repository.read(".env") == before
-
-
-def test_missing_key_says_where_it_belongs(repository: Repository) -> None:
-    before = repository.read(".env")
-    recipient = repository.recipient()
-    shutil.rmtree(repository.file(".sops"))
-    said = repository.fails("secrets-decrypt.sh")
-    assert ".sops/age-key.txt is missing" in said
-    assert recipient in said
-    assert repository.read(".env") == before
-
-
-def test_who_cannot_read_the_values_cannot_replace_them(
+def test_values_that_the_key_does_not_open_are_not_replaced(
     repository: Repository, other_key: tuple[Path, str]
 ) -> None:
     before = repository.read(".env.enc")
     repository.write(".env", "A=1\n")
-    repository.fails("secrets-encrypt.sh", SOPS_AGE_KEY_FILE=str(other_key[0]))
+    shutil.copy(other_key[0], repository.file(".sops/age-key.txt"))
+    repository.fails("encrypt")
     assert repository.read(".env.enc") == before
 
 
 def test_a_first_encryption_that_fails_leaves_no_env_enc(repository: Repository) -> None:
     repository.file(".env.enc").unlink()
-    # Well-formed at a glance only.
-    rules = repository.read(".sops.yaml").replace(repository.recipient(), "age1" + "q" * 58)
+    rules = repository.read(".sops.yaml").replace(repository.recipient(), MISTYPED)
     repository.write(".sops.yaml", rules)
-    assert "nothing was changed" in repository.fails("secrets-encrypt.sh")
+    assert "was not changed" in repository.fails("encrypt")
     assert not repository.file(".env.enc").exists()
 
 
-def damaged(text: str, how: str) -> str:
+def damage(text: str, how: str) -> str:
     lines = text.splitlines(keepends=True)
-    match how:
-        case "cut in the values":
-            return "".join(lines[:5])
-        case "cut in the metadata":
-            return text[: text.index("sops_mac=") + 40]
-        case "empty":
-            return ""
-        case "a value swapped":
-            one = next(line for line in lines if line.startswith("PLAIN="))
-            two = next(line for line in lines if line.startswith("PASSWORD="))
-            return text.replace(one, "PLAIN=" + two.partition("=")[2])
-        case "a line removed":
-            return "".join(line for line in lines if not line.startswith("PLAIN="))
-        case "a value in the clear":
-            return text.replace("EMPTY=\n", f"EMPTY={SECRET}\n")
-    raise AssertionError(how)
+    value = next(line for line in lines if line.startswith("PASSWORD=")).partition("=")[2]
+    return {
+        "cut in the values": "".join(lines[:5]),
+        "cut in the metadata": text[: text.index("sops_mac=") + 40],
+        "empty": "",
+        "a value swapped": "".join(
+            f"PLAIN={value}" if line.startswith("PLAIN=") else line for line in lines
+        ),
+        "a line removed": "".join(line for line in lines if not line.startswith("PLAIN=")),
+        "a value in the clear": text.replace("EMPTY=\n", f"EMPTY={SECRET}\n"),
+    }[how]
 
 
 @pytest.mark.parametrize(
@@ -402,24 +500,27 @@ def damaged(text: str, how: str) -> str:
     ],
 )
 def test_a_damaged_env_enc_never_touches_env(repository: Repository, how: str) -> None:
-    before = repository.read(".env")
-    repository.write(".env.enc", damaged(repository.read(".env.enc"), how))
-    broken = repository.read(".env.enc")
-    assert "git restore .env.enc" in repository.fails("secrets-decrypt.sh")
-    repository.fails("secrets-encrypt.sh")
-    assert repository.read(".env") == before
-    assert repository.read(".env.enc") == broken
+    repository.write(".env.enc", damage(repository.read(".env.enc"), how))
+    before = repository.contents()
+    assert "git restore .env.enc" in repository.fails("decrypt")
+    repository.fails("encrypt")
+    assert repository.contents() == before
 
 
-@pytest.mark.parametrize("name", ["secrets-encrypt.sh", "secrets-decrypt.sh", "secrets-edit.sh"])
-def test_without_sops_the_message_says_how_to_get_it(
-    repository: Repository, tmp_path: Path, name: str
+@pytest.mark.parametrize("command", ALL_COMMANDS)
+def test_a_sops_that_is_missing_or_old_is_the_cause(
+    repository: Repository, tmp_path: Path, command: str
 ) -> None:
     path = path_without("sops", folder=tmp_path / "bin")
-    assert "sops is missing: " in repository.fails(name, PATH=path)
+    assert "sops is missing. Install 3.11" in repository.fails(command, PATH=path)
+    (tmp_path / "bin/sops").write_text(
+        '#!/bin/sh\ncase "$*" in *--version*) echo sops 3.8.1 ;; *) echo what >&2; exit 1 ;; esac\n'
+    )
+    (tmp_path / "bin/sops").chmod(0o755)
+    assert "sops is too old: sops 3.8.1. Install 3.11" in repository.fails(command, PATH=path)
 
 
-# Lets the first calls pass, then tells that it was called, and waits.
+# Lets the first calls pass, then says that it was called, and waits.
 WAITING_TOOL = """#!/bin/sh
 echo >>"{folder}/calls"
 if [ "$(wc -l <"{folder}/calls")" -ge {number} ]; then
@@ -430,26 +531,21 @@ exec "{tool}" "$@"
 """
 
 
-@pytest.mark.timeout(60)  # a script that never gets to that call would be waited for
-@pytest.mark.parametrize("whole_group", [True, False], ids=["group", "script"])
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("whole_group", [True, False], ids=["group", "program"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize(
-    ("name", "arguments", "call"),
+    ("arguments", "call"),
     [
-        ("secrets-encrypt.sh", (), 1),
-        ("secrets-encrypt.sh", (), 2),
-        ("secrets-decrypt.sh", (), 1),
-        # sops decrypts to compare, then for the editor, which is the third.
-        ("secrets-edit.sh", (), 3),
-        ("secrets-check.sh", (), 2),
-        ("secrets-recipients.sh", ("add", ADA), 2),
-        ("secrets-recipients.sh", ("rotate",), 3),
+        (("encrypt",), 1),
+        (("encrypt",), 2),
+        (("edit",), 2),
+        (("recipients", "add", ADA), 2),
     ],
 )
 def test_an_interrupt_leaves_everything_as_it_was(
     repository: Repository,
     tmp_path: Path,
-    name: str,
     arguments: tuple[str, ...],
     call: int,
     number: signal.Signals,
@@ -465,14 +561,10 @@ def test_an_interrupt_leaves_everything_as_it_was(
     for tool, real in (("sops", shutil.which("sops")), ("editor", "true")):
         (tools / tool).write_text(WAITING_TOOL.format(folder=tmp_path, number=call, tool=real))
         (tools / tool).chmod(0o755)
+    env = {"PATH": f"{tools}:{os.environ['PATH']}", "EDITOR": "editor", "TMPDIR": str(temporary)}
     process = subprocess.Popen(
-        [repository.file("scripts") / name, *arguments],
-        env={
-            **os.environ,
-            "PATH": f"{tools}:{os.environ['PATH']}",
-            "EDITOR": "editor",
-            "TMPDIR": str(temporary),
-        },
+        [*repository.program, *arguments],
+        env=user_environment(env),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -482,12 +574,7 @@ def test_an_interrupt_leaves_everything_as_it_was(
     )
     assert (tmp_path / "started").read_text() == "x\n"
     assert repository.leftovers() != []
-    if whole_group:
-        os.killpg(process.pid, number)
-    else:
-        process.send_signal(number)
-        (tmp_path / "release").write_text("x\n")
-        # bash acts on the signal once the tool is done; it must not call it again.
+    (os.killpg if whole_group else os.kill)(process.pid, number)
     said = process.communicate(timeout=60)[0].decode()
     assert process.returncode == 128 + number, said
     assert SECRET not in said
@@ -495,37 +582,93 @@ def test_an_interrupt_leaves_everything_as_it_was(
     assert list(temporary.iterdir()) == []
 
 
-@pytest.mark.parametrize("call", [1, 2, 3, 4])
-def test_a_rotation_cannot_be_stopped_between_its_files(
-    repository: Repository, tmp_path: Path, call: int
+# Runs the program and kills it after the given rename.
+KILLED = """
+import os, pathlib, runpy, signal, sys
+program, number, *arguments = sys.argv[1:]
+done, rename = 0, pathlib.Path.replace
+def replace(path, target):
+    global done
+    result = rename(path, target)
+    done += 1
+    if done == int(number):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return result
+pathlib.Path.replace = replace
+sys.argv = [program, *arguments]
+sys.path.insert(0, os.path.dirname(program))
+runpy.run_path(program, run_name="__main__")
+"""
+
+
+def killed(repository: Repository, number: int, *arguments: str) -> int:
+    python, program = repository.program
+    return run(
+        *(python, "-c", KILLED, program, str(number), *arguments), cwd=repository.path, check=False
+    ).returncode
+
+
+def test_a_rotation_killed_after_any_rename_is_finished_by_the_next_one(
+    initialised: Repository, tmp_path: Path
 ) -> None:
-    """The key, its public half, .env.enc and .sops.yaml fit each other at the end."""
-    values = repository.read(".env")
-    tools = tmp_path / "bin"
-    tools.mkdir()
-    (tools / "mv").write_text(
-        f'#!/bin/sh\necho >>"{tmp_path}/calls"\n'
-        f'[ "$(wc -l <"{tmp_path}/calls")" -ne {call} ] || kill -TERM "$PPID"\n'
-        f'exec "{shutil.which("mv")}" "$@"\n'
-    )
-    (tools / "mv").chmod(0o755)
-    path = f"{tools}:{os.environ['PATH']}"
-    repository.script("secrets-recipients.sh", "rotate", PATH=path)
-    assert (tmp_path / "calls").read_text() == "\n" * 4
-    public = run("age-keygen", "-y", repository.file(".sops/age-key.txt")).stdout.strip()
-    assert repository.recipient() == public
-    assert public in repository.read(".sops.yaml")
-    repository.file(".env").unlink()
-    repository.script("secrets-decrypt.sh")
-    assert repository.read(".env") == values
+    for number in itertools.count(1):
+        path = tmp_path / str(number)
+        shutil.copytree(initialised.path, path, symlinks=True)
+        repository = Repository(path, initialised.python)
+        values, old = repository.read(".env"), repository.recipient()
+        code = killed(repository, number, "recipients", "rotate")
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL
+        repository.file(".env").unlink()
+        repository.do("decrypt")
+        assert repository.read(".env") == values
+        assert repository.leftovers() == []
+        repository.write(".env", "AFTER=1\n")
+        repository.do("encrypt")
+        repository.do("recipients", "rotate")
+        public = run("age-keygen", "-y", repository.file(".sops/age-key.txt")).stdout.strip()
+        assert [public] == repository.recipients()
+        assert repository.recipient() == public
+        assert old not in repository.read(".env.enc")
+        kept = "".join(path.read_text() for path in repository.file(".sops").glob("age-key-*.txt"))
+        assert old in kept
+        repository.file(".env").unlink()
+        repository.do("decrypt")
+        assert repository.read(".env") == "AFTER=1\n"
+    # Copy of the old key, both keys, the staged rule, .env.enc, .sops.yaml, the new key, its
+    # public half.
+    assert number == 8
 
 
-def test_no_secret_is_on_a_command_line_or_in_the_log(
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_recipients_killed_after_any_rename_are_changed_by_the_next_run(
+    repository: Repository, number: int
+) -> None:
+    assert killed(repository, number, "recipients", "add", ADA) == -signal.SIGKILL
+    assert repository.leftovers() != []
+    repository.do("recipients", "add", ADA)
+    assert ADA in repository.read(".sops.yaml")
+    assert ADA in repository.read(".env.enc")
+    repository.do("decrypt")
+
+
+def test_one_command_at_a_time_changes_the_secrets(repository: Repository) -> None:
+    lock = os.open(repository.path, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    repository.file(".env.tmp.running").mkdir()
+    assert "Another command is changing the secrets" in repository.fails("encrypt")
+    assert repository.file(".env.tmp.running").exists()
+    os.close(lock)
+    repository.do("encrypt")
+
+
+def test_no_secret_is_on_a_command_line_or_in_the_output(
     repository: Repository, fresh: Repository, tmp_path: Path
 ) -> None:
     log, tools = tmp_path / "calls", tmp_path / "bin"
     tools.mkdir()
-    for tool in ("sops", "age-keygen", "git", *COREUTILS):
+    for tool in ("sops", "age-keygen", "git", "tee", "cat"):
         (tools / tool).write_text(
             f'#!/bin/sh\nprintf "%s\\n" "{tool} $*" >>"{log}"\nexec "{shutil.which(tool)}" "$@"\n'
         )
@@ -533,17 +676,10 @@ def test_no_secret_is_on_a_command_line_or_in_the_log(
     env: dict[str, Any] = {"PATH": f"{tools}:{os.environ['PATH']}", "EDITOR": "true"}
     repository.write(".env", repository.read(".env") + "MORE=more\n")
     old_key = repository.read(".sops/age-key.txt")
-    runs = [
-        fresh.script("init-secrets.sh", **env),
-        repository.script("secrets-encrypt.sh", **env),
-        repository.script("secrets-check.sh", check=False, **env),
-        repository.script("secrets-edit.sh", **env),
-        repository.script("secrets-recipients.sh", "add", ADA, "Ada", **env),
-        repository.script("secrets-recipients.sh", "remove", ADA, **env),
-        repository.script("secrets-recipients.sh", "rotate", **env),
-    ]
-    repository.file(".env").unlink()
-    runs.append(repository.script("secrets-decrypt.sh", **env))
+    runs = [fresh.do("init", **env)]
+    for command in ("encrypt", "check", "edit", "recipients add " + ADA, "recipients remove " + ADA,
+                    "recipients rotate", "decrypt"):  # fmt: skip
+        runs.append(repository.do(*command.split(), check=False, **env))
     shown = log.read_text() + "".join(done.stdout + done.stderr for done in runs)
     assert "sops --config" in shown
     keys = old_key, repository.read(".sops/age-key.txt"), fresh.read(".sops/age-key.txt")
@@ -552,155 +688,212 @@ def test_no_secret_is_on_a_command_line_or_in_the_log(
         assert secret not in shown
 
 
-# Edit
+# --- Edit --------------------------------------------------------------------------------------
 
 
 def test_edit_changes_env_enc(repository: Repository, tmp_path: Path) -> None:
-    editor = tmp_path / "editor"
+    editor = tmp_path / "an editor"
     editor.write_text(f'#!/bin/sh\nprintf "ADDED=%s\\n" "{SECRET}-2" >>"$1"\n')
     editor.chmod(0o755)
-    said = repository.script("secrets-edit.sh", EDITOR=f"'{editor}'", SOPS_EDITOR=None)
+    before = repository.read(".env.enc")
+    assert "Nothing changed" in repository.do("edit", EDITOR="true").stdout
+    assert repository.read(".env.enc") == before
+    said = repository.do("edit", EDITOR=f"'{editor}'")
     assert SECRET not in said.stdout + said.stderr
     assert "ADDED=ENC[" in repository.read(".env.enc")
-    repository.script("secrets-decrypt.sh")
+    repository.do("decrypt")
     assert repository.read(".env").endswith(f"ADDED={SECRET}-2\n")
 
 
-def test_edit_without_a_change_is_no_error(repository: Repository) -> None:
+@pytest.mark.parametrize("end", ["echo A=2", "echo nothing", "exit 1", "kill -TERM $PPID"])
+def test_an_edit_that_fails_keeps_the_text(repository: Repository, end: str) -> None:
     before = repository.read(".env.enc")
-    assert "Nothing changed" in repository.script("secrets-edit.sh", EDITOR="true").stdout
+    editor = f"sh -c 'exec >>\"$0\"; echo A={SECRET}; echo A=2; {end}'"
+    done = repository.do("edit", EDITOR=editor, check=False)
+    assert done.returncode in {1, 128 + signal.SIGTERM}
+    assert SECRET not in done.stdout + done.stderr
     assert repository.read(".env.enc") == before
+    [kept] = repository.path.glob(".env.rejected-*")
+    assert f"Your text is kept in {kept.name}" in done.stderr
+    assert f"A={SECRET}\nA=2\n" in kept.read_text()
+    assert mode(kept) == 0o600
+    run("git", "check-ignore", kept.name, cwd=repository.path)
 
 
-@pytest.mark.parametrize("editor", ["false", 'sh -c \'echo A=1 >>"$0"; echo A=2 >>"$0"\''])
-def test_a_failed_edit_changes_nothing(repository: Repository, editor: str) -> None:
-    before = repository.read(".env.enc")
-    assert "stays as it was" in repository.fails("secrets-edit.sh", EDITOR=editor)
-    assert repository.read(".env.enc") == before
+def test_an_editor_that_fails_without_a_change_leaves_nothing(repository: Repository) -> None:
+    before = repository.contents()
+    assert "false failed (exit 1)" in repository.fails("edit", EDITOR="false")
+    assert "EDITOR" in repository.fails("edit", EDITOR="/nowhere/editor")
+    assert repository.contents() == before
 
 
-# Recipients
+# --- Recipients --------------------------------------------------------------------------------
 
 
 def test_a_second_recipient_comes_and_goes(
     repository: Repository, other_key: tuple[Path, str]
 ) -> None:
     key, public = other_key
-    repository.script("secrets-recipients.sh", "add", public, "Ada Müller", "(Zürich)")
-    listed = repository.script("secrets-recipients.sh", "list").stdout
-    assert f"{public} Ada Müller (Zürich)" in listed
-    assert f"{repository.recipient()} Test Author (you)" in listed
-    values = repository.read(".env")
-    repository.file(".env").unlink()
-    repository.script("secrets-decrypt.sh", SOPS_AGE_KEY_FILE=str(key))
-    assert repository.read(".env") == values
+    for _ in range(2):
+        repository.do("recipients", "add", public, "Ada Müller", "(Zürich)")
+    listed = repository.do("recipients", "list").stdout
+    assert f"{public} Ada Müller (Zürich)\n" in listed
+    assert f"{repository.recipient()} Test Author (you)\n" in listed
+    assert opens(repository, key)
     with_both = repository.read(".env.enc")
+    assert "another recipient" in repository.fails("recipients", "remove", repository.recipient())
 
-    repository.script("secrets-recipients.sh", "remove", public)
+    for _ in range(2):
+        repository.do("recipients", "remove", public)
     assert public not in repository.read(".sops.yaml") + repository.read(".env.enc")
-    repository.fails("secrets-decrypt.sh", SOPS_AGE_KEY_FILE=str(key))
-    # The data key is a new one, too: what the old one opened opens nothing now.
+    assert not opens(repository, key)
+    # The data key is new as well: the removed key must not open values that it knew.
     kept = {line for line in repository.read(".env.enc").splitlines() if "=ENC[" in line}
     assert not kept & set(with_both.splitlines())
     repository.write(".env", "LATER=1\n")
-    repository.script("secrets-encrypt.sh")
-    repository.fails("secrets-decrypt.sh", SOPS_AGE_KEY_FILE=str(key))
-    repository.script("secrets-check.sh")
+    repository.do("encrypt")
+    assert not opens(repository, key)
+    assert "only recipient" in repository.fails("recipients", "remove", repository.recipient())
 
 
 def test_recipients_before_there_is_an_env_enc(
     fresh: Repository, other_key: tuple[Path, str]
 ) -> None:
-    fresh.script("init-secrets.sh")
-    fresh.script("secrets-recipients.sh", "add", other_key[1])
-    fresh.script("secrets-encrypt.sh")
-    fresh.script("secrets-decrypt.sh", SOPS_AGE_KEY_FILE=str(other_key[0]))
+    fresh.do("init")
+    before = fresh.contents()
+    mistyped = other_key[1][:-1] + ("q" if other_key[1][-1] != "q" else "p")
+    assert "sops failed" in fresh.fails("recipients", "add", mistyped)
+    assert fresh.contents() == before
+    assert "Changed .sops.yaml. Commit it" in fresh.do("recipients", "add", other_key[1]).stdout
+    fresh.do("encrypt")
+    assert opens(fresh, other_key[0])
 
 
-def test_adding_and_removing_twice_changes_nothing(
-    repository: Repository, other_key: tuple[Path, str]
-) -> None:
-    repository.script("secrets-recipients.sh", "add", other_key[1])
-    before = repository.read(".env.enc"), repository.read(".sops.yaml")
-    repository.script("secrets-recipients.sh", "add", other_key[1])
-    repository.script("secrets-recipients.sh", "sync")
-    assert (repository.read(".env.enc"), repository.read(".sops.yaml")) == before
-    repository.script("secrets-recipients.sh", "remove", other_key[1])
-    before = repository.read(".env.enc"), repository.read(".sops.yaml")
-    repository.script("secrets-recipients.sh", "remove", other_key[1])
-    assert (repository.read(".env.enc"), repository.read(".sops.yaml")) == before
-
-
-def test_recipients_that_make_no_sense_are_refused(repository: Repository) -> None:
-    before = repository.read(".env.enc"), repository.read(".sops.yaml")
+def test_recipients_that_make_no_sense_are_rejected(repository: Repository) -> None:
+    before = repository.contents()
     secret_key = repository.read(".sops/age-key.txt").splitlines()[-1]
-    said = repository.fails("secrets-recipients.sh", "add", secret_key)
+    said = repository.fails("recipients", "add", secret_key)
     assert "secret key" in said
     assert secret_key not in said
-    assert "Not an age public key" in repository.fails("secrets-recipients.sh", "add", "ada")
-    # Well-formed at a glance only: sops finds the checksum wrong, and nothing changes.
-    repository.fails("secrets-recipients.sh", "add", "age1" + "q" * 58)
-    said = repository.fails("secrets-recipients.sh", "remove", repository.recipient())
-    assert "only recipient" in said
-    assert (repository.read(".env.enc"), repository.read(".sops.yaml")) == before
-
-
-def test_only_another_recipient_removes_a_key(
-    repository: Repository, other_key: tuple[Path, str]
-) -> None:
-    key, public = other_key
-    repository.script("secrets-recipients.sh", "add", public)
-    said = repository.fails("secrets-recipients.sh", "remove", repository.recipient())
-    assert "another recipient" in said
-    repository.script(
-        "secrets-recipients.sh", "remove", repository.recipient(), SOPS_AGE_KEY_FILE=str(key)
-    )
-    repository.fails("secrets-decrypt.sh")
+    assert "Not a valid public key" in repository.fails("recipients", "add", "ada")
+    repository.fails("recipients", "add", MISTYPED)
+    assert repository.contents() == before
 
 
 def test_rotation_replaces_the_key_and_keeps_the_old_one(repository: Repository) -> None:
     old_key, old_public = repository.read(".sops/age-key.txt"), repository.recipient()
-    repository.write("old-key.txt", old_key)
-    repository.script("secrets-recipients.sh", "rotate")
+    old_file = repository.read(".env.enc")
+    repository.do("recipients", "rotate")
     assert repository.recipient() != old_public
     assert old_public not in repository.read(".sops.yaml") + repository.read(".env.enc")
     assert "# Test Author" in repository.read(".sops.yaml")
     assert mode(repository.file(".sops/age-key.txt")) == 0o600
-    kept = [path for path in repository.file(".sops").glob("age-key-*") if path.is_file()]
-    assert [path.read_text() for path in kept] == [old_key]
-    assert [mode(path) for path in kept] == [0o600]
-    repository.file(".env").unlink()
-    repository.script("secrets-decrypt.sh")
-    repository.fails("secrets-decrypt.sh", SOPS_AGE_KEY_FILE=str(repository.file("old-key.txt")))
+    [kept] = repository.file(".sops").glob("age-key-*")
+    assert kept.read_text() == old_key
+    assert mode(kept) == 0o600
+    assert not opens(repository, kept)
+    # An older version of .env.enc is opened by the kept key, which is named.
+    repository.write(".env.enc", old_file)
+    assert f".sops/{kept.name} does" in repository.do("decrypt").stderr
+    repository.write(".env", "A=1\n")
+    repository.do("encrypt")
+    assert repository.recipient() in repository.read(".env.enc")
 
 
-def test_sync_follows_an_edit_of_the_rules_by_hand(
+@needs("ssh-keygen")
+def test_an_ssh_recipient_is_one_like_any_other(repository: Repository, tmp_path: Path) -> None:
+    private = tmp_path / "id"
+    run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "ada@host", "-f", private)
+    key = (tmp_path / "id.pub").read_text().strip().removesuffix(" ada@host")
+    repository.do("recipients", "add", *key.split(), "ada@host")
+    assert f"{key} ada@host\n" in repository.do("recipients", "list").stdout
+    assert not any("recipients" in check for check in repository.findings())
+    assert "already" in repository.do("recipients", "sync").stdout
+    assert opens(repository, Path(os.devnull), SOPS_AGE_SSH_PRIVATE_KEY_FILE=str(private))
+    repository.do("recipients", "remove", *key.split())
+    assert key not in repository.read(".sops.yaml") + repository.read(".env.enc")
+
+
+def test_only_the_rule_for_env_enc_counts(
     repository: Repository, other_key: tuple[Path, str]
 ) -> None:
-    key, public = other_key
-    rules = f"creation_rules:\n  - age: {repository.recipient()},{public}\n"
-    repository.write(".sops.yaml", rules)
-    assert "secrets-recipients.sh sync" in repository.script("secrets-check.sh", check=False).stdout
-    repository.script("secrets-recipients.sh", "sync")
-    repository.script("secrets-decrypt.sh", SOPS_AGE_KEY_FILE=str(key))
-    # This shape is not for the script to edit; it says so instead of spoiling it.
-    assert "by hand" in repository.fails("secrets-recipients.sh", "remove", public)
-    assert repository.read(".sops.yaml") == rules
+    own, public = repository.recipient(), other_key[1]
+    first = f"creation_rules:\n  - path_regex: \\.yaml$\n    age:\n      - {ADA}\n      - {own}\n"
+    rule = repository.read(".sops.yaml").partition("creation_rules:\n")[2]
+    last = f"  - age: {ADA}\n"
+    repository.write(".sops.yaml", first + rule + last)
+    assert repository.recipients() == [own]
+    assert "already" in repository.do("recipients", "sync").stdout
+    repository.do("recipients", "add", public, "Bob")
+    assert repository.recipients() == [own, public]
+    added = f"      - {public} # Bob\n"
+    assert repository.read(".sops.yaml") == first + rule + added + last
+    repository.do("recipients", "rotate")
+    assert repository.read(".sops.yaml") == (
+        first + rule.replace(own, repository.recipient()) + added + last
+    )
+    assert not any("recipients" in check for check in repository.findings())
 
 
-def test_a_new_team_mate_gets_in(repository: Repository, tmp_path: Path) -> None:
-    clone = Repository(tmp_path / "clone")
+@pytest.mark.parametrize(
+    ("rules", "said"),
+    [
+        ("- pgp: ABCD\n    key_groups: []", "line 3: key_groups is not supported"),
+        ("- azure_keyvault: x", "line 2: azure_keyvault is not supported"),
+        ("- age: [{}]", "line 2: this form of a recipient"),
+        ("- path_regex: '('", "not valid"),
+        ("- path_regex: other", "no rule for .env.enc"),
+        ("- shamir_threshold: 1", "names no recipient"),
+        ("- age: [", "not valid"),
+        ("{}", "no rule for .env.enc"),
+    ],
+)
+def test_rules_that_cannot_be_judged_are_rejected_by_line(
+    repository: Repository, rules: str, said: str
+) -> None:
+    repository.write(".sops.yaml", f"creation_rules:\n  {rules}\n")
+    before = repository.contents()
+    for command in ("recipients list", "recipients sync", f"recipients add {ADA}", "encrypt"):
+        repository.write(".env", "A=1\n")
+        assert said in repository.fails(*command.split())
+    repository.write(".env", before[".env"].decode())
+    assert repository.contents() == before
+    assert "FAIL" in repository.findings().values()
+
+
+@pytest.mark.parametrize("form", ["{own},{other}", "[{own}, {other}]", "'{own}'"])
+def test_sync_follows_an_edit_of_the_rules_by_hand(
+    repository: Repository, other_key: tuple[Path, str], form: str
+) -> None:
+    form = form.format(own=repository.recipient(), other=other_key[1])
+    repository.write(".sops.yaml", f"creation_rules:\n  - age: {form}\n")
+    differs = "recipients: .env.enc is for others than .sops.yaml names"
+    assert repository.findings().get(differs) == ("FAIL" if other_key[1] in form else None)
+    repository.do("recipients", "sync")
+    if other_key[1] in form:
+        assert opens(repository, other_key[0])
+    before = repository.contents()
+    said = repository.fails("recipients", "add", ADA)
+    assert "line 2: change the recipients here by hand" in said
+    assert repository.contents() == before
+
+
+def test_a_new_team_member_gets_access(
+    repository: Repository, tmp_path: Path, python: Path
+) -> None:
+    clone = Repository.create(tmp_path / "clone", python)
     for name in (".sops.yaml", ".env.enc"):
         shutil.copy(repository.file(name), clone.path)
-    said = clone.script("init-secrets.sh").stdout
-    assert f"secrets-recipients.sh add {clone.recipient()}" in said
-    # Values of one's own, made up, would go over the team's.
+    said = clone.do("init").stdout
+    assert f'make secrets-recipients ARGS="add {clone.recipient()}"' in said
+    # Values made here would go over those of the team.
     assert not clone.file(".env").exists()
-    clone.fails("secrets-decrypt.sh")
-    repository.script("secrets-recipients.sh", "add", clone.recipient())
+    clone.fails("decrypt")
+    repository.do("recipients", "add", clone.recipient())
     for name in (".sops.yaml", ".env.enc"):
         shutil.copy(repository.file(name), clone.path)
-    clone.script("secrets-decrypt.sh")
+    assert "secrets-decrypt.sh" in clone.do("init").stdout
+    clone.do("decrypt")
     assert clone.read(".env") == repository.read(".env")
 
 
@@ -709,157 +902,141 @@ def test_a_lost_key_is_replaced_with_the_help_of_another_recipient(
 ) -> None:
     key, public = other_key
     old, values = repository.recipient(), repository.read(".env")
-    repository.script("secrets-recipients.sh", "add", public)
+    repository.do("recipients", "add", public)
     repository.file(".sops/age-key.txt").unlink()
-    said = repository.script("init-secrets.sh").stdout
+    repository.do("init")
     new = repository.recipient()
-    assert new == run("age-keygen", "-y", repository.file(".sops/age-key.txt")).stdout.strip()
     assert new != old
-    assert f"secrets-recipients.sh add {new}" in said
     for change in (("add", new), ("remove", old)):
-        repository.script("secrets-recipients.sh", *change, SOPS_AGE_KEY_FILE=str(key))
+        repository.do("recipients", *change, SOPS_AGE_KEY_FILE=str(key))
     repository.file(".env").unlink()
-    repository.script("secrets-decrypt.sh")
+    repository.do("decrypt")
     assert repository.read(".env") == values
 
 
-def test_when_all_keys_are_lost_one_starts_anew(repository: Repository) -> None:
+def test_when_all_keys_are_lost_new_ones_are_made(repository: Repository) -> None:
     old = repository.recipient()
     for name in (".sops/age-key.txt", ".env.enc", ".sops.yaml"):
         repository.file(name).unlink()
-    repository.script("init-secrets.sh")
-    repository.script("secrets-encrypt.sh")
+    repository.do("init")
+    repository.do("encrypt")
     assert old not in repository.read(".sops.yaml") + repository.read(".env.enc")
     assert SECRET in repository.read(".env")
-    assert "in step" in repository.script("secrets-decrypt.sh").stdout
 
 
-# secrets-check.sh
+def test_a_key_file_may_hold_several_keys(
+    repository: Repository, other_key: tuple[Path, str]
+) -> None:
+    repository.do("recipients", "add", other_key[1])
+    both = repository.read(".sops/age-key.txt") + other_key[0].read_text()
+    repository.write(".sops/age-key.txt", both)
+    assert repository.do("recipients", "list").stdout.count("(you)") == 2
+    assert "several keys" in repository.fails("recipients", "rotate")
 
 
-def test_check_is_content_with_a_repository_in_step(repository: Repository) -> None:
+# --- Check and scan -----------------------------------------------------------------------------
+
+
+def test_check_finds_nothing_where_all_is_well(repository: Repository) -> None:
     repository.write(".env", f"MQTT_HOST='mqtt'\nMQTT_PASSWORD='{SECRET}'\n")
-    repository.script("secrets-encrypt.sh")
-    said = repository.script("secrets-check.sh").stdout
-    assert f"{repository.recipient()} Test Author (you)" in said
-    assert "your key opens .env.enc" in said
-    assert ".env is in step with .env.enc" in said
-    assert "warn" not in said
-    assert SECRET not in said
+    repository.do("encrypt")
+    assert set(repository.findings().values()) == {"PASS"}
 
 
-def test_check_tells_what_is_newer(repository: Repository) -> None:
+def test_check_compares_the_age_of_env(repository: Repository) -> None:
     repository.write(".env", repository.read(".env") + "MORE=1\n")
     present = repository.file(".env.enc").stat().st_mtime
-    os.utime(repository.file(".env"), (present + 10, present + 10))
-    newer = repository.script("secrets-check.sh", check=False).stdout
-    assert "warn  .env is newer than .env.enc" in newer
-    assert "newer" in repository.script("secrets-check.sh", "--stale").stdout
-    os.utime(repository.file(".env"), (present - 10, present - 10))
-    older = repository.script("secrets-check.sh", check=False).stdout
-    assert "secrets-decrypt.sh brings it in step" in older
-    assert repository.script("secrets-check.sh", "--stale").stdout == ""
+    for shift, state, way in ((10, "newer", "encrypt"), (-10, "older", "decrypt")):
+        os.utime(repository.file(".env"), (present + shift, present + shift))
+        said = repository.do("check", "--stale").stdout
+        assert f"WARN  values: .env is {state} than .env.enc, and has other values" in said
+        assert f"scripts/secrets-{way}.sh" in said
+    shutil.rmtree(repository.file(".sops"))
+    assert repository.do("check", "--stale").stdout == ""
 
 
 def test_check_finds_missing_names_open_modes_and_odd_lines(repository: Repository) -> None:
     repository.write(".env", f"A='{SECRET}\\\\'\nB=\"$HOME\"\nC=$HOME\nD='fine ${{x}} $5'\nE=x#y\n")
     repository.file(".env").chmod(0o644)
     repository.file(".sops/age-key.txt").chmod(0o640)
-    done = repository.script("secrets-check.sh", check=False)
-    assert done.returncode == 1
-    assert "not in .env: MQTT_HOST MQTT_PASSWORD" in done.stdout
-    assert "fail  .env can be read by others" in done.stdout
-    assert "fail  .sops/age-key.txt can be read by others" in done.stdout
-    odd = [line.strip() for line in done.stdout.splitlines() if line.startswith("  line ")]
-    assert odd == ["line 1", "line 2", "line 3", "line 5"]
-    assert SECRET not in done.stdout
+    found = repository.findings()
+    assert found["values: .env has no MQTT_HOST, MQTT_PASSWORD"] == "WARN"
+    assert found[".env: others can read it"] == "FAIL"
+    assert found["age key: others can read it"] == "FAIL"
+    assert found["values: Compose and Python read these lines differently: 1, 2, 3"] == "FAIL"
 
 
-def test_check_tells_that_the_key_does_not_open(
-    repository: Repository, other_key: tuple[Path, str]
+def test_check_says_that_the_key_or_sops_is_missing(
+    repository: Repository, other_key: tuple[Path, str], tmp_path: Path
 ) -> None:
-    done = repository.script("secrets-check.sh", check=False, SOPS_AGE_KEY_FILE=str(other_key[0]))
+    shutil.copy(other_key[0], repository.file(".sops/age-key.txt"))
+    found = repository.findings()
+    assert any("does not open" in check and found[check] == "FAIL" for check in found)
+    path = path_without("sops", "age-keygen", folder=tmp_path / "bin")
+    found = repository.findings(PATH=path)
+    assert any("sops is missing" in check and found[check] == "WARN" for check in found)
+
+
+def test_a_scan_finds_values_of_env_without_showing_them(repository: Repository) -> None:
+    shutil.copy(repository.file(".env"), repository.file("env-backup.txt"))
+    repository.write("notes.md", f"# Notes\nIt is {SECRET}, and plain\n")
+    repository.write("fine.md", f"It is {SECRET}  <!-- pragma: allowlist secret -->\nplain\n")
+    files = ["env-backup.txt", "notes.md", "fine.md", ".env.enc"]
+    done = repository.do("scan", *files, check=False)
     assert done.returncode == 1
-    assert "fail  Your key does not open .env.enc" in done.stdout
-
-
-def test_check_says_nothing_of_values_that_it_cannot_see(
-    repository: Repository, tmp_path: Path
-) -> None:
-    newer = repository.file(".env.enc").stat().st_mtime + 10
-    os.utime(repository.file(".env"), (newer, newer))
-    missing = str(tmp_path / "missing")
-    done = repository.script("secrets-check.sh", check=False, SOPS_AGE_KEY_FILE=missing)
-    assert "fail  No age key" in done.stdout
-    assert "in step" not in done.stdout
-    path = path_without("sops", folder=tmp_path / "bin")
-    stale = ("secrets-check.sh", "--stale")
-    assert repository.script(*stale, SOPS_AGE_KEY_FILE=missing).stdout == ""
-    assert repository.script(*stale, PATH=path).stdout == ""
-
-
-def test_without_an_env_the_way_to_one_is_named(repository: Repository) -> None:
+    line = repository.read(".env").splitlines().index(f"PASSWORD='{SECRET}'") + 1
+    assert done.stdout.splitlines()[:2] == [
+        f"env-backup.txt:{line} holds the value of PASSWORD in .env",
+        "notes.md:2 holds the value of PASSWORD in .env",
+    ]
+    assert len(done.stdout.splitlines()) == 3
+    assert SECRET not in done.stdout + done.stderr
     repository.file(".env").unlink()
-    assert "secrets-decrypt.sh makes .env" in repository.script("init-secrets.sh").stdout
-    assert "no .env: scripts/secrets-decrypt.sh" in repository.script("secrets-check.sh").stdout
-    repository.file(".env.enc").unlink()
-    assert "no .env: scripts/init-secrets.sh" in repository.script("secrets-check.sh").stdout
+    assert repository.do("scan", *files).stdout == ""
 
 
-def test_a_damaged_key_file_stops_the_setup(fresh: Repository) -> None:
-    shutil.copy(TEMPLATE / "Makefile", fresh.path)
-    fresh.file(".sops").mkdir()
-    fresh.write(".sops/age-key.txt", "no key\n")
-    done = run("make", "setup", cwd=fresh.path, check=False)
-    assert done.returncode != 0
-    assert "holds no age key: move it away" in done.stderr
-    assert "init-git" not in done.stdout
-
-
-def test_a_rule_without_an_age_key_is_told(repository: Repository) -> None:
-    repository.write(".sops.yaml", "creation_rules:\n  - pgp: ABCD\n")
-    for command in (["list"], ["sync"], ["remove", repository.recipient()]):
-        assert "names no age key" in repository.fails("secrets-recipients.sh", *command)
-    done = repository.script("secrets-check.sh", check=False)
-    assert done.returncode == 1
-    assert "names no age key" in done.stdout
-    assert "your key opens .env.enc" in done.stdout
-
-
-def test_a_mistyped_key_is_refused_before_there_is_anything_to_encrypt(
-    fresh: Repository, other_key: tuple[Path, str]
+@pytest.mark.parametrize(
+    ("name", "value", "secret"),
+    [
+        ("MQTT_PASSWORD", "12345678", True),
+        ("HA_TOKEN", "12345678", True),
+        ("API_KEY", "12345678", True),
+        ("CLIENT_SECRET", "12345678", True),
+        ("MQTT_PASSWORD", "1234567", False),
+        ("MQTT_HOST", "12345678", False),
+        ("KEYBOARD", "12345678", False),
+    ],
+)
+def test_which_values_are_secrets(
+    repository: Repository, name: str, value: str, secret: bool
 ) -> None:
-    fresh.script("init-secrets.sh")
-    before = fresh.read(".sops.yaml")
-    wrong = other_key[1][:-1] + ("q" if other_key[1][-1] != "q" else "p")
-    assert "Not an age public key" in fresh.fails("secrets-recipients.sh", "add", wrong)
-    assert fresh.read(".sops.yaml") == before
-    said = fresh.script("secrets-recipients.sh", "add", other_key[1]).stdout
-    assert said.endswith("Commit .sops.yaml.\n")
+    repository.write(".env", f"export {name} = {value} # comment\r\n")
+    repository.write("file.yml", f"key: x{value}y\n")
+    assert repository.do("scan", "file.yml", check=False).returncode == secret
 
 
-def test_a_key_file_may_hold_several_keys(
-    repository: Repository, other_key: tuple[Path, str]
-) -> None:
-    mine = repository.recipient()
-    repository.script("secrets-recipients.sh", "add", other_key[1])
-    both = repository.read(".sops/age-key.txt") + other_key[0].read_text()
-    repository.write(".sops/age-key.txt", both)
-    assert repository.script("secrets-recipients.sh", "list").stdout.count("(you)") == 2
-    for key in (mine, other_key[1]):
-        assert "That is your own key" in repository.fails("secrets-recipients.sh", "remove", key)
-    assert "several keys" in repository.fails("secrets-recipients.sh", "rotate")
+# --- The dotenv reader --------------------------------------------------------------------------
 
 
-def test_check_tells_what_a_killed_run_left(repository: Repository) -> None:
-    repository.file(".env.tmp.abc").mkdir()
-    said = repository.script("secrets-check.sh", check=False).stdout
-    repository.file(".env.tmp.abc").rmdir()
-    assert "warn  .env.tmp.abc was left" in said
+def test_the_dotenv_reader_takes_real_files(tmp_path: Path, python: Path) -> None:
+    text = "\ufeffexport A = one # c\r\nB='two' # c\r\n# c\r\n\r\nC=a#b\r\nD='${A}'\r\nE=$A\r\nF\r\n"
+    (tmp_path / ".env").write_bytes(text.encode())
+    code = "import dotenv_file, json, pathlib; print(json.dumps(dotenv_file.read(pathlib.Path('{}'))))"
+    env = {"PYTHONPATH": str(TEMPLATE / "scripts")}
+    done = run(python, "-c", code.format(tmp_path / ".env"), env=env)
+    assert json.loads(done.stdout) == {
+        "A": "one", "B": "two", "C": "a#b", "D": "${A}", "E": "$A",
+    }  # fmt: skip
+    assert "read line 7 differently" in done.stderr
+    assert "read line 8 differently" in done.stderr
+    assert done.stderr.count("differently") == 2
+    assert run(python, "-c", code.format(tmp_path / "missing"), env=env).stdout == "{}\n"
 
 
 @needs("docker")
-def test_compose_and_python_read_alike_what_check_lets_pass(bake: Bake, tmp_path: Path) -> None:
+def test_compose_and_python_read_alike_what_the_reader_lets_pass(
+    bake: Bake, tmp_path: Path, python: Path
+) -> None:
     project = bake()
     alphabet = "a'\"\\$#{ ="
     values = [
@@ -867,9 +1044,9 @@ def test_compose_and_python_read_alike_what_check_lets_pass(bake: Bake, tmp_path
     ]
     values += [f"'{value}'" for value in values] + [f'"{value}"' for value in values]
     (tmp_path / "all").write_text("".join(f"V={value}\n" for value in values))
-    check = 'source "$0/scripts/secrets-lib.sh"; check_reading "$1"'
-    done = run("bash", "-c", check, project.path, tmp_path / "all", check=False)
-    odd = {int(line.split()[1]) for line in done.stdout.splitlines()}
+    code = f"import dotenv_file; print(*dotenv_file.find_ambiguous(open('{tmp_path}/all').read()))"
+    env = {"PYTHONPATH": str(TEMPLATE / "scripts")}
+    odd = set(map(int, run(python, "-c", code, env=env).stdout.split()))
     passed = [value for number, value in enumerate(values, 1) if number not in odd]
     assert 1000 < len(passed) < len(values)
 
@@ -885,13 +1062,63 @@ Probe = create_model("Probe", __base__=Settings, **{f"v{i}": (str, "") for i in 
 probe = Probe(_env_file="ENV")
 print(json.dumps([getattr(probe, f"v{i}") for i in range(COUNT)]))
 """.replace("COUNT", str(len(passed))).replace("ENV", str(tmp_path / ".env"))
-    python = json.loads(project.uv_run("python", "-c", read, env={"PYTHONPATH": "."}).stdout)
+    loaded = json.loads(project.uv_run("python", "-c", read, env={"PYTHONPATH": "."}).stdout)
     for number, value in enumerate(passed):
-        assert compose[f"V{number}"].replace("$$", "$") == python[number], value
+        assert compose[f"V{number}"].replace("$$", "$") == loaded[number], value
 
 
-def test_check_works_without_sops(repository: Repository, tmp_path: Path) -> None:
-    path = path_without("sops", "age-keygen", folder=tmp_path / "bin")
-    repository.write(".env", "A='1'\n")
-    repository.file(".env").chmod(0o600)
-    assert "sops is missing" in repository.script("secrets-check.sh", PATH=path).stdout
+# --- The example in docs/secrets.md -------------------------------------------------------------
+
+
+@pytest.mark.docker
+def test_the_documented_account_reaches_its_own_topics_alone(
+    bake_copy: Bake, tmp_path: Path
+) -> None:
+    project = bake_copy(topic_prefix="home")
+    page = project.read("docs/secrets.md")
+    blocks = dict(re.findall(r"^```(sh|text|yaml)\n(.*?)^```", page, re.MULTILINE | re.DOTALL))
+    start = project.file("infrastructure/mosquitto/start.sh")
+    start.write_text(
+        start.read_text().replace("unset MQTT_PASSWORD\n", blocks["sh"] + "unset MQTT_PASSWORD\n")
+    )
+    acl = project.file("infrastructure/mosquitto/acl.conf")
+    acl.write_text(blocks["text"])
+    for path in (acl.parent, acl):
+        path.chmod(path.stat().st_mode | 0o055)
+    with project.file(".env").open("a") as env:
+        env.write("METER_PASSWORD='meter-password'\nOTHER_TOKEN='of-another-service'\n")
+    meter = "services: {meter: {image: none, env_file: .env, networks: [internal]}}\n"
+    project.file("meter.yml").write_text(meter)
+    project.file("example.yml").write_text(blocks["yaml"])
+    name = f"acl-{os.getpid()}"
+    files = ("-f", "docker-compose.yml", "-f", "meter.yml", "-f", "example.yml")
+    compose = ("docker", "compose", "-p", name, *files)
+    model = json.loads(project.run(*compose, "config", "--format", "json").stdout)
+    assert model["services"]["meter"]["environment"] == {
+        "MQTT_USERNAME": "meter", "MQTT_PASSWORD": "meter-password",
+    }  # fmt: skip
+
+    password = re.search("^MQTT_PASSWORD='(.*)'$", project.read(".env"), re.MULTILINE)
+    assert password
+
+    def client(tool: str, user: str, password: str, *options: str, check: bool = True) -> str:
+        inside = (*compose, "exec", "-T", "mqtt", f"mosquitto_{tool}", "-u", user, "-P", password)
+        return project.run(*inside, *options, check=check).stdout.strip()
+
+    def arrives(topic: str) -> bool:
+        """Publish on a topic as `meter`, and return whether the message reaches `services`."""
+        client("pub", "meter", "meter-password", "-t", topic, "-m", "it", "-r", "-q", "1")
+        services = ("services", password[1])
+        client("pub", *services, "-t", "home/end", "-m", "end", "-r", "-q", "1")
+        first = client("sub", *services, "-t", topic, "-t", "home/end", "-C", "1", "-W", "10")
+        return first == "it"
+
+    try:
+        project.run(*compose, "up", "--detach", "--wait", "mqtt")
+        assert arrives("home/meter/data")
+        assert arrives("home/errors/meter")
+        assert not arrives("home/other/data")
+        hidden = ("-t", "home/end", "-t", "home/meter/data", "-C", "1", "-W", "10")
+        assert client("sub", "meter", "meter-password", *hidden) == "it"
+    finally:
+        project.run(*compose, "down", "--volumes", check=False)

@@ -120,41 +120,13 @@ def check_git() -> list[Finding]:
 
 
 def check_secrets() -> list[Finding]:
-    key = Path(os.environ.get("SOPS_AGE_KEY_FILE") or ROOT / ".sops" / "age-key.txt")
-    findings = []
-    if any(os.environ.get(name) for name in ("SOPS_AGE_KEY", "SOPS_AGE_KEY_CMD")):
-        findings.append(Finding("age key", "PASS", "the one that the environment names"))
-    elif not key.is_file():
-        findings.append(Finding("age key", "WARN", "there is none", "scripts/init-secrets.sh"))
-    elif key.stat().st_mode & 0o077:
-        findings.append(Finding("age key", "FAIL", "others can read it", f"chmod 600 {key}"))
-    else:
-        findings.append(Finding("age key", "PASS", "there, and readable by you alone"))
-    env = ROOT / ".env"
-    if env.is_file() and env.stat().st_mode & 0o077:
-        findings.append(Finding(".env", "FAIL", "others can read it", "chmod 600 .env"))
-    if not (ROOT / ".env.enc").is_file():
-        fix = "make secrets-encrypt" if env.is_file() else "scripts/init-secrets.sh"
-        findings.append(Finding(".env.enc", "WARN", "no encrypted secrets yet", fix))
-    elif shutil.which("sops"):
-        findings.append(_check_decryption(key))
-    return findings
-
-
-def _check_decryption(key: Path) -> Finding:
-    dotenv = ["--input-type", "dotenv", "--output-type", "dotenv"]
-    result = run(
-        *("sops", "--disable-version-check", "decrypt", *dotenv, ".env.enc"),
-        SOPS_AGE_KEY_FILE=str(key),
-    )
-    if result.returncode == 0:
-        return Finding(".env.enc", "PASS", "your key opens it")
-    return Finding(
-        ".env.enc",
-        "FAIL",
-        "your key does not open it",
-        "let a team mate run: scripts/secrets-recipients.sh add KEY, with .sops/age-key.pub",
-    )
+    program = ("python", "scripts/manage_secrets.py", "check", "--json")
+    result = run("scripts/uv", "run", "--quiet", "--frozen", *program)
+    try:
+        return [Finding(**finding) for finding in json.loads(result.stdout)]
+    except ValueError:
+        reason = (result.stderr.strip().splitlines() or ["no output"])[-1]
+        return [Finding("secrets", "WARN", f"not checked: {reason}", "scripts/uv sync --frozen")]
 
 
 def check_lock() -> list[Finding]:
@@ -264,8 +236,8 @@ def _print(findings: list[Finding]) -> None:
         if coloured:
             status = f"\033[{_COLOURS[status]}m{status}\033[0m"
         sys.stdout.write(f"{status}  {finding.check:<{width}}  {finding.detail}\n")
-        if finding.fix:
-            sys.stdout.write(f"      {'':<{width}}  -> {finding.fix}\n")
+        for line in finding.fix.splitlines():
+            sys.stdout.write(f"      {'':<{width}}  -> {line}\n")
 
 
 if __name__ == "__main__":

@@ -15,15 +15,14 @@ _SAME_VALUE = re.compile(
 )
 
 
-def read(path: Path) -> dict[str, str]:
+def read(path: Path, *, warn: bool = True) -> dict[str, str]:
     """Return the values in a dotenv file, empty if there is no such file.
 
     A line that Compose reads differently is named on standard error. `$` is not expanded.
     """
     if not path.is_file():
         return {}
-    text = path.read_text(encoding="utf-8")
-    for line in find_ambiguous(text):
+    for line in find_ambiguous(path.read_text(encoding="utf-8")) if warn else []:
         problem = f"{path.name}: Compose and Python may read line {line} differently."
         sys.stderr.write(f"{problem} Write it as NAME='value', without ' and \\ in the value.\n")
     values = dotenv_values(path, encoding="utf-8", interpolate=False)

@@ -104,12 +104,16 @@ def run(
 
 
 def read(path: Path) -> str:
-    """Return the lines of a file that are not blank, without byte order mark, ending in LF."""
+    """Return the text of a file, without byte order mark, its lines ending in LF."""
     try:
-        lines = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n").split("\n")
+        return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError:
         fail(f"{shown(path)} is not valid UTF-8. Save it again as UTF-8")
-    return "".join(f"{line}\n" for line in lines if line.strip())
+
+
+def without_blank_lines(text: str) -> str:
+    """Return a dotenv file as sops stores it."""
+    return "".join(f"{line}\n" for line in text.split("\n") if line.strip())
 
 
 def replace(path: Path, text: str, mode: int = 0o600) -> None:
@@ -163,7 +167,7 @@ KEY = find_key()
 
 
 def key_variables() -> list[str]:
-    """Return the variables that name a key. They come before the key of the repository."""
+    """Return the variables that name a key. It is tried before the key of the repository."""
     return [name for name in KEY_VARIABLES if os.environ.get(name)]
 
 
@@ -182,14 +186,14 @@ def sops_environment() -> dict[str, str]:
 
 
 def own_public_keys() -> list[str]:
-    """Return the public keys of the key in use."""
+    """Return the public keys of the environment and of this repository, in the order of use."""
     environment = sops_environment()
     identities = [environment.get("SOPS_AGE_KEY", "")]
-    key_file = Path(environment.get("SOPS_AGE_KEY_FILE", os.devnull))
-    if key_file.exists():
-        identities.append(key_file.read_text(encoding="utf-8"))
+    for path in dict.fromkeys([environment.get("SOPS_AGE_KEY_FILE", os.devnull), str(KEY)]):
+        if Path(path).exists():
+            identities.append(Path(path).read_text(encoding="utf-8"))
     if command := environment.get("SOPS_AGE_KEY_CMD"):
-        identities.append(run(*shlex.split(command)).stdout)
+        identities.insert(0, run(*shlex.split(command)).stdout)
     return public_keys("\n".join(identities))
 
 
@@ -316,17 +320,14 @@ def require_sops() -> None:
 
 def explain_key() -> list[str]:
     """Return why .env.enc stays closed, and which recipients can help."""
-    variables, key_file = key_variables(), os.environ.get("SOPS_AGE_KEY_FILE")
-    if key_file and not Path(key_file).is_file():
-        reason = f"SOPS_AGE_KEY_FILE names {key_file}, which is missing."
-    elif variables:
-        reason = f"The key in {' and '.join(variables)} does not open .env.enc."
-    elif KEY.is_file():
-        reason = f"Your key, {shown(KEY)}, does not open .env.enc."
+    tried = [*key_variables(), *([shown(KEY)] if KEY.is_file() else [])]
+    key_file = os.environ.get("SOPS_AGE_KEY_FILE")
+    if tried:
+        reason = f"The key in {' or '.join(tried)} does not open .env.enc."
     else:
         reason = f"No age key: {shown(KEY)} is missing. Put your copy there, or run: make setup"
-    if variables and KEY.is_file():
-        reason += f" To use {shown(KEY)}, run: unset {' '.join(variables)}"
+    if key_file and not Path(key_file).is_file():
+        reason += f" SOPS_AGE_KEY_FILE names {key_file}, which is missing."
     recipients = sorted(recipients_in(read(ENCRYPTED)))
     mine = own_public_keys() or ["YOUR_PUBLIC_KEY"]
     return [
@@ -362,7 +363,7 @@ def find_unstorable(text: str) -> list[str]:
     for number, line in enumerate(text.split("\n"), 1):
         name, equals, value = line.partition("=")
         name, value = re.sub(r"^export\s+", "", name).rstrip(), value.strip()
-        if not line or line.startswith("#"):
+        if not line.strip() or line.startswith("#"):
             continue
         if not equals or not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
             problem = r"is not NAME=VALUE. Write a value of several lines on one line, with \n"
@@ -385,18 +386,19 @@ def decrypt() -> str:
         fail(".env.enc is missing. Make it from .env: scripts/secrets-encrypt.sh")
     if problems := find_readable(read(ENCRYPTED)):
         fail(".env.enc is not as sops wrote it:", *problems, RESTORE)
-    command = ("decrypt", *DOTENV, ENCRYPTED)
+    command = ("--config", os.devnull, "decrypt", *DOTENV, ENCRYPTED)
     try:
         return sops(*command)
     except SecretsError as error:
         if error.code != WRONG_KEY:
             raise
-        directories = {KEY.parent, ROOT / ".sops"}
-        for kept in sorted(path for each in directories for path in each.glob("age-key*.txt")):
+        kept = sorted([*KEY.parent.glob("age-key-*.txt"), *(ROOT / ".sops").glob("age-key*.txt")])
+        for key in [KEY, *kept]:
             with contextlib.suppress(SecretsError):
-                values = sops(*command, SOPS_AGE_KEY_FILE=str(kept))
-                sys.stderr.write(f"Your key does not open .env.enc, but {shown(kept)} does\n")
-                os.environ["SOPS_AGE_KEY_FILE"] = str(kept)
+                values = sops(*command, SOPS_AGE_KEY_FILE=str(key))
+                used = " and ".join(key_variables()) or shown(KEY)
+                sys.stderr.write(f"{used} does not open .env.enc, but {shown(key)} does\n")
+                os.environ["SOPS_AGE_KEY_FILE"] = str(key)
                 return values
         raise
 
@@ -416,11 +418,11 @@ def verify(encrypted: str, config: Path) -> str:
     return encrypted
 
 
-def save(values: str, before: str, work: Path) -> None:
+def save(text: str, before: str, work: Path) -> None:
     """Write .env.enc. A value that did not change keeps its ciphertext, for a readable diff."""
-    if problems := find_unstorable(values):
+    if problems := find_unstorable(text):
         fail("sops cannot store this. .env.enc was not changed:", *problems)
-    recipients = set(read_recipients(read_config()))
+    values, recipients = without_blank_lines(text), set(read_recipients(read_config()))
     if before and recipients_in(read(ENCRYPTED)) == recipients:
         if values == before:
             say(".env.enc is already up to date")
@@ -428,7 +430,7 @@ def save(values: str, before: str, work: Path) -> None:
         draft = work / ENCRYPTED.name
         shutil.copyfile(ENCRYPTED, draft)
         # An editor that only takes the new values: sops encrypts those that differ.
-        sops("edit", *DOTENV, draft, stdin=values, SOPS_EDITOR="tee")
+        sops("--config", CONFIG, "edit", *DOTENV, draft, stdin=values, SOPS_EDITOR="tee")
         encrypted = verify(draft.read_text(encoding="utf-8"), CONFIG)
     else:
         encrypted = encrypt(values, CONFIG)
@@ -488,7 +490,7 @@ def decrypt_env(_: argparse.Namespace) -> None:
     """Decrypt .env.enc to .env. Other values in .env are kept in .env.previous."""
     values, kept = decrypt(), ""
     if ENV.is_file():
-        if read(ENV) == values:
+        if without_blank_lines(read(ENV)) == values:
             ENV.chmod(0o600)
             say(".env is already up to date")
             return
@@ -503,11 +505,13 @@ def edit(options: argparse.Namespace) -> None:
     before, draft = decrypt(), options.work / ".env"
     replace(draft, before)
     default = next(filter(shutil.which, ("vim", "nano")), "vi")
-    editor = os.environ.get("SOPS_EDITOR") or os.environ.get("EDITOR") or default
+    editor = shlex.split(os.environ.get("SOPS_EDITOR") or os.environ.get("EDITOR") or default)
+    if not shutil.which(editor[0]):
+        fail(f"The editor {editor[0]} is missing. Set EDITOR to another one")
     try:
-        code = subprocess.call([*shlex.split(editor), draft], cwd=ROOT)  # noqa: S603
+        code = subprocess.call([*editor, draft], cwd=ROOT)  # noqa: S603
         if code != 0:
-            fail(f"{editor} failed (exit {code}). .env.enc was not changed")
+            fail(f"{editor[0]} failed (exit {code}). .env.enc was not changed")
         if read(draft) == before:
             say("Nothing changed")
             return
@@ -652,11 +656,11 @@ def check_encrypted() -> Iterator[Finding]:
         yield Finding(".env.enc", status, detail, fix or "see docs/secrets.md")
         return
     yield Finding(".env.enc", "PASS", "your key opens it")
-    if ENV.is_file() and read(ENV) != values:
+    if ENV.is_file() and without_blank_lines(read(ENV)) != values:
         newer = ENV.stat().st_mtime > ENCRYPTED.stat().st_mtime
-        fix = f"scripts/secrets-{'encrypt' if newer else 'decrypt'}.sh"
-        state = "newer than .env.enc" if newer else "older than .env.enc"
-        yield Finding(".env", "WARN", f"{state}, and has other values", fix)
+        state, way = ("newer", "encrypt") if newer else ("older", "decrypt")
+        detail = f".env is {state} than .env.enc, and has other values"
+        yield Finding("values", "WARN", detail, f"scripts/secrets-{way}.sh")
 
 
 def check_env() -> Iterator[Finding]:
@@ -669,14 +673,17 @@ def check_env() -> Iterator[Finding]:
     text = read(ENV)
     if ENV.stat().st_mode & 0o077:
         yield Finding(".env", "FAIL", "others can read it", "chmod 600 .env")
+    else:
+        yield Finding(".env", "PASS", "there, and readable by you alone")
     if problems := find_unstorable(text):
-        yield Finding(".env", "FAIL", "sops cannot store it", "\n".join(problems))
+        yield Finding("values", "FAIL", "sops cannot store it", "\n".join(problems))
     if lines := dotenv_file.find_ambiguous(text):
         detail = f"Compose and Python read these lines differently: {', '.join(map(str, lines))}"
-        yield Finding(".env", "FAIL", detail, "write NAME='value', without ' and \\ in the value")
-    example = dotenv_file.read(EXAMPLE)
-    if missing := " ".join(example.keys() - dotenv_file.read(ENV).keys()):
-        yield Finding(".env", "WARN", f"without {missing}", "copy the lines from .env.example")
+        yield Finding("values", "FAIL", detail, "write NAME='value', without ' and \\ in the value")
+    names = dotenv_file.read(EXAMPLE, warn=False).keys() - dotenv_file.read(ENV, warn=False).keys()
+    if names:
+        detail = f".env has no {', '.join(sorted(names))}"
+        yield Finding("values", "WARN", detail, "copy the lines from .env.example")
 
 
 def scan(files: list[str]) -> Iterator[str]:
@@ -684,7 +691,7 @@ def scan(files: list[str]) -> Iterator[str]:
     import dotenv_file  # noqa: PLC0415 - `init` runs without python-dotenv
 
     patterns = dict(SECRET_PATTERNS)
-    for name, value in dotenv_file.read(ENV).items():
+    for name, value in dotenv_file.read(ENV, warn=False).items():
         if SECRET_NAME.search(name) and len(value) >= SHORTEST_SECRET:
             patterns[f"the value of {name} in .env"] = re.compile(re.escape(value))
     for file in files:
@@ -704,7 +711,7 @@ def scan(files: list[str]) -> Iterator[str]:
 def show_check(options: argparse.Namespace) -> int:
     """Check the key, the recipients, .env.enc and .env."""
     if options.stale:
-        findings = [finding for finding in check_encrypted() if finding.check == ".env"]
+        findings = [finding for finding in check_encrypted() if finding.check == "values"]
     else:
         findings = list(check())
     if options.json:
