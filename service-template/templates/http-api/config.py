@@ -22,5 +22,5 @@ class ServiceSettings(Settings):
         default=5.0,
         gt=0,
         validation_alias="{{ cookiecutter.__env }}_COMMAND_TIMEOUT_SECONDS",
-        description="Longest wait for another service's answer, in seconds",
+        description="Longest wait for the reply of another service, in seconds",
     )
