@@ -50,10 +50,12 @@ def resolve(schema: Schema, schemas: Schemas) -> dict[str, Any]:
     """Return the schema as an object, with the definition in place of a reference."""
     if isinstance(schema, bool):
         return {} if schema else {"enum": []}
-    while "$ref" in schema:
-        name = schema["$ref"].rpartition("/")[2]
-        schema = {**schemas[name], **{key: schema[key] for key in schema if key != "$ref"}}
-    return schema
+    resolved: dict[str, Any] = schema
+    while "$ref" in resolved:
+        name = resolved["$ref"].rpartition("/")[2]
+        rest = {key: value for key, value in resolved.items() if key != "$ref"}
+        resolved = {**schemas[name], **rest}
+    return resolved
 
 
 def variants(schema: Schema, schemas: Schemas) -> list[dict[str, Any]]:

@@ -10,5 +10,5 @@ class ServiceSettings(Settings):
         default=30.0,
         gt=0,
         validation_alias="{{ cookiecutter.__env }}_POLL_INTERVAL_SECONDS",
-        description="Time between two rounds, in seconds",
+        description="Time between two cycles, in seconds",
     )

@@ -7,13 +7,13 @@ from shared.schemas import Message, Topic
 
 class Reading(Message):
     value: float = Field(description="Load of the machine, averaged over one minute")
-    round: int = Field(description="Number of the round, counted over restarts")
+    round: int = Field(description="Number of the cycle, counted over restarts")
 
 
 TOPICS = [
     Topic(
         pattern="{prefix}/{service}/reading",
         payload=Reading,
-        description="What the last round has measured",
+        description="Reading of the last cycle",
     ),
 ]

@@ -9,10 +9,10 @@ class ServiceSettings(Settings):
     source: str = Field(
         default="+/reading",
         validation_alias="{{ cookiecutter.__env }}_SOURCE",
-        description="Where readings come from, below the topic prefix",
+        description="Topic filter of the readings, below the topic prefix",
     )
     alarm_above: float = Field(
         default=100.0,
         validation_alias="{{ cookiecutter.__env }}_ALARM_ABOVE",
-        description="Reading that raises an alarm",
+        description="Readings above this value raise an alarm",
     )

@@ -6,7 +6,7 @@ from shared.schemas import Message, Topic
 
 
 class Reading(Message):
-    """What is expected of a reading; a message without it becomes a dead letter."""
+    """The field that a reading must have. A message without it becomes a dead letter."""
 
     value: float
 
@@ -32,7 +32,7 @@ TOPICS = [
     Topic(
         pattern="{prefix}/{service}/alarm",
         payload=Alarm,
-        description="A reading above the limit",
+        description="Reading above the limit",
     ),
     Topic(
         pattern="{prefix}/{service}/statistics",
