@@ -12,7 +12,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 cruft() { scripts/uv run --quiet --frozen cruft "$@"; }
 
 # Made, not written: where both sides have changed them they are made anew.
-made=(uv.lock base/requirements.txt templates/service/templates/http-api/requirements.txt docs/topics.md)
+made=(uv.lock base/requirements.txt templates/service/templates/http-api/requirements.txt
+  docs/topics.md docs/asyncapi.json .env.example)
 
 # Files that an update could not merge, one a line.
 unmerged() {
