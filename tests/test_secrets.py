@@ -258,7 +258,7 @@ def test_a_key_that_the_environment_names_is_used_everywhere(
         "SOPS_AGE_KEY": key.read_text().splitlines()[-1],
         "SOPS_AGE_KEY_CMD": f"cat '{key}'",
     }
-    env = {variable: values[variable]}
+    env: dict[str, Any] = {variable: values[variable]}
     fresh.do("init", **env)
     assert not fresh.file(".sops").exists()
     assert public in fresh.read(".sops.yaml")
@@ -304,7 +304,7 @@ FOREIGN = {
 def test_recipients_come_from_the_repository_alone(
     repository: Repository, names: list[str]
 ) -> None:
-    env = {name: FOREIGN[name] for name in names}
+    env: dict[str, Any] = {name: FOREIGN[name] for name in names}
     repository.file(".env.enc").unlink()
     repository.do("encrypt", **env)
     repository.write(".env", "A=2\n")

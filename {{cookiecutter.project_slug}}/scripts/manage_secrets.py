@@ -276,11 +276,14 @@ class Rule:
         else:
             lines[node.start_mark.line] = line.replace(remove, add) if add else ""
         changed = "".join(lines)
-        # Another form than a key on each line.
-        with contextlib.suppress(SecretsError):
-            if Rule(changed).recipients.keys() == {*self.recipients, add} - {remove, ""}:
-                return changed
-        self.fail(node, 'change this by hand, then run: make secrets-recipients ARGS="sync"')
+        try:
+            present = set(Rule(changed).recipients)
+        except SecretsError:
+            present = set()
+        # A rule may have another form than a key on each line.
+        if present != {*self.recipients, add} - {remove, ""}:
+            self.fail(node, 'change this by hand, then run: make secrets-recipients ARGS="sync"')
+        return changed
 
 
 def read_rule() -> Rule:
