@@ -438,7 +438,7 @@ def test_a_missing_tool_costs_its_step_only(
         else:
             assert status == "skipped", done.stdout
             assert tool.removesuffix("-keygen") in detail
-            assert "scripts/" in detail or "make setup" in detail, "the command to finish is missing"
+            assert "scripts/" in detail or "make setup" in detail, "no command to finish it"
     assert project.file(".git").exists() == ("git" in present)
     assert project.file(".sops/age-key.txt").exists() == ("age-keygen" in present)
 
@@ -455,7 +455,8 @@ def test_without_any_tool_the_repository_is_whole(
     steps = {title: status for title, (status, _) in table(done).items()}
     assert steps["first service"] == "done"
     assert steps["git repository"] in {"skipped", "failed"}
-    assert steps["secrets"] in {"skipped", "failed"}
+    # pyrage, which this interpreter has, makes the key.
+    assert steps["secrets"] == "done"
 
 
 @pytest.mark.real
