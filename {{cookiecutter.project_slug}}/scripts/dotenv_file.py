@@ -1,0 +1,43 @@
+"""Read dotenv files as the services do, and find the lines that Compose reads differently."""
+
+import re
+import sys
+from pathlib import Path
+
+from dotenv import dotenv_values
+
+_LINE = re.compile(r"\s*(?:export\s+)?(?P<name>[A-Za-z_][A-Za-z0-9_.-]*)[ \t]*=[ \t]*(?P<value>.*)")
+# Compose expands `$` and both treat a backslash in their own way, except in none of these.
+_SAME_VALUE = re.compile(
+    r"""(?: '[^'\\]*' | "[^"\\$]*" | [^\s'"\\$#`] (?: [^\s'"\\$#`] | [ ] | (?<=\S)\# )* )?
+        (?: \s* [ ] \#.* )? \s*""",
+    re.VERBOSE,
+)
+
+
+def read(path: Path) -> dict[str, str]:
+    """Return the values in a dotenv file, empty if there is no such file.
+
+    A line that Compose reads differently is named on standard error. `$` is not expanded.
+    """
+    if not path.is_file():
+        return {}
+    text = path.read_text(encoding="utf-8")
+    for line in find_ambiguous(text):
+        problem = f"{path.name}: Compose and Python may read line {line} differently."
+        sys.stderr.write(f"{problem} Write it as NAME='value', without ' and \\ in the value.\n")
+    values = dotenv_values(path, encoding="utf-8", interpolate=False)
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def find_ambiguous(text: str) -> list[int]:
+    """Return the numbers of the lines that Compose and the services may read differently."""
+    lines = enumerate(text.removeprefix("\ufeff").splitlines(), 1)
+    return [number for number, line in lines if not _is_read_alike(line)]
+
+
+def _is_read_alike(line: str) -> bool:
+    if not line.strip() or line.lstrip().startswith("#"):
+        return True
+    match = _LINE.fullmatch(line)
+    return match is not None and _SAME_VALUE.fullmatch(match["value"]) is not None
