@@ -105,7 +105,7 @@ class Published:
         change("Makefile", "## Show this list", "## Show this newer list")
         change("pyproject.toml", "timeout = 120", "timeout = 121")
         (generated / "docs/newer.md").write_text("# Newer\n\nIt was not there last year.\n")
-        (generated / "renovate.json").unlink()
+        (generated / "docs/containers.md").unlink()
         poller = self.path / "service-template/templates/poller/main.py"
         replace_in(poller, '"""', '"""Newer: ')
         self.commit("Next year")
@@ -138,7 +138,10 @@ def by_cruft(
     cruft = (sys.executable, "-m", "cruft", "create", "--no-input")
     run(*cruft, "--output-dir", output, f"file://{origin.path}")
     project = BakedProject(output / SLUG, environments=environments)
+    project.run("git", "init", "--quiet")
     project.run("make", "setup")
+    project.run("git", "add", "--all")
+    project.run("git", "commit", "--quiet", "--no-verify", "--message", "Start")
     return project
 
 
