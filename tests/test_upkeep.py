@@ -391,3 +391,41 @@ def test_dependency_upkeep_reads_what_is_pinned(bake: Bake) -> None:
         ecosystems = {entry["package-ecosystem"] for entry in listed}
         assert {"uv", "github-actions"} <= ecosystems
         assert ("docker" in ecosystems) == (folder / "base").exists()
+
+
+@pytest.mark.real
+@needs("git")
+@pytest.mark.parametrize("stale", [True, False])
+def test_requirements_are_exported_on_the_branch_of_dependabot(
+    bake_copy: Bake, tmp_path: Path, stale: bool
+) -> None:
+    project = bake_copy()
+    run("git", "init", "--quiet", "--bare", tmp_path / "github")
+    project.run("git", "remote", "add", "origin", tmp_path / "github")
+    requirements = project.read("base/requirements.txt")
+    if stale:
+        project.file("base/requirements.txt").write_text(requirements + "outdated==1.0\n")
+        project.run("git", "commit", "--quiet", "--no-verify", "--all", "--message", "Bump")
+    gh = tmp_path / "bin" / "gh"
+    gh.parent.mkdir()
+    gh.write_text(GH)
+    gh.chmod(0o755)
+    calls = tmp_path / "calls"
+    calls.touch()
+    job = project.yaml(".github/workflows/dependabot.yml")["jobs"]["lock"]
+    env = {
+        "PATH": f"{gh.parent}{os.pathsep}{os.environ['PATH']}",
+        "CALLS": str(calls),
+        "BRANCH": "dependabot/uv/python-1",
+    }
+    for step in job["steps"]:
+        if "run" in step:
+            project.run("bash", "-eo", "pipefail", "-c", step["run"], env=env)
+    if not stale:
+        assert calls.read_text() == ""
+        return
+    pushed = ("git", "-C", tmp_path / "github", "show", "dependabot/uv/python-1:base/requirements.txt")
+    assert run(*pushed).stdout == requirements
+    assert "workflow run ci.yml --ref dependabot/uv/python-1" in calls.read_text()
+    # A dispatched run needs the trigger.
+    assert "workflow_dispatch" in project.yaml(".github/workflows/ci.yml")[True]
