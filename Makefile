@@ -13,10 +13,9 @@ help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: new
-new: export NEW_REPOSITORY_VIA := make
 new: export UV_PROJECT_ENVIRONMENT := .tools/new
-new: ## Make a repository: make new [OUT=folder] [ARGS="project_name=Greenhouse"] [NO_INPUT=1]
-	@$(UV) run --quiet --frozen --no-default-groups --python python3 \
+new: ## Make a repository: make new [OUT=directory] [ARGS="project_name=Greenhouse"] [NO_INPUT=1]
+	@$(UV) run --quiet --frozen --no-default-groups --python '>=3.10' \
 		python scripts/new.py $(if $(NO_INPUT),--no-input) "$(OUT)" $(ARGS)
 
 PYTEST := $(RUN) pytest -n auto --dist loadgroup

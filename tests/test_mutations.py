@@ -72,14 +72,14 @@ FAULTS = {
     # Hooks and answers
     "a hook that fails with its steps": Fault(
         ("hooks/post_gen_project.py",),
-        r"except OSError as error:\n        return",
-        "except ZeroDivisionError as error:\n        return",
+        "except Exception as error:",
+        "except ZeroDivisionError as error:",
         "tests/test_hooks.py::test_what_becomes_of_a_step",
     ),
     "a hook that sets up keys under cruft": Fault(
         ("hooks/post_gen_project.py",),
-        'if "_output_dir" not in ANSWERS:',
-        "if False:",
+        'if "_output_dir" in ANSWERS:',
+        "if True:",
         "tests/test_hooks.py::test_under_cruft_only_the_first_service_is_made",
     ),
     "a topic prefix with wildcards": Fault(
