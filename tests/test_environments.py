@@ -28,7 +28,9 @@ for word; do case $word in --initial-branch*) echo "usage: git init [-q]" >&2; e
 exec {git} "$@"
 """
 # What `uv lock --check` must not depend on.
-UV_TOML = 'exclude-newer = "2024-01-01"\n[[index]]\nurl = "https://example.org/simple"\ndefault = true\n'
+UV_TOML = (
+    'exclude-newer = "2024-01-01"\n[[index]]\nurl = "https://example.org/simple"\ndefault = true\n'
+)
 GITCONFIG = """[user]
 name = Test Author
 email = author@example.org
@@ -149,7 +151,9 @@ def test_the_made_repository_works_in_that_environment(
     assert " passed" in done.stdout
 
 
-@pytest.mark.parametrize("program", [["-m", "cookiecutter", "--no-input", "-o"], ["scripts/new.py"]])
+@pytest.mark.parametrize(
+    "program", [["-m", "cookiecutter", "--no-input", "-o"], ["scripts/new.py"]]
+)
 def test_a_clone_without_symbolic_links_is_rejected(
     template: Path, tmp_path: Path, program: list[str]
 ) -> None:

@@ -65,8 +65,9 @@ def rejected(project: BakedProject, *command: str) -> str:
 
 
 def edit(project: BakedProject, name: str, change: Callable[[str], str]) -> None:
+    text = change(project.read(name))
     with project.file(name).open("w", encoding="utf-8", newline="") as file:
-        file.write(change(project.read(name)))
+        file.write(text)
 
 
 def included(project: BakedProject, name: str) -> list[str]:
@@ -86,7 +87,10 @@ def test_adds_a_directory_a_test_and_a_line_to_each_list(
     changed = {name for name, content in tree(repository).items() if before.get(name) != content}
     outside = {name for name in changed if not name.startswith("services/soil-moisture")}
     documents = {".env.example", "docs/topics.md", "docs/asyncapi.json"}
-    assert outside - documents == {*LISTS, "tests/test_soil_moisture.py", "tests", "services"} & outside
+    assert (
+        outside - documents
+        == {*LISTS, "tests/test_soil_moisture.py", "tests", "services"} & outside
+    )
     assert included(repository, LISTS[0])[-1] == "services/soil-moisture/compose.yml"
     assert included(repository, LISTS[1])[-1] == "services/soil-moisture/compose.dev.yml"
     service = repository.yaml("services/soil-moisture/compose.yml")["services"]["soil-moisture"]
@@ -108,7 +112,9 @@ def test_removed_it_leaves_no_trace(repository: BakedProject, kind: str) -> None
     assert tree(repository) == before
 
 
-def test_the_last_service_leaves_an_empty_list_that_takes_the_next(repository: BakedProject) -> None:
+def test_the_last_service_leaves_an_empty_list_that_takes_the_next(
+    repository: BakedProject,
+) -> None:
     before = repository.read(LISTS[0])
     remove(repository, "example-service")
     assert included(repository, LISTS[0]) == []
@@ -187,7 +193,9 @@ def test_hostile_descriptions_are_plain_text(repository: BakedProject) -> None:
     add(repository, "soil-moisture", "poller", "--description", hostile)
     compose = repository.read("services/soil-moisture/compose.yml")
     assert compose.startswith(f"# {' '.join(hostile.split())}\n")
-    assert set(repository.yaml("services/soil-moisture/compose.yml")["services"]) == {"soil-moisture"}
+    assert set(repository.yaml("services/soil-moisture/compose.yml")["services"]) == {
+        "soil-moisture"
+    }
 
 
 def test_two_at_once_both_succeed(repository: BakedProject) -> None:
@@ -267,9 +275,7 @@ def test_an_interrupted_removal_is_finished_by_running_it_again(repository: Bake
      "soil+", "bödén", "a" * 41, "mqtt", "coordinator", "errors", "shared", "base", "on", "null",
      "con", "com1", "base-service", "x-soil"],
 )  # fmt: skip
-def test_names_that_are_not_valid(
-    bake: Bake, cookiecutter: Cookiecutter, tmp_path: Path, slug: str
-) -> None:
+def test_names_that_are_not_valid(bake: Bake, cookiecutter: Cookiecutter, slug: str) -> None:
     project = bake()
     done = cookiecutter(
         output=project.path / "services",
@@ -372,7 +378,11 @@ def test_a_service_that_another_one_needs_stays(
     add(repository, "soil-moisture")
     repository.file("services/shop").mkdir()
     repository.file(file).write_text(f"services:\n  shop:\n    image: x\n    {definition}\n")
-    edit(repository, LISTS[0], lambda text: text.replace("include:\n", "include:\n  - services/shop/compose.yml\n"))
+    edit(
+        repository,
+        LISTS[0],
+        lambda text: text.replace("include:\n", "include:\n  - services/shop/compose.yml\n"),
+    )
     if not repository.file("services/shop/compose.yml").exists():
         repository.file("services/shop/compose.yml").write_text("{}\n")
     message = rejected(repository, "scripts/remove-service.sh", "soil-moisture", "--yes")
@@ -452,8 +462,12 @@ def test_a_renamed_service_works_and_says_what_stays_behind(
 
 
 def test_a_name_that_is_not_valid_is_not_given(repository: BakedProject) -> None:
-    assert "NAME: must be" in rejected(repository, "scripts/rename-service.sh", "example-service", "No")
-    assert "taken" in rejected(repository, "scripts/rename-service.sh", "example-service", "internal")
+    assert "NAME: must be" in rejected(
+        repository, "scripts/rename-service.sh", "example-service", "No"
+    )
+    assert "taken" in rejected(
+        repository, "scripts/rename-service.sh", "example-service", "internal"
+    )
     assert "no service" in rejected(repository, "scripts/rename-service.sh", "nothing", "else")
 
 

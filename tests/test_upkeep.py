@@ -75,7 +75,7 @@ def test_doctor_finds_what_is_wrong_and_says_how_to_mend_it(
     for name, fix in {
         "git hooks": "scripts/install-hooks.sh",
         ".env": "chmod 600 .env",
-        ".env.enc": "make secrets-recipients ARGS=\"add age1",
+        ".env.enc": 'make secrets-recipients ARGS="add age1',
         "lock": "make lock",
     }.items():
         assert findings[name]["status"] == "FAIL", findings[name]
@@ -424,7 +424,13 @@ def test_requirements_are_exported_on_the_branch_of_dependabot(
     if not stale:
         assert calls.read_text() == ""
         return
-    pushed = ("git", "-C", tmp_path / "github", "show", "dependabot/uv/python-1:base/requirements.txt")
+    pushed = (
+        "git",
+        "-C",
+        tmp_path / "github",
+        "show",
+        "dependabot/uv/python-1:base/requirements.txt",
+    )
     assert run(*pushed).stdout == requirements
     assert "workflow run ci.yml --ref dependabot/uv/python-1" in calls.read_text()
     # A dispatched run needs the trigger.

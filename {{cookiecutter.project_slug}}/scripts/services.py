@@ -133,23 +133,23 @@ def edit_list(text: str, name: str, *, add: str = "", remove: str = "") -> str:
     Every other byte stays. Raises ServiceError when one line cannot do it.
     """
     before = listed_in(parse(text, name))
-    expected = [path for path in before if path != remove] + ([add] if add not in before else [])
-    expected = [path for path in expected if path]
+    is_new = bool(add) and add not in before
+    expected = [path for path in before if path != remove] + [add] * is_new
     lines = text.splitlines(keepends=True)
     newline = "\r\n" if "\r\n" in text else "\n"
     if not any(line.startswith("include:") for line in lines):
         lines[:0] = [f"include: []{newline}", newline]
     head = next(at for at, line in enumerate(lines) if line.startswith("include:"))
     end = head + 1
-    for at in range(head + 1, len(lines)):
-        if re.match(r"[^\s#-]", lines[at]):
+    for at, line in enumerate(lines[end:], end):
+        if re.match(r"[^\s#-]", line):
             break
-        if lines[at].strip():
+        if re.match(r"\s*[^\s#]", line):
             end = at + 1
-    items = [
-        line for line in lines[head + 1 : end] if line.strip("- \"'\r\n") != remove or not remove
-    ]
-    if add and add not in before:
+    items = lines[head + 1 : end]
+    if remove in before:
+        items = [line for line in items if line.partition(" #")[0].strip("- \"'\r\n") != remove]
+    if is_new:
         indent = items[0].partition("-")[0] if items else "  "
         items.append(f"{indent}- {add}{newline}")
     lines[head] = lines[head].replace("include: []", "include:")
@@ -157,12 +157,12 @@ def edit_list(text: str, name: str, *, add: str = "", remove: str = "") -> str:
         lines[head] = lines[head].replace("include:", "include: []")
     lines[head + 1 : end] = items
     result = "".join(lines)
-    if listed_in(parse(result, name)) != expected:
-        message = (
-            f"{name}: edit its include list by hand. Add: {add or '-'}, remove: {remove or '-'}"
-        )
-        raise ServiceError(message)
-    return result
+    with contextlib.suppress(ServiceError):
+        if listed_in(parse(result, name)) == expected:
+            return result
+    wanted = f"add {add or 'nothing'}, remove {remove or 'nothing'}"
+    message = f"{name}: edit its include list by hand: {wanted}."
+    raise ServiceError(message)
 
 
 def write_lists(*, add: str = "", remove: str = "") -> None:
