@@ -75,7 +75,7 @@ def test_doctor_finds_what_is_wrong_and_says_how_to_mend_it(
     for name, fix in {
         "git hooks": "scripts/install-hooks.sh",
         ".env": "chmod 600 .env",
-        ".env.enc": "make secrets-recipients ARGS=\"add age1",
+        ".env.enc": 'make secrets-recipients ARGS="add age1',
         "lock": "make lock",
     }.items():
         assert findings[name]["status"] == "FAIL", findings[name]
