@@ -1,1 +1,1 @@
-"""The library that every service of this repository builds on."""
+"""Shared library of all services."""

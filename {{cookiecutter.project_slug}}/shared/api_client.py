@@ -1,4 +1,4 @@
-"""Base of all clients of HTTP APIs: one way for every request, one family of errors."""
+"""Base class of all clients of HTTP APIs, with one family of errors."""
 
 import asyncio
 import email.utils
@@ -15,29 +15,29 @@ from shared.redaction import redact_text
 from shared.retry import async_retry
 
 _SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
-_TRY_LATER = {429, 503}
+_RETRY_STATUSES = {429, 503}
 _MAX_RETRY_AFTER_SECONDS = 60.0
-_MAX_SHOWN = 200
+_MAX_EXCERPT = 200
 
 
 class APIError(Exception):
-    """Base of all errors of an API client."""
+    """Base class of all errors of an API client."""
 
 
 class APIConnectionError(APIError):
-    """The server cannot be reached, or the connection broke before the answer was there."""
+    """The server cannot be reached, or the connection was lost before the response."""
 
 
 class APITimeoutError(APIError):
-    """No complete answer in time; the server may have done what was asked."""
+    """No complete response in time. The server may have processed the request."""
 
 
 class APIResponseError(APIError):
-    """The answer is not what it should be, JSON for example."""
+    """The response is not valid, for example not JSON."""
 
 
 class APIStatusError(APIError):
-    """The server answered with an error status."""
+    """The response has an error status."""
 
     def __init__(self, message: str, status: int, retry_after_seconds: float | None = None) -> None:
         super().__init__(message)
@@ -46,19 +46,19 @@ class APIStatusError(APIError):
 
 
 class AuthenticationError(APIStatusError):
-    """The server refuses the token (401 or 403); asking again does not help."""
+    """The server rejects the token (401 or 403). A retry does not help."""
 
 
 class NotFoundError(APIStatusError):
-    """There is no such thing (404)."""
+    """The resource does not exist (404)."""
 
 
 class APIClient:
-    """A client for one base URL, with a bearer token.
+    """Client for one base URL, with a bearer token.
 
-    The connection is opened at first use and again after `aclose()`. `timeout_seconds` limits a
-    whole request with all its repetitions. Only methods that change nothing are repeated, after
-    a failed connection and where the server asks for it with `Retry-After` and there is time.
+    It connects at first use, and again after `aclose()`. `timeout_seconds` limits a request with
+    all its retries. Only safe methods are retried: after a failed connection, and after a status
+    with `Retry-After` if that is within the timeout.
     """
 
     def __init__(
@@ -86,17 +86,17 @@ class APIClient:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close the connections; a second call does nothing."""
+        """Close the connections. A second call does nothing."""
         client, self._client = self._client, None
         if client is not None:
             await client.aclose()
 
     async def get(self, path: str, *, params: Mapping[str, str] | None = None) -> Any:  # noqa: ANN401
-        """GET and return the decoded JSON; raises APIError."""
+        """Send a GET request and return the decoded JSON. Raises APIError."""
         return await self.request("GET", path, params=params)
 
     async def post(self, path: str, json: object = None) -> Any:  # noqa: ANN401 - any JSON
-        """POST `json` and return the decoded JSON; raises APIError. Never repeated."""
+        """Send a POST request and return the decoded JSON, without retries. Raises APIError."""
         return await self.request("POST", path, json=json)
 
     async def request(
@@ -107,14 +107,14 @@ class APIClient:
         params: Mapping[str, str] | None = None,
         json: object = None,
     ) -> Any:  # noqa: ANN401 - any JSON
-        """Send a request and return the decoded JSON, None for an empty answer; raises APIError."""
+        """Send a request and return the decoded JSON, or None without content. Raises APIError."""
         response = await self.send(method, path, params=params, json=json)
         if not response.content:
             return None
         try:
             return response.json()
         except ValueError as error:
-            message = f"{method} {path}: the answer is no JSON: {_shown(response)}"
+            message = f"{method} {path}: the response is not valid JSON: {_excerpt(response)}"
             raise APIResponseError(message) from error
 
     async def send(
@@ -125,20 +125,20 @@ class APIClient:
         params: Mapping[str, str] | None = None,
         json: object = None,
     ) -> httpx.Response:
-        """Send a request and return the successful answer, read completely; raises APIError."""
+        """Send a request and return the successful response. Raises APIError."""
         try:
             async with asyncio.timeout(self._timeout_seconds) as limit:
                 if method not in _SAFE_METHODS:
                     return await self._send_once(method, path, params=params, json=json)
-                repeated = async_retry(
+                send_with_retries = async_retry(
                     self._max_retries,
                     base_delay=0.5,
                     max_delay=10.0,
-                    exceptions=functools.partial(_worth_repeating, limit=limit),
+                    exceptions=functools.partial(_retry_delay, limit=limit),
                 )(self._send_once)
-                return await repeated(method, path, params=params, json=json)
+                return await send_with_retries(method, path, params=params, json=json)
         except TimeoutError as error:
-            message = f"{method} {path}: no answer in {self._timeout_seconds:g} s"
+            message = f"{method} {path}: no response in {self._timeout_seconds:g} s"
             raise APITimeoutError(message) from error
 
     async def _send_once(
@@ -150,7 +150,7 @@ class APIClient:
             message = f"{method} {path}: {type(error).__name__}"
             raise APITimeoutError(message) from error
         except (httpx.UnsupportedProtocol, httpx.LocalProtocolError) as error:
-            # It may quote a header that it refuses, with the token in it.
+            # The error may quote an invalid header, which holds the token.
             message = f"{method} {path}: cannot be sent: {redact_text(str(error))}"
             raise APIError(message) from error
         except httpx.TransportError as error:
@@ -160,7 +160,7 @@ class APIClient:
             message = f"{method} {path}: {error}"
             raise APIResponseError(message) from error
         except (httpx.InvalidURL, UnicodeEncodeError) as error:
-            message = f"{method} {path}: address or token cannot be sent: {type(error).__name__}"
+            message = f"{method} {path}: URL or token cannot be sent: {type(error).__name__}"
             raise APIError(message) from error
         if not response.is_success:
             raise _status_error(method, path, response)
@@ -172,7 +172,7 @@ class APIClient:
             self._client = httpx.AsyncClient(
                 base_url=self.base_url,
                 headers={"Authorization": f"Bearer {token}"} if token else {},
-                # For each phase; the limit of the whole request stands in `send`.
+                # The timeout of httpx applies to each phase. `send` limits the whole request.
                 timeout=self._timeout_seconds,
                 transport=self._transport,
             )
@@ -184,28 +184,28 @@ def _status_error(method: str, path: str, response: httpx.Response) -> APIStatus
     kind = {401: AuthenticationError, 403: AuthenticationError, 404: NotFoundError}.get(
         status, APIStatusError
     )
-    message = f"{method} {path}: status {status}: {_shown(response)}"
+    message = f"{method} {path}: status {status}: {_excerpt(response)}"
     return kind(message, status, _retry_after_seconds(response))
 
 
-def _worth_repeating(error: Exception, limit: asyncio.Timeout) -> bool | float:
-    """Whether to send again, or after how many seconds."""
+def _retry_delay(error: Exception, limit: asyncio.Timeout) -> bool | float:
+    """Return whether to retry, or after how many seconds."""
     if not isinstance(error, APIStatusError):
         return isinstance(error, APIConnectionError)
     wait_seconds, ends = error.retry_after_seconds, limit.when()
-    if error.status not in _TRY_LATER or wait_seconds is None or ends is None:
+    if error.status not in _RETRY_STATUSES or wait_seconds is None or ends is None:
         return False
-    # Else what the server says would become a timeout of our own.
+    # A longer wait would end as a timeout, which hides the status of the server.
     is_in_time = asyncio.get_running_loop().time() + wait_seconds < ends
     return wait_seconds if is_in_time else False
 
 
-def _shown(response: httpx.Response) -> str:
-    return " ".join(response.text[:_MAX_SHOWN].split())
+def _excerpt(response: httpx.Response) -> str:
+    return " ".join(response.text[:_MAX_EXCERPT].split())
 
 
 def _retry_after_seconds(response: httpx.Response) -> float | None:
-    """`Retry-After` in seconds or as a date (RFC 9110, section 10.2.3), capped."""
+    """Return `Retry-After`, which is a number or a date (RFC 9110, 10.2.3), up to a limit."""
     value = response.headers.get("Retry-After", "")
     if value.isdecimal():
         seconds = float(value)

@@ -1,4 +1,4 @@
-"""Settings of every service: environment variables, then `.env`, then the defaults below."""
+"""Settings of all services, from environment variables, `.env` and the defaults below."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,11 +34,12 @@ def _split(value: object) -> object:
 
 
 def _host_name(value: str) -> str:
-    # Else looking it up raises what ends the network thread of the MQTT client.
+    # Reject bad host names here: resolving one raises UnicodeError, which would end the network
+    # thread.
     try:
         value.encode("idna")
     except UnicodeError as error:
-        message = "this cannot be the name of a host"
+        message = "not a valid host name"
         raise ValueError(message) from error
     return value
 
@@ -65,7 +66,7 @@ LogFormat = Literal["auto", "console", "json"]
 
 
 class ConfigurationError(Exception):
-    """The settings are not usable; `problems` holds one readable line for each."""
+    """The settings are not valid. `problems` holds one line for each problem."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("; ".join(problems))
@@ -73,7 +74,7 @@ class ConfigurationError(Exception):
 
 
 class _LiteralDotEnvSource(DotEnvSettingsSource):
-    """Reads `.env` as Docker Compose reads single-quoted values: `${...}` is plain text."""
+    """Reads `.env` without interpolation, as Docker Compose reads single-quoted values."""
 
     @override
     def _read_env_file(self, file_path: Path) -> Mapping[str, str | None]:
@@ -86,19 +87,19 @@ class _LiteralDotEnvSource(DotEnvSettingsSource):
 
 
 class Settings(BaseSettings):
-    """What all services share; a service extends it with its own fields.
+    """Settings of all services. A service adds its own fields in a subclass.
 
-    A variable that is set but empty counts as not set, so the default holds.
+    A variable that is set but empty gets the default.
     """
 
     model_config = SettingsConfigDict(
         env_file=".env",
         env_file_encoding="utf-8",
         env_ignore_empty=True,
-        # One .env serves all services: each ignores what belongs to the others.
+        # All services read the same .env, so each ignores the variables of the others.
         extra="ignore",
         hide_input_in_errors=True,
-        # A field whose variable has another name (`validation_alias`) still has its own in code.
+        # Code uses the name of the field, even if `validation_alias` names another variable.
         validate_by_name=True,
         validate_by_alias=True,
         dotenv_filtering="only_existing",
@@ -115,100 +116,100 @@ class Settings(BaseSettings):
     )
     log_format: LogFormat = Field(
         default="auto",
-        description="console or json; auto is console on a terminal and json otherwise",
+        description="console, json or auto: console on a terminal and json otherwise",
     )
     debug_service: str = Field(
-        default="", description="Name of the service that waits for a debugger when it starts"
+        default="", description="Name of the service that waits for a debugger at start"
     )
 
     mqtt_host: Annotated[str, AfterValidator(_host_name)] = Field(
         default="mqtt", description="Host name or address of the broker"
     )
     mqtt_port: int = Field(
-        default=1883, ge=1, le=65535, description="Port of the broker, with TLS mostly 8883"
+        default=1883, ge=1, le=65535, description="Port of the broker, usually 8883 with TLS"
     )
     mqtt_username: str = Field(
-        default="services", description="User name, sent when there is a password"
+        default="services", description="User name for the broker, only sent with a password"
     )
     mqtt_password: SecretStr = Field(
         default=SecretStr(""),
-        description="Password, random in a first .env; empty connects without user name",
+        description="Password for the broker, random in a first .env. Empty connects anonymously",
     )
-    mqtt_tls: bool = Field(default=False, description="true encrypts the connection to the broker")
+    mqtt_tls: bool = Field(default=False, description="Encrypt the connection to the broker")
     mqtt_tls_ca_file: Path | None = Field(
         default=None,
-        description="CA certificate that signed the broker's; empty trusts the system's",
+        description="CA certificate of the broker. Empty uses the CA certificates of the system",
     )
     mqtt_keepalive_seconds: int = Field(
-        default=30, ge=5, le=65535, description="Longest silence before a ping, in seconds"
+        default=30, ge=5, le=65535, description="MQTT keep-alive interval, in seconds"
     )
     mqtt_publish_timeout_seconds: float = Field(
-        default=10.0, gt=0, description="Longest wait for the broker's acknowledgement, in seconds"
+        default=10.0, gt=0, description="Timeout for the acknowledgement of the broker, in seconds"
     )
     mqtt_max_queued_messages: int = Field(
-        default=1000, ge=1, description="Messages held in memory, in each direction"
+        default=1000, ge=1, description="Limit of messages in memory, in each direction"
     )
 {% if cookiecutter.include_home_assistant %}
 
     ha_url: Annotated[str, AfterValidator(_http_address)] = Field(
-        default="http://homeassistant.local:8123", description="Address of Home Assistant"
+        default="http://homeassistant.local:8123", description="URL of Home Assistant"
     )
     ha_token: SecretStr = Field(
         default=SecretStr(""), description="Long-lived access token of Home Assistant"
     )
     ha_timeout_seconds: float = Field(
-        default=10.0, gt=0, description="Longest wait for one answer, in seconds"
+        default=10.0, gt=0, description="Timeout for a request, in seconds"
     )
 {% endif %}
 {% if cookiecutter.include_influxdb %}
 
     influx_url: Annotated[str, AfterValidator(_http_address)] = Field(
-        default="http://influxdb:8086", description="Address of InfluxDB"
+        default="http://influxdb:8086", description="URL of InfluxDB"
     )
     influx_token: SecretStr = Field(
         default=SecretStr(""),
-        description="API token of InfluxDB, random in a first .env; its container starts with it",
+        description="API token of InfluxDB, random in a first .env. Its container is set up with it",
     )
     influx_org: str = Field(
         default="{{ cookiecutter.project_slug }}",
-        description="Organization",
+        description="Organization in InfluxDB",
     )
     influx_bucket: str = Field(
         default="{{ cookiecutter.project_slug }}",
-        description="Bucket that is read and written",
+        description="Bucket in InfluxDB",
     )
     influx_timeout_seconds: float = Field(
-        default=10.0, gt=0, description="Longest wait for one whole answer, in seconds"
+        default=10.0, gt=0, description="Timeout for a request, in seconds"
     )
 {% endif %}
 
     data_dir: Path = Field(
-        default=Path("/app/data"), description="Folder for state and the health file"
+        default=Path("/app/data"), description="Directory for state and the health file"
     )
     heartbeat_interval_seconds: float = Field(
-        default=60.0, ge=0, description="Time between two heartbeats, in seconds; 0 sends none"
+        default=60.0, ge=0, description="Heartbeat interval, in seconds. 0 sends no heartbeats"
     )
     command_max_age_seconds: float = Field(
         default=300.0,
         ge=0,
-        description="Age of a command that is too late to be run, in seconds; 0 runs all",
+        description="Reject commands older than this many seconds. 0 accepts any age",
     )
     health_max_age_seconds: float = Field(
         default=300.0,
         gt=0,
-        description="Age of the last sign of health that makes a service unhealthy, in seconds",
+        description="Age of a health timestamp that makes a service unhealthy, in seconds",
     )
     shutdown_timeout_seconds: float = Field(
         default=8.0,
         gt=0,
-        description="Longest orderly stop, in seconds; Docker kills after 10",
+        description="Timeout for an orderly stop, in seconds. Docker kills after 10",
     )
 
     @field_validator("mqtt_tls_ca_file")
     @classmethod
     def _is_there_when_needed(cls, value: Path | None, info: ValidationInfo) -> Path | None:
         if value is not None and info.data.get("mqtt_tls") and not value.is_file():
-            message = f"there is no file {value}; in a container its path is the one inside"
+            message = f"{value} does not exist. In a container, use the path inside the container"
             raise ValueError(message)
         return value
 
@@ -225,13 +226,14 @@ class Settings(BaseSettings):
         env_file = getattr(dotenv_settings, "env_file", None)
         dotenv = _LiteralDotEnvSource(settings_cls, env_file=env_file)
         for source in (env_settings, dotenv):
-            # Its own name is for code alone: `SOURCE` in the environment may be anybody's.
+            # Only code may use the name of a field with an alias: `SOURCE` in the environment may
+            # belong to another program.
             source.config = {**source.config, "validate_by_name": False}
         return init_settings, env_settings, dotenv, file_secret_settings
 
 
 def load_settings[S: Settings](settings_class: type[S]) -> S:
-    """Read the settings; raises ConfigurationError, which never holds a value."""
+    """Read the settings. Raises ConfigurationError, which never contains a value."""
     try:
         return settings_class()
     except ValidationError as error:
@@ -243,5 +245,5 @@ def load_settings[S: Settings](settings_class: type[S]) -> S:
         problems = [str(error)]
     except (OSError, UnicodeDecodeError) as error:
         problems = [f".env: cannot be read: {type(error).__name__}"]
-    # Raised here, and not inside the handlers, so that no value travels with the traceback.
+    # Raise outside the handlers, because the original errors contain values.
     raise ConfigurationError(problems)

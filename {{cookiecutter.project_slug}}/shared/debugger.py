@@ -1,4 +1,4 @@
-"""Wait for a debugger before the service does anything (`DEBUG_SERVICE`)."""
+"""Wait for a debugger before the service starts its work (`DEBUG_SERVICE`)."""
 
 import asyncio
 from pathlib import Path
@@ -10,14 +10,14 @@ _CONTAINER_MARKS = (Path("/.dockerenv"), Path("/run/.containerenv"))
 
 
 async def wait_for_debugger(stopping: asyncio.Event, logger: BoundLogger) -> None:
-    """Listen on DEBUG_PORT and return when a client has attached, or when we are to stop."""
+    """Listen on DEBUG_PORT until a debugger has attached or the service stops."""
     try:
-        import debugpy  # noqa: PLC0415 - only for who debugs
+        import debugpy  # noqa: PLC0415 - only needed for debugging
     except ModuleNotFoundError:
         logger.warning("debugger_missing", hint="debugpy is not installed")
         return
-    # In a container all interfaces, else the published port would lead nowhere; on a computer
-    # never, because who connects may run any code.
+    # A published port needs all interfaces in a container. On a host, listen locally only, because
+    # a debugger may run any code.
     in_container = any(mark.exists() for mark in _CONTAINER_MARKS)
     host = "0.0.0.0" if in_container else "127.0.0.1"  # noqa: S104
     debugpy.listen((host, DEBUG_PORT))

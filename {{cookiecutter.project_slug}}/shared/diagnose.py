@@ -1,7 +1,6 @@
-"""Step-by-step diagnosis of what a service needs, without the service itself.
+"""Step-by-step diagnosis of the systems that a service needs.
 
-A service's `diagnose.py` is `raise SystemExit(main(MySettings))`, with steps of its own if it
-has any.
+The `diagnose.py` of a service calls `main(MySettings)`, with its own steps if it has any.
 """
 
 import argparse
@@ -39,7 +38,7 @@ _COLOURS = {Status.PASS: 32, Status.WARN: 33, Status.FAIL: 31, Status.SKIP: 90}
 
 @dataclass(frozen=True)
 class Result:
-    """What a step found: what was seen, and for a failure its cause and what to do."""
+    """Result of a step, with the fix of a failure."""
 
     status: Status
     detail: str
@@ -49,7 +48,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Step:
-    """One check; `run` gets the settings of the service and is given 30 seconds."""
+    """One check. `run` gets the settings of the service, and has 30 seconds."""
 
     name: str
     run: Callable[[Any], Awaitable[Result]]
@@ -72,11 +71,11 @@ def main(
     steps: Sequence[Step] = (),
     arguments: Sequence[str] | None = None,
 ) -> int:
-    """Run the steps and print what they found; the exit code is 1 when one has failed."""
+    """Run the steps, print their results and return 1 if one has failed."""
     all_steps = [*_library_steps(), *steps]
     options = _parse([step.name for step in all_steps], arguments)
     wanted = options.step or [step.name for step in all_steps]
-    # What the clients log would get in between the results.
+    # Capture the log lines of the clients, because they would mix with the results.
     with capture_logs():
         results = asyncio.run(_run(settings_class, [s for s in all_steps if s.name in wanted]))
     _print(results, as_json=options.json)
@@ -84,12 +83,12 @@ def main(
 
 
 def _parse(names: list[str], arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Check what this service needs, step by step.")
+    parser = argparse.ArgumentParser(description="Check the systems that this service needs, step by step.")
     parser.add_argument(
         "--step",
         action="append",
         choices=["config", *names, "all"],
-        help="only this step, after config; may be repeated",
+        help="run only this step after config; may be repeated",
     )
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     options = parser.parse_args(arguments)
@@ -103,14 +102,14 @@ async def _run(settings_class: type[Settings], steps: Sequence[Step]) -> list[Re
         settings = load_settings(settings_class)
     except ConfigurationError as error:
         config = failed("; ".join(error.problems), "correct these variables in .env")
-        skipped = Result(Status.SKIP, "the configuration is not usable")
+        skipped = Result(Status.SKIP, "the configuration is not valid")
         return [
             replace(config, step="config"),
             *(replace(skipped, step=step.name) for step in steps),
         ]
     results = [replace(passed("all settings are valid"), step="config")]
     results += [replace(await _guarded(step, settings), step=step.name) for step in steps]
-    # An address may hold a password.
+    # A URL may hold a password.
     return [
         replace(result, detail=redact_text(result.detail), fix=redact_text(result.fix))
         for result in results
@@ -118,21 +117,21 @@ async def _run(settings_class: type[Settings], steps: Sequence[Step]) -> list[Re
 
 
 async def _guarded(step: Step, settings: Settings) -> Result:
-    """A step that breaks is a failed step, and the next one is still run."""
+    """Run a step. An exception is a failed step, so that the next one still runs."""
     try:
         async with asyncio.timeout(_STEP_TIMEOUT_SECONDS):
             return await step.run(settings)
     except TimeoutError:
         return failed(
-            f"no result in {_STEP_TIMEOUT_SECONDS:g} s", "see whether the other side hangs"
+            f"no result in {_STEP_TIMEOUT_SECONDS:g} s", "check whether the server hangs"
         )
     except Exception as error:  # noqa: BLE001 - reported as the result
-        return failed(f"{type(error).__name__}: {error}", "this step itself is broken: report it")
+        return failed(f"{type(error).__name__}: {error}", "correct this step in the code")
 
 
 def _library_steps() -> list[Step]:
     return [
-        Step("data", check_data_folder),
+        Step("data", check_data_directory),
         Step("mqtt", check_mqtt),
 {% if cookiecutter.include_home_assistant %}
         Step("home-assistant", check_home_assistant),
@@ -143,32 +142,32 @@ def _library_steps() -> list[Step]:
     ]
 
 
-async def check_data_folder(settings: Settings) -> Result:
-    folder = settings.data_dir
+async def check_data_directory(settings: Settings) -> Result:
+    directory = settings.data_dir
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder):
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=directory):
             pass
     except OSError as error:
         return failed(
-            f"{folder}: {error.strerror}",
-            "mount a volume there that the service's user may write to",
+            f"{directory}: {error.strerror}",
+            "mount a volume there that the user of the service can write to",
         )
-    return passed(f"{folder} is writable")
+    return passed(f"{directory} is writable")
 
 
 async def check_mqtt(settings: Settings) -> Result:
-    """Connect and see a message of our own come back."""
+    """Connect, publish a message and receive it."""
     address = f"{settings.mqtt_host}:{settings.mqtt_port}"
-    # As a name of its own: a service that runs keeps its availability.
+    # Use a new name, because the availability of a running service must not change.
     name = f"diagnose-{secrets.token_hex(4)}"
     try:
         client = MQTTClient.from_settings(settings, name, structlog.stdlib.get_logger())
     except ConfigurationError as error:
-        return failed(str(error), "name a readable PEM file, or leave it empty")
-    came_back = asyncio.Event()
+        return failed(str(error), "set it to a readable PEM file, or leave it empty")
+    received = asyncio.Event()
     topic = f"{settings.topic_prefix}/{name}/echo"
-    client.subscribe(topic, lambda _topic, _payload: came_back.set())
+    client.subscribe(topic, lambda _topic, _payload: received.set())
     try:
         with capture_logs() as log:
             client.connect_background()
@@ -179,28 +178,28 @@ async def check_mqtt(settings: Settings) -> Result:
         try:
             async with asyncio.timeout(_MQTT_TIMEOUT_SECONDS):
                 await client.publish(topic, {"from": name})
-                await came_back.wait()
+                await received.wait()
         except (MQTTError, TimeoutError):
             return failed(
-                f"{address}: connected, but a message on {topic} did not come back",
-                "let the user read and write below the topic prefix in the broker's ACL",
+                f"{address}: connected, but a message on {topic} was not received",
+                "allow the user to read and write below the topic prefix in the ACL of the broker",
             )
     finally:
         await client.disconnect(keep_status=False)
-    return passed(f"{address}: connected, and a message came back")
+    return passed(f"{address}: connected, and a message was received")
 
 
 def _not_connected(error: MQTTError, log: Sequence[Mapping[str, Any]], address: str) -> Result:
     refusals = [entry["reason"] for entry in log if entry["event"] == "mqtt_connection_refused"]
     if refusals:
         return failed(
-            f"{address} refuses: {refusals[-1]}",
-            "check MQTT_USERNAME and MQTT_PASSWORD against the broker's",
+            f"{address} rejects the connection: {refusals[-1]}",
+            "set MQTT_USERNAME and MQTT_PASSWORD to those of the broker",
         )
     reasons = [entry["reason"] for entry in log if entry["event"] == "mqtt_unreachable"]
     return failed(
         f"{error}: {reasons[-1]}" if reasons else str(error),
-        f"see that the broker runs and that {address} is right (MQTT_HOST, MQTT_PORT, MQTT_TLS)",
+        f"start the broker, and check {address} (MQTT_HOST, MQTT_PORT, MQTT_TLS)",
     )
 {% if cookiecutter.include_home_assistant %}
 
@@ -210,15 +209,15 @@ async def check_home_assistant(settings: Settings) -> Result:
     from shared.home_assistant import HomeAssistantClient  # noqa: PLC0415
 
     if not settings.ha_token.get_secret_value():
-        return warned("HA_TOKEN is empty", "make a long-lived access token in your profile page")
+        return warned("HA_TOKEN is empty", "create a long-lived access token on your profile page")
     async with HomeAssistantClient.from_settings(settings, structlog.stdlib.get_logger()) as client:
         try:
             await client.ping()
         except AuthenticationError as error:
-            return failed(str(error), "make a new long-lived access token and put it into HA_TOKEN")
+            return failed(str(error), "create a new long-lived access token and set HA_TOKEN to it")
         except APIError as error:
-            return failed(str(error), f"see that HA_URL ({settings.ha_url}) is right and answers")
-    return passed(f"{settings.ha_url}: reached, token accepted")
+            return failed(str(error), f"check that HA_URL ({settings.ha_url}) is right and reachable")
+    return passed(f"{settings.ha_url}: connected, token accepted")
 {% endif %}
 {% if cookiecutter.include_influxdb %}
 
@@ -229,22 +228,22 @@ async def check_influxdb(settings: Settings) -> Result:
     if not settings.influx_token.get_secret_value():
         return warned(
             "INFLUX_TOKEN is empty",
-            "choose one of 8 to 72 characters for the container, or take one of your own server",
+            "set it to 8 to 72 characters for the container, or to a token of your server",
         )
     async with InfluxClient.from_settings(settings, structlog.stdlib.get_logger()) as client:
         try:
             await client.ping()
         except InfluxError as error:
-            return failed(str(error), f"see that INFLUX_URL ({settings.influx_url}) is right")
+            return failed(str(error), f"check that INFLUX_URL ({settings.influx_url}) is right")
         try:
             await client.query("buckets() |> limit(n: 1)")
         except InfluxError as error:
             return failed(
                 str(error),
-                "INFLUX_TOKEN and INFLUX_ORG have to be those of the container's first start, or"
-                " made in InfluxDB since",
+                "set INFLUX_TOKEN and INFLUX_ORG to those of the first start of the container, or to"
+                " those that you created in InfluxDB later",
             )
-    return passed(f"{settings.influx_url}: reached, query answered")
+    return passed(f"{settings.influx_url}: connected, query succeeded")
 {% endif %}
 
 

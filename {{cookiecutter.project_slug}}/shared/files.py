@@ -1,4 +1,4 @@
-"""Files that other processes read: written whole or not at all."""
+"""Files that are written completely or not at all."""
 
 import json
 import os
@@ -12,13 +12,13 @@ _DEFAULT_MODE = 0o644
 
 
 class SchemaVersionError(Exception):
-    """A file was written by a version that its reader does not understand."""
+    """A file has a schema version that its reader does not support."""
 
 
 def atomic_write(path: Path, content: str | bytes, *, mode: int | None = None) -> None:
-    """Replace `path` by `content` in one step that also survives a power cut; raises OSError.
+    """Replace the content of `path` in one step that survives a power cut. Raises OSError.
 
-    A reader sees the old content or the new. The mode is `mode`, else that of the file there is.
+    Readers see either the old or the new content. Without `mode` an existing file keeps its mode.
     """
     data = content.encode() if isinstance(content, str) else content
     if mode is None:
@@ -30,17 +30,17 @@ def atomic_write(path: Path, content: str | bytes, *, mode: int | None = None) -
             file.write(data)
             file.flush()
             os.fchmod(file.fileno(), mode)
-            # The content before the name, the name before we return.
+            # Sync the content before the rename, and the rename before this function returns.
             os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    _sync_directory(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -55,10 +55,9 @@ def write_envelope(
     schema_version: str = "1.0",
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> None:
-    """Write `data` as JSON for other programs, under a `_metadata` header; raises OSError.
+    """Write `data` as JSON for other programs, with a `_metadata` header. Raises OSError.
 
-    Raises ValueError for NaN and infinity, which JSON does not know, and TypeError for what it
-    cannot hold.
+    Raises ValueError for NaN and infinity, and TypeError for other data that is not JSON.
     """
     metadata = {
         "schema_version": schema_version,
@@ -71,10 +70,10 @@ def write_envelope(
 
 
 def read_envelope(path: Path, *, schema_version: str = "1.0") -> Any:  # noqa: ANN401 - any JSON
-    """Read `data` from such a file.
+    """Return `data` from a file that `write_envelope` wrote.
 
-    A newer minor version is read, another major version raises SchemaVersionError. Raises OSError
-    and, for a file of another shape, ValueError.
+    A different minor version is accepted. Raises OSError, SchemaVersionError for another major
+    version, and ValueError for a file without the header.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))

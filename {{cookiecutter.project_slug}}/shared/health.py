@@ -1,12 +1,12 @@
-"""One model of health, which the heartbeat, the health file and the healthcheck read.
+"""Health of a service, for the heartbeat, the health file and the container health check.
 
-Healthy means that none of these is older than `max_age_seconds`:
+A service is healthy if none of these health timestamps is older than `max_age_seconds`:
 
-- the event loop: the file is written by a task on it, so a blocked loop lets the file grow old;
-- the connection to the broker: network thread running and connected;
-- the success of a loop that waits with a timeout: it reports each one with `touch_healthcheck()`.
+- Event loop: a task writes the health file, so the file gets old while the loop is blocked.
+- Connection: the network thread runs and the client is connected.
+- Cycle of a poller: `touch_healthcheck()` reports each success.
 
-All ages come from the monotonic clock, so a clock that is set forward or back changes nothing.
+All ages come from the monotonic clock, because the system clock may be set at any time.
 """
 
 import json
@@ -20,8 +20,8 @@ from typing import Protocol
 from structlog.stdlib import BoundLogger
 
 
-class BrokerLink(Protocol):
-    """What health needs to know of the MQTT client."""
+class BrokerConnection(Protocol):
+    """Part of the MQTT client that health depends on."""
 
     @property
     def connected(self) -> bool: ...
@@ -36,7 +36,7 @@ class HealthStatus:
 
 
 class HealthMonitor:
-    """Keeps the last sign of health of each part; used from the event loop only."""
+    """Health timestamps of all parts. Belongs to the event loop."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class HealthMonitor:
         self._logger = logger
         self._clock = clock
         self._started = clock()
-        self._link_seen: float | None = None
+        self._last_connected: float | None = None
         self._last_success: float | None = None
         self._cycle_seconds: float | None = None
         self._written: float | None = None
@@ -59,37 +59,37 @@ class HealthMonitor:
 
     @property
     def tick_seconds(self) -> float:
-        """How often to call `update`; far below the maximum age, and never idle for long."""
+        """Interval of calls to `update`, far below the maximum age."""
         return min(self._max_age_seconds / 20, 5.0)
 
     def record_success(self) -> None:
         self._last_success = self._clock()
 
     def expect_success_every(self, cycle_seconds: float) -> None:
-        """From now on the last success counts; it may be older by the time between cycles."""
+        """Require a success in every cycle from now on."""
         self._cycle_seconds = cycle_seconds
 
-    def status(self, link: BrokerLink) -> HealthStatus:
+    def status(self, connection: BrokerConnection) -> HealthStatus:
         now = self._clock()
-        self._observe(link, now)
+        self._observe(connection, now)
         reasons = []
-        if not link.thread_alive:
+        if not connection.thread_alive:
             reasons.append("the MQTT network thread is not running")
-        if self._link_seen is None:
+        if self._last_connected is None:
             reasons.append("not connected to the broker yet")
-        elif (age := now - self._link_seen) > self._max_age_seconds:
+        elif (age := now - self._last_connected) > self._max_age_seconds:
             reasons.append(f"no connection to the broker for {age:.0f} s")
-        if (age := now - self._work_seen(now)) > self._max_age_seconds:
+        if (age := now - self._last_cycle(now)) > self._max_age_seconds:
             reasons.append(f"no success for {age + (self._cycle_seconds or 0):.0f} s")
         return HealthStatus(healthy=not reasons, reasons=tuple(reasons))
 
-    def update(self, link: BrokerLink) -> None:
-        """Write the file if all is well; a failure to write is logged once, never raised."""
-        if not self.status(link).healthy:
+    def update(self, connection: BrokerConnection) -> None:
+        """Write the health file if the service is healthy. A failed write is logged once."""
+        if not self.status(connection).healthy:
             return
         now = self._clock()
-        # The oldest sign of health: the file's age then says when the first part went silent.
-        as_of = min(now, self._link_seen or now, self._work_seen(now))
+        # Write the oldest timestamp, so that the age of the file is that of the worst part.
+        as_of = min(now, self._last_connected or now, self._last_cycle(now))
         if self._written is not None and as_of - self._written < self._max_age_seconds / 10:
             return
         try:
@@ -103,17 +103,17 @@ class HealthMonitor:
             self._write_failed = False
 
     def forget_previous_run(self) -> None:
-        """Remove the file of an earlier process, which would vouch for this one."""
+        """Remove the file of an earlier process, because it says nothing about this one."""
         try:
             self._path.unlink(missing_ok=True)
         except OSError as error:
             self._logger.warning("health_file_not_removed", path=self._path, error=error)
 
-    def _observe(self, link: BrokerLink, now: float) -> None:
-        if link.connected and link.thread_alive:
-            self._link_seen = now
+    def _observe(self, connection: BrokerConnection, now: float) -> None:
+        if connection.connected and connection.thread_alive:
+            self._last_connected = now
 
-    def _work_seen(self, now: float) -> float:
+    def _last_cycle(self, now: float) -> float:
         if self._cycle_seconds is None:
             return now
         last = self._started if self._last_success is None else self._last_success
@@ -122,7 +122,7 @@ class HealthMonitor:
     def _write(self, as_of: float) -> None:
         content = {"monotonic": as_of, "time": datetime.now(UTC).isoformat(timespec="seconds")}
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        # No fsync: the file is worth nothing after a power cut, and a slow disk would stall us.
+        # Skip fsync: the file has no value after a power cut, and a slow disk would block the loop.
         temporary = self._path.with_name(f".{self._path.name}.tmp")
         temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
         temporary.replace(self._path)

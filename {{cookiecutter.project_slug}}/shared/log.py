@@ -1,4 +1,4 @@
-"""Structured logging: one renderer for our own lines and those of all libraries."""
+"""Structured logging with one renderer for the service and all libraries."""
 
 import logging
 import os
@@ -15,12 +15,12 @@ from shared.redaction import redact_event
 from shared.tracing import current_trace_id
 
 _HANDLER_NAME = "shared.log"
-# They tell of every request at INFO, of every packet at DEBUG: one level quieter than the rest.
-_CHATTY = ("httpx", "httpcore")
+# These log every request at INFO and every packet at DEBUG, so their level is one step higher.
+_VERBOSE_LOGGERS = ("httpx", "httpcore")
 
 
 class _StdoutHandler(logging.StreamHandler[TextIO]):
-    """Writes to what `sys.stdout` is at the time of the line."""
+    """Handler that looks up `sys.stdout` for each line, because tests replace it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stdout
@@ -33,10 +33,10 @@ def get_logger(
     level: str = "INFO",
     log_format: Literal["auto", "console", "json"] = "auto",
 ) -> BoundLogger:
-    """The logger of a service; sets up logging for the whole process.
+    """Configure logging for the whole process and return the logger of a service.
 
-    Lines of the standard library's `logging` take the same way. A library that brings its own
-    handlers has to be told not to (uvicorn: `log_config=None`).
+    Lines of the standard library's `logging` are formatted in the same way. A library that adds
+    its own handlers must be configured not to (uvicorn: `log_config=None`).
     """
     _configure_structlog()
     _configure_stdlib(service_name, level, log_format)
@@ -90,7 +90,7 @@ def _configure_stdlib(service_name: str, level: str, log_format: str) -> None:
         root.removeHandler(old)
     root.addHandler(handler)
     root.setLevel(level)
-    for name in _CHATTY:
+    for name in _VERBOSE_LOGGERS:
         logging.getLogger(name).setLevel(root.level + logging.DEBUG)
 
 
@@ -101,7 +101,7 @@ def _formatter(service_name: str, *, as_json: bool, coloured: bool) -> Processor
 
     renderers: list[Processor]
     if as_json:
-        # Local variables stay out: they hold passwords and tokens.
+        # Exclude local variables, because they may hold passwords and tokens.
         exceptions = ExceptionRenderer(ExceptionDictTransformer(show_locals=False))
         renderers = [exceptions, redact_event, structlog.processors.JSONRenderer()]
     else:

@@ -1,4 +1,4 @@
-"""Keep secrets out of the log: by the name of the key, and by their shape within text."""
+"""Remove secrets from log lines, by the name of the key and by patterns in text."""
 
 import math
 import re
@@ -31,8 +31,8 @@ _IN_TEXT = [
     ),
     re.compile(r"([?&](?:key|auth|sig|signature)=)[^\s\"'&#]+", re.IGNORECASE),
 ]
-# scheme://user:password@host, the password with all that should be written otherwise. Within bounds
-# and without going back, else the time grows with the square of the length.
+# scheme://user:password@host, where the password may hold characters that should be escaped. The
+# bounds and possessive quantifiers keep the time linear in the length of the text.
 _IN_ADDRESS = re.compile(
     r"""([a-z][a-z0-9+.-]{0,30}://)
     (?:[^\s/@:"']{0,200}+:(?!\d{1,5}[/?#])(?:[^\s@"']{1,200}+@)++|(?:[^\s/?#@"']{1,200}+@)++)""",
@@ -42,14 +42,14 @@ _MAX_DEPTH = 8
 
 
 def redact_text(text: str) -> str:
-    """`text` without bearer tokens, URL credentials and the values of secret-looking names."""
+    """Return `text` without bearer tokens, passwords in URLs and values of sensitive names."""
     for pattern in _IN_TEXT:
         text = pattern.sub(rf"\1{REDACTED}", text)
     return _IN_ADDRESS.sub(rf"\1{REDACTED}@", text)
 
 
 def redact(value: object, *, depth: int = 0) -> object:
-    """`value` as plain data that is safe to log, nested mappings and sequences included."""
+    """Return `value` as plain data that is safe to log, including nested values."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if value is None or isinstance(value, bool | int | float):
@@ -70,5 +70,5 @@ def _redact_item(key: object, item: object, depth: int) -> object:
 
 
 def redact_event(_logger: WrappedLogger, _method: str, event_dict: EventDict) -> EventDict:
-    """Structlog processor; belongs right before the renderer."""
+    """Redact a log line. Structlog calls this right before the renderer."""
     return {key: _redact_item(key, item, 0) for key, item in event_dict.items()}

@@ -1,4 +1,4 @@
-"""Try again after failures that pass by themselves."""
+"""Retry after temporary errors."""
 
 import inspect
 from collections.abc import Awaitable, Callable
@@ -7,7 +7,7 @@ import stamina
 import structlog
 from stamina.instrumentation import RetryDetails, set_on_retry_hooks
 
-type Judge = Callable[[Exception], bool | float]
+type BackoffHook = Callable[[Exception], bool | float]
 
 _logger = structlog.stdlib.get_logger(__name__)
 
@@ -16,21 +16,26 @@ def async_retry[**P, T](
     max_retries: int = 3,
     base_delay: float = 1.0,
     max_delay: float = 60.0,
-    exceptions: tuple[type[Exception], ...] | Judge = (),
+    exceptions: tuple[type[Exception], ...] | BackoffHook = (),
     *,
     timeout: float | None = None,
 ) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Awaitable[T]]]:
-    """Decorate an async function that is safe to repeat, with the errors that are worth it.
+    """Retry an async function that is safe to repeat.
 
-    `exceptions` may be a function that says of an error whether to try again, or after how many
-    seconds. Waits `base_delay` seconds, then twice as long each time, `max_delay` at most, each
-    with a random part on top; gives up after `max_retries` repetitions, or when `timeout` seconds
-    have passed, and raises the last error itself. Each repetition is logged at WARNING.
-    Cancellation is not caught. Raises ValueError without `exceptions`, and TypeError for a
-    function that is not async.
+    Each retry is logged at WARNING. After the last one the error itself is raised. Cancellation is
+    not caught. Raises ValueError without `exceptions`, and TypeError for a function that is not
+    async.
+
+    Args:
+        max_retries: Number of retries after the first call.
+        base_delay: Seconds before the first retry. Each delay is twice as long, plus jitter.
+        max_delay: Longest delay in seconds.
+        exceptions: Errors to retry, or a hook that returns for an error whether to retry, or
+            after how many seconds.
+        timeout: Seconds after which no retry starts.
     """
     if not exceptions:
-        message = "name the exceptions to retry: a bug does not go away by repeating it"
+        message = "exceptions must name the errors to retry, because a retry does not fix a bug"
         raise ValueError(message)
     retry = stamina.retry(
         on=exceptions,
@@ -44,7 +49,7 @@ def async_retry[**P, T](
 
     def decorate(function: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
         if not inspect.iscoroutinefunction(function):
-            message = f"{function!r} is no async function: its errors come later"
+            message = f"{function!r} must be an async function"
             raise TypeError(message)
         return retry(function)
 
@@ -52,7 +57,7 @@ def async_retry[**P, T](
 
 
 def _log_retry(details: RetryDetails) -> None:
-    """In place of stamina's own line, which holds the arguments of the call: secrets, maybe."""
+    """Log a retry without the arguments of the call, because they may hold secrets."""
     _logger.warning(
         "retry_scheduled",
         function=details.name,

@@ -1,7 +1,7 @@
-"""Payloads of the messages that the library itself sends and receives.
+"""Payloads of the messages that the library sends and receives.
 
-A service describes its own in its `schemas.py`, with a list `TOPICS` of `Topic`;
-`scripts/topics.py` makes `docs/topics.md` from all of them.
+Put the payloads of a service into its `schemas.py`, with a list `TOPICS` of `Topic`.
+`scripts/topics.py` generates `docs/topics.md` from all of them.
 """
 
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ from shared.tracing import MAX_ID_LENGTH
 
 
 class Message(BaseModel):
-    """What every message carries; `BaseService.publish` fills in what is missing.
+    """Fields of every message. `BaseService.publish` adds the ones that are missing.
 
-    NaN and infinity are refused: JSON does not know them.
+    NaN and infinity are rejected, because JSON does not include them.
     """
 
     model_config = ConfigDict(allow_inf_nan=False)
@@ -23,14 +23,14 @@ class Message(BaseModel):
     timestamp: AwareDatetime | None = Field(default=None, description="Time of sending, UTC")
     service: str | None = Field(default=None, description="Name of the sending service")
     trace_id: str | None = Field(
-        default=None, max_length=MAX_ID_LENGTH, description="Id of the work that it belongs to"
+        default=None, max_length=MAX_ID_LENGTH, description="Id of the work that the message belongs to"
     )
 
 
 def dump_message(message: BaseModel) -> dict[str, Any]:
-    """What is sent of a message: all that a reader with the same model needs to get it back.
+    """Return a message as JSON data, from which the same model can be validated.
 
-    None is left out where it is the default. Raises PydanticSerializationError, a ValueError.
+    None is omitted where it is the default. Raises PydanticSerializationError, a ValueError.
     """
     content = message.model_dump(mode="json", by_alias=True)
     for name, field in type(message).model_fields.items():
@@ -41,9 +41,9 @@ def dump_message(message: BaseModel) -> dict[str, Any]:
 
 
 class Availability(Message):
-    """Retained, so that a late subscriber knows at once who is there.
+    """Retained status of a service.
 
-    Without a time where the broker tells of a lost connection: the text is as old as that was.
+    The last will has no timestamp, because it is written when the connection is made.
     """
 
     status: Literal["online", "offline"]
@@ -51,7 +51,7 @@ class Availability(Message):
 
 
 class Heartbeat(Message):
-    """Sent on an interval; `health_check()` of a service adds fields."""
+    """Health of a service, sent on an interval. `health_check()` adds fields."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -62,19 +62,19 @@ class Heartbeat(Message):
 
 
 class Command(Message):
-    """An order to one service; further fields belong to the command."""
+    """Command to one service. Further fields are its arguments."""
 
     model_config = ConfigDict(extra="allow")
 
     command: str = Field(max_length=MAX_ID_LENGTH)
     request_id: str | None = Field(
-        default=None, max_length=MAX_ID_LENGTH, description="Kept when the command is repeated"
+        default=None, max_length=MAX_ID_LENGTH, description="Same id when the command is repeated"
     )
-    reply_to: str | None = Field(default=None, description="Topic that the answer is sent to")
+    reply_to: str | None = Field(default=None, description="Topic for the reply")
 
 
 class CommandReply(Message):
-    """The answer to a command; further fields are its result."""
+    """Reply to a command. Further fields are its result."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -85,10 +85,10 @@ class CommandReply(Message):
 
 
 class DeadLetter(Message):
-    """A message whose handler failed, with what is needed to find out why."""
+    """Message whose handler failed, with the error."""
 
     original_topic: str
-    payload: str = Field(description="Text, or base64 when the bytes are no UTF-8")
+    payload: str = Field(description="Text, or base64 if the bytes are not UTF-8")
     encoding: Literal["utf-8", "base64"] = "utf-8"
     error_type: str
     error: str
@@ -96,9 +96,9 @@ class DeadLetter(Message):
 
 @dataclass(frozen=True, kw_only=True)
 class Topic:
-    """One topic and what is sent on it.
+    """Topic and the payload of its messages.
 
-    `{prefix}` and `{service}` in `pattern` stand for the topic prefix and a service's name.
+    `{prefix}` and `{service}` in `pattern` stand for the topic prefix and the name of a service.
     """
 
     pattern: str
@@ -119,26 +119,26 @@ LIBRARY_TOPICS = [
         pattern="{prefix}/{service}/heartbeat",
         payload=Heartbeat,
         qos=0,
-        description="Sign of life with health, uptime and memory",
+        description="Health, uptime and memory",
     ),
     Topic(
         pattern="{prefix}/coordinator/command/{service}",
         payload=Command,
-        description="Order to the service",
+        description="Command to the service",
     ),
     Topic(
         pattern="{prefix}/{service}/response",
         payload=CommandReply,
-        description="Answer to an order that names no `reply_to`",
+        description="Reply to a command without `reply_to`",
     ),
     Topic(
         pattern="{prefix}/{service}/response/{client_id}",
         payload=CommandReply,
-        description="Answer to a request of this instance of the service",
+        description="Reply to a request of this instance of the service",
     ),
     Topic(
         pattern="{prefix}/errors/{service}",
         payload=DeadLetter,
-        description="Message that the service could not handle",
+        description="Message whose handler failed in the service",
     ),
 ]

@@ -1,31 +1,30 @@
-"""The base class of every service: its parts, its lifecycle and its orderly end."""
+"""Base class of all services: clients, lifecycle and orderly stop."""
 
 import asyncio
 import os
+import signal
 import sys
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Coroutine, Mapping
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Coroutine, Iterator, Mapping
+from contextlib import AsyncExitStack, contextmanager
 from datetime import UTC, datetime
 from functools import cached_property
-from types import get_original_bases
+from types import FrameType, get_original_bases
 from typing import {% if cookiecutter.include_home_assistant or cookiecutter.include_influxdb %}TYPE_CHECKING, {% endif %}Any, ClassVar, get_args, get_origin
 
 import psutil
 from pydantic import BaseModel
 
-from shared.commands import Answer, CommandHandler, CommandRouter
+from shared.commands import CommandHandler, CommandRouter, Reply
 from shared.config import ConfigurationError, Settings, load_settings
 from shared.debugger import wait_for_debugger
 from shared.health import HealthMonitor, HealthStatus
 from shared.log import get_logger
-from shared.mqtt import MQTTClient, MQTTError, QoS, encode
+from shared.mqtt import MQTTClient, MQTTError, QoS, Session, encode
 from shared.redaction import redact_text
 from shared.schemas import Command, dump_message
-from shared.session import Session
-from shared.signals import stop_on_signal
 from shared.tracing import current_trace_id, new_trace_id
 
 {% if cookiecutter.include_home_assistant or cookiecutter.include_influxdb %}
@@ -40,18 +39,19 @@ if TYPE_CHECKING:
 {% endif %}
 HEALTH_FILE_NAME = "healthcheck"
 SESSION_FILE_NAME = "mqtt-session.json"
-_LINGERING_THREADS_SECONDS = 1.0
-# Shares of the time for an orderly stop; what is left is for the other clients.
+_THREAD_EXIT_SECONDS = 1.0
+# Shares of the time for an orderly stop. The rest is for the other clients.
 _SHARE_OF_HANDLERS = 0.2
 _SHARE_OF_RUN = 0.15
 _SHARE_OF_CANCELLATION = 0.15
 _SHARE_OF_BROKER = 0.3
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class BaseService[S: Settings](ABC):
-    """One service: `class MyService(BaseService[MySettings])` with a `name` and a `run()`.
+    """Base of `class MyService(BaseService[MySettings])` with a `name` and a `run()`.
 
-    The settings class is taken from the square brackets. Everything runs on one event loop.
+    The class in square brackets reads the settings. Everything runs on one event loop.
     """
 
     name: ClassVar[str]
@@ -59,11 +59,21 @@ class BaseService[S: Settings](ABC):
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
+        cls._reject_private_names()
         for base in get_original_bases(cls):
             if issubclass(get_origin(base) or base, BaseService):
                 for argument in get_args(base):
                     if isinstance(argument, type):
                         cls.settings_class = argument
+
+    @classmethod
+    def _reject_private_names(cls) -> None:
+        # The second set holds the attributes that `__init__` assigns.
+        used = {*vars(BaseService), *BaseService.__init__.__code__.co_names}
+        for name in vars(cls).keys() & used:
+            if name.startswith("_") and not name.endswith("__"):
+                message = f"{cls.__name__}.{name}: BaseService uses this name. Choose another one."
+                raise TypeError(message)
 
     def __init__(self, settings: S) -> None:
         self.settings = settings
@@ -79,7 +89,7 @@ class BaseService[S: Settings](ABC):
         self._run_task: asyncio.Task[None] | None = None
         self._clients = AsyncExitStack()
         self._commands = CommandRouter(
-            self._respond, self.logger, max_age_seconds=settings.command_max_age_seconds
+            self._send_reply, self.logger, max_age_seconds=settings.command_max_age_seconds
         )
         self._health = HealthMonitor(
             settings.data_dir / HEALTH_FILE_NAME,
@@ -96,7 +106,7 @@ class BaseService[S: Settings](ABC):
 
     @cached_property
     def ha(self) -> "HomeAssistantClient":
-        """Home Assistant, imported and created at first use."""
+        """Home Assistant client, imported and created at first use."""
         from shared.home_assistant import HomeAssistantClient  # noqa: PLC0415
 
         client = HomeAssistantClient.from_settings(self.settings, self.logger)
@@ -107,7 +117,7 @@ class BaseService[S: Settings](ABC):
 
     @cached_property
     def influx(self) -> "InfluxClient":
-        """InfluxDB, imported and created at first use."""
+        """InfluxDB client, imported and created at first use."""
         from shared.influx import InfluxClient  # noqa: PLC0415
 
         client = InfluxClient.from_settings(self.settings, self.logger)
@@ -115,17 +125,17 @@ class BaseService[S: Settings](ABC):
         return client
 {% endif %}
 
-    # What a service implements
+    # Methods to implement
 
     @abstractmethod
     async def run(self) -> None:
-        """The service's work; its return stops the service, its exception too, with exit code 1."""
+        """Do the work. Its return stops the service, and so does an exception, with exit code 1."""
 
     def health_check(self) -> dict[str, Any]:
-        """Fields to add to the heartbeat; `status` and `reasons` override ours."""
+        """Return fields for the heartbeat, which may override `status` and `reasons`."""
         return {}
 
-    # What a service uses
+    # Methods to use
 
     def topic(self, event: str) -> str:
         return f"{self.settings.topic_prefix}/{self.name}/{event}"
@@ -138,28 +148,27 @@ class BaseService[S: Settings](ABC):
         qos: QoS = 1,
         retain: bool = False,
     ) -> None:
-        """Publish on `{prefix}/{name}/{event}`, stamped with time, service and trace id.
+        """Publish on `{prefix}/{name}/{event}` with timestamp, service and trace id.
 
         Raises MQTTError.
         """
         await self.mqtt.publish(self.topic(event), self._stamped(data), qos=qos, retain=retain)
 
     def on_command(self, name: str, handler: CommandHandler) -> None:
-        """Let `handler` answer `{"command": name}` on this service's command topic.
+        """Call `handler` for `{"command": name}` on the command topic of this service.
 
-        What it returns goes into the answer. A command that arrives twice is handled once, unless
-        it failed, and with a `request_id` answered twice.
+        Its result is added to the reply. A repeated command is not run again, unless it failed.
+        With a `request_id` it gets the same reply again.
         """
         self._commands.register(name, handler)
 
     async def send_command(
         self, target: str, command: str, *, timeout_seconds: float = 5.0, **fields: object
     ) -> dict[str, Any]:
-        """Send a command to the service `target` and return its answer.
+        """Send a command to the service `target` and return the reply.
 
-        Its `status` is `ok` or `error`. Raises RequestTimeoutError when none comes; asked again
-        with the same `request_id` (one of the `fields`), the target answers without doing its
-        work twice, unless it failed.
+        The `status` of the reply is `ok` or `error`. Raises RequestTimeoutError without a reply.
+        Pass the same `request_id` to repeat a command without running it twice.
         """
         payload = self._stamped({"command": command, **fields})
         return await self.mqtt.request(
@@ -167,9 +176,9 @@ class BaseService[S: Settings](ABC):
         )
 
     def create_task[T](self, work: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T]:
-        """Start a task that belongs to the service.
+        """Start a task that is cancelled when the service stops.
 
-        It is cancelled when the service stops; its exception stops the service with exit code 1.
+        An exception of the task stops the service with exit code 1.
         """
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
@@ -177,10 +186,10 @@ class BaseService[S: Settings](ABC):
         return task
 
     async def wait_for_shutdown(self, timeout_seconds: float | None = None) -> bool:
-        """Sleep until the service is to stop (True) or the time is over (False).
+        """Wait until the service stops (True) or the timeout is over (False).
 
-        A `run()` that waits with a timeout is a loop, and promises to call
-        `touch_healthcheck()` at least once in a round.
+        A `run()` that waits with a timeout is a poller. It must call `touch_healthcheck()` in
+        every successful cycle.
         """
         if timeout_seconds is not None and asyncio.current_task() is self._run_task:
             self._health.expect_success_every(timeout_seconds)
@@ -192,16 +201,16 @@ class BaseService[S: Settings](ABC):
         return True
 
     def touch_healthcheck(self) -> None:
-        """Report a success; call it after each round that did what it should."""
+        """Record a success. Call it after each successful cycle."""
         self._health.record_success()
 
     @property
     def health(self) -> HealthStatus:
-        """What the health file is made from, without what `health_check()` says."""
+        """Health without the fields of `health_check()`."""
         return self._health.status(self.mqtt)
 
     def health_report(self) -> dict[str, Any]:
-        """`status` and `reasons` as others are to see them, with what `health_check()` says."""
+        """Return `status` and `reasons`, with the fields of `health_check()`."""
         health = self.health
         report = {
             "status": "online" if health.healthy else "degraded",
@@ -217,7 +226,7 @@ class BaseService[S: Settings](ABC):
         return report | fields
 
     def stop(self, reason: str = "stop() was called") -> None:
-        """Ask for an orderly stop; returns at once."""
+        """Request an orderly stop. Returns at once."""
         if self._stopping.is_set():
             return
         self.logger.info("service_stopping", reason=reason)
@@ -229,9 +238,9 @@ class BaseService[S: Settings](ABC):
     async def start(self) -> None:
         """Run the service until a signal, `stop()`, the end of `run()` or a crash.
 
-        What crashed it is raised after the orderly stop. A second signal ends the process.
+        The error of a crash is raised after the orderly stop. A second signal ends the process.
         """
-        with stop_on_signal(self.stop):
+        with self._stopped_by_signals():
             try:
                 await self._serve()
             finally:
@@ -244,9 +253,9 @@ class BaseService[S: Settings](ABC):
         self.logger.info("service_stopped")
 
     async def shutdown(self) -> None:
-        """Say goodbye to the broker and close all clients; a second call does nothing.
+        """Publish the offline message and close all clients. A second call does nothing.
 
-        When a service extends it, `run()` has ended and the connection is still up.
+        A service may extend it: `run()` has ended, and the client is still connected.
         """
         self.stop("shutdown() was called")
         if self._closed:
@@ -257,6 +266,26 @@ class BaseService[S: Settings](ABC):
             await self._close("mqtt", self.mqtt.disconnect(timeout_seconds=share), share + 0.5)
         await self._close("clients", self._clients.aclose(), self._time_left())
 
+    @contextmanager
+    def _stopped_by_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+
+        def on_signal(number: int, _frame: FrameType | None) -> None:
+            # The system ends the process on the next signal, even if the loop is blocked.
+            for each in _STOP_SIGNALS:
+                signal.signal(each, signal.SIG_DFL)
+            loop.call_soon_threadsafe(self.stop, signal.Signals(number).name)
+
+        # `loop.add_signal_handler` would call nothing while the loop is blocked.
+        previous = {number: signal.signal(number, on_signal) for number in _STOP_SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                # Keep the handler of another service that has started in this process since.
+                if signal.getsignal(number) is on_signal:
+                    signal.signal(number, handler)
+
     async def _serve(self) -> None:
         self._health.forget_previous_run()
         if self.settings.debug_service == self.name:
@@ -264,9 +293,12 @@ class BaseService[S: Settings](ABC):
         if self._stopping.is_set():
             return
         self.logger.info("service_starting")
-        # A command that somebody has retained would be run again with every connection.
+        # A retained command would run again on every connection.
         self.mqtt.subscribe(
-            self._command_topic(self.name), self._commands.handle, model=Command, retained=False
+            self._command_topic(self.name),
+            self._commands.handle,
+            model=Command,
+            skip_retained=True,
         )
         self.create_task(self._watch_health(), name="health")
         if self.settings.heartbeat_interval_seconds:
@@ -275,7 +307,7 @@ class BaseService[S: Settings](ABC):
         await self._stopping.wait()
 
     async def _drain(self) -> None:
-        # While the tasks run that a handler may wait for, and the clients that it may use.
+        # Drain first, because handlers may need running tasks and open clients.
         if "mqtt" in vars(self):
             share = self._share(_SHARE_OF_HANDLERS)
             await self._close("handlers", self.mqtt.drain(timeout_seconds=share), share + 0.5)
@@ -297,7 +329,7 @@ class BaseService[S: Settings](ABC):
         if not task.cancelled():
             error = task.exception()
         elif task is self._run_task and not self._stopping.is_set():
-            error = RuntimeError("run() was cancelled, and not by a stop")
+            error = RuntimeError("run() was cancelled without a stop")
         else:
             error = None
         if error is not None:
@@ -320,7 +352,7 @@ class BaseService[S: Settings](ABC):
     def _time_left(self) -> float:
         return max(self._stop_deadline - time.monotonic(), 1.0)
 
-    # Messages of the library itself
+    # Messages of the library
 
     def _command_topic(self, service: str) -> str:
         return f"{self.settings.topic_prefix}/coordinator/command/{service}"
@@ -335,9 +367,9 @@ class BaseService[S: Settings](ABC):
             **data,
         }
 
-    async def _respond(self, command: Command, answer: Answer) -> None:
+    async def _send_reply(self, command: Command, reply: Reply) -> None:
         try:
-            await self.mqtt.respond(command.model_dump(mode="json"), self._stamped(answer))
+            await self.mqtt.respond(command.model_dump(mode="json"), self._stamped(reply))
         except MQTTError as error:
             self.logger.warning("reply_not_sent", command=command.command, error=error)
 
@@ -351,7 +383,7 @@ class BaseService[S: Settings](ABC):
         while True:
             await self.mqtt.wait_connected()
             try:
-                # QoS 0: a heartbeat that comes late is worth nothing.
+                # QoS 0, because a late heartbeat has no value.
                 await self.publish("heartbeat", self._heartbeat(), qos=0)
             except MQTTError as error:
                 self.logger.debug("heartbeat_not_sent", error=error)
@@ -368,8 +400,8 @@ class BaseService[S: Settings](ABC):
 def run_service(service_class: type[BaseService[Any]]) -> int:
     """Run a service to its end and return the exit code.
 
-    0 after an orderly stop, 1 after a crash, 78 (EX_CONFIG) with unusable settings, each problem
-    as one line on stderr.
+    The code is 0 after an orderly stop, 1 after a crash and 78 (EX_CONFIG) for invalid settings.
+    Each problem of the settings is one line on stderr.
     """
     code = 1
     runner = asyncio.Runner()
@@ -381,8 +413,8 @@ def run_service(service_class: type[BaseService[Any]]) -> int:
             sys.stderr.write(f"{service_class.name}: {problem}\n")
         code = os.EX_CONFIG
     finally:
-        # Closing joins the threads of `asyncio.to_thread`, and one may never end.
-        watchdog = threading.Timer(_LINGERING_THREADS_SECONDS, os._exit, args=[code])
+        # Closing joins the threads of `asyncio.to_thread`, which may never end.
+        watchdog = threading.Timer(_THREAD_EXIT_SECONDS, os._exit, args=[code])
         watchdog.daemon = True
         watchdog.start()
         runner.close()

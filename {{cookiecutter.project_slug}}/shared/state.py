@@ -1,4 +1,4 @@
-"""What a service remembers over a restart. Neither loading nor saving ever stops it."""
+"""State that survives a restart. Loading and saving log errors and never raise them."""
 
 import json
 from collections.abc import Mapping
@@ -13,9 +13,9 @@ from shared.files import atomic_write
 
 
 class StateFile:
-    """A small JSON object on disk; load it before the first call to anything outside.
+    """Small JSON object on disk. Load it before the first call to another system.
 
-    Keep in it what is costly to get again, and nothing that can be computed from it.
+    Store what is expensive to fetch again, and nothing that can be computed from it.
     """
 
     def __init__(self, path: Path, logger: BoundLogger) -> None:
@@ -28,10 +28,10 @@ class StateFile:
     @overload
     def load[M: BaseModel](self, model: type[M]) -> M: ...
     def load(self, model: type[BaseModel] | None = None) -> dict[str, Any] | BaseModel:
-        """The saved state with its `saved_at` (ISO 8601, UTC); empty when there is none.
+        """Return the saved state with `saved_at` (ISO 8601, UTC), or an empty dictionary.
 
-        With a model whose fields all have defaults, an instance of it. A file that holds something
-        else is set aside as `*.corrupt`, with a warning.
+        With `model`, return an instance, or its defaults. All fields need a default. An invalid
+        file is renamed to `*.corrupt`, with a warning.
         """
         state = self._read()
         if model is None:
@@ -48,11 +48,11 @@ class StateFile:
             )
         except ValidationError as error:
             fields = {".".join(map(str, problem["loc"])) for problem in error.errors()}
-            self._set_aside(f"no {model.__name__}: {', '.join(sorted(fields))}")
+            self._set_aside(f"not a valid {model.__name__}: {', '.join(sorted(fields))}")
             return model()
 
     def save(self, state: Mapping[str, Any] | BaseModel) -> bool:
-        """Save the state with the time; False, and one warning, when that fails."""
+        """Save the state with the time. Return False, with one warning, if that fails."""
         try:
             if isinstance(state, BaseModel):
                 state = state.model_dump(mode="json", by_alias=True)
@@ -80,7 +80,7 @@ class StateFile:
             self._set_aside(str(error))
             return {}
         if not isinstance(state, dict):
-            self._set_aside(f"a JSON object was expected, not {type(state).__name__}")
+            self._set_aside(f"must be a JSON object, not {type(state).__name__}")
             return {}
         return state
 

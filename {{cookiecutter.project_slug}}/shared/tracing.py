@@ -1,4 +1,4 @@
-"""The trace id: one id that follows a piece of work through handlers, log lines and messages."""
+"""Trace id, which follows one piece of work through handlers, log lines and messages."""
 
 import secrets
 from contextvars import ContextVar
@@ -18,7 +18,7 @@ def current_trace_id() -> str | None:
 class bind_trace_id:  # noqa: N801 - used as a function
     """Use `trace_id` in this block and in every task that is started inside it.
 
-    No `@contextmanager`: every message takes this way, and this one costs less than half.
+    A class costs less than half of a `@contextmanager`, and every received message enters it.
     """
 
     __slots__ = ("_id", "_token")

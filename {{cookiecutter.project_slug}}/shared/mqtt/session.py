@@ -1,4 +1,4 @@
-"""What the broker knows one instance of a service by, from one start to the next."""
+"""MQTT session of one instance of a service, kept from one start to the next."""
 
 import errno
 import fcntl
@@ -13,10 +13,10 @@ from structlog.stdlib import BoundLogger
 
 
 class Session:
-    """A client id, and the topic filters that the broker may have subscriptions to under it.
+    """A client id, and the topic filters that the broker may have subscriptions to.
 
-    `is_kept` says that the next start of this instance goes on with it, so that the broker may
-    collect messages at QoS 1 meanwhile.
+    A `persistent` session is used again by the next start of this instance. The broker queues
+    messages at QoS 1 for it until then.
     """
 
     def __init__(
@@ -24,21 +24,21 @@ class Session:
     ) -> None:
         self.client_id = client_id
         self.filters = set(filters)
-        self.is_kept = False
+        self.persistent = False
         self._descriptor = descriptor
 
     @classmethod
     def new(cls, service: str) -> Self:
-        """One for this process alone."""
+        """Return a session for this process only."""
         return cls(f"{service}-{secrets.token_hex(4)}")
 
     @classmethod
     def claim(cls, path: Path, service: str, logger: BoundLogger) -> Self:
-        """The one in this file, which is made where it is missing.
+        """Return the session in the file `path`, which is created if it is missing.
 
-        The file stays locked until `close` or the end of the process. Another instance on the same
-        volume gets a session for itself alone: with one client id, two would take the connection
-        from each other for ever. So does an instance that cannot write.
+        The file stays locked until `close` or the end of the process. A second instance on the
+        same volume gets a new session: two clients with one client id would disconnect each other
+        forever. An instance that cannot write the file gets a new session as well.
         """
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,25 +55,25 @@ class Session:
         try:
             content = _Content.model_validate_json(path.read_bytes())
         except ValidationError:
-            # A new file, or one that was cut off.
+            # The file is new, or a crash has truncated it.
             content = _Content(client_id="", filters=[])
         if not content.client_id.startswith(f"{service}-"):
             return cls(cls.new(service).client_id, descriptor=descriptor)
         session = cls(content.client_id, content.filters, descriptor)
-        session.is_kept = True
+        session.persistent = True
         return session
 
     def save(self) -> None:
-        """Write it down for the next start; raises OSError."""
+        """Write the session for the next start. Raises OSError."""
         if self._descriptor is None:
             return
         content = _Content(client_id=self.client_id, filters=sorted(self.filters))
         data = content.model_dump_json().encode()
-        # In place, since a new file would not be locked.
+        # Write in place, because a new file would not be locked.
         if os.pwrite(self._descriptor, data, 0) < len(data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.ftruncate(self._descriptor, len(data))
-        self.is_kept = True
+        self.persistent = True
 
     def close(self) -> None:
         if self._descriptor is not None:
@@ -82,7 +82,7 @@ class Session:
 
 
 class _Content(BaseModel):
-    """What the file holds."""
+    """Content of the session file."""
 
     client_id: str
     filters: list[str]

@@ -1,4 +1,4 @@
-"""Remember what was handled, since a message may arrive twice (MQTT 3.1.1, section 4.3.2)."""
+"""Recognize messages that arrive twice (MQTT 3.1.1, section 4.3.2)."""
 
 import hashlib
 import time
@@ -8,9 +8,9 @@ from typing import Literal
 
 
 def message_id(request_id: str | None, trace_id: str | None, content: bytes) -> str | None:
-    """What tells a message from all others: a request by its id, else trace and content together.
+    """Return the id of a message: its request id, or its trace id with a hash of its content.
 
-    Many messages may belong to one trace, but one that arrives again is the same to the byte.
+    Many messages may share one trace id, but a redelivered message has the same content.
     """
     if request_id or not trace_id:
         return request_id or None
@@ -18,7 +18,7 @@ def message_id(request_id: str | None, trace_id: str | None, content: bytes) -> 
 
 
 class Recent[V]:
-    """The last `max_count` values by their ids, none older than `max_age_seconds`."""
+    """The last `max_count` values by id, none of them older than `max_age_seconds`."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class Recent[V]:
         return None if entry is None else entry[1]
 
     def add(self, message_id: Hashable, value: V) -> None:
-        """Remember a new id; the oldest one goes when there are too many."""
+        """Add a new id. The oldest id is removed when there are too many."""
         self._entries[message_id] = self._clock(), value
         if len(self._entries) > self._max_count:
             self._entries.popitem(last=False)
@@ -53,10 +53,10 @@ class Recent[V]:
 
 
 class RecentIds(Recent[Literal[True]]):
-    """Ids by themselves."""
+    """Recent ids without values."""
 
     def seen(self, message_id: Hashable) -> bool:
-        """Remember `message_id`; True when it is known already."""
+        """Add `message_id` and return whether it was known already."""
         if self.get(message_id):
             return True
         self.add(message_id, True)

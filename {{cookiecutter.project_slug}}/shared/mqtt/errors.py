@@ -1,0 +1,25 @@
+"""Errors of the MQTT client."""
+
+
+class MQTTError(Exception):
+    """Base class of all errors of the MQTT client."""
+
+
+class NotConnectedError(MQTTError):
+    """The client is not connected, and the message does not wait for a connection."""
+
+
+class PublishTimeoutError(MQTTError):
+    """The broker did not acknowledge the message in time. It may still be delivered."""
+
+
+class QueueFullError(MQTTError):
+    """Too many messages wait for an acknowledgement from the broker."""
+
+
+class RequestTimeoutError(MQTTError):
+    """No reply to a request arrived in time."""
+
+
+class PayloadError(MQTTError):
+    """A payload is not valid JSON, or cannot be encoded as JSON."""
