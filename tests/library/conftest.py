@@ -15,7 +15,7 @@ from shared import diagnose
 from shared.config import Settings
 from shared.diagnose import Step
 from shared.mqtt import MQTTClient
-from shared.session import Session
+from shared.mqtt.session import Session
 from tests.brokers import Mosquitto, find_mosquitto
 
 
@@ -133,7 +133,7 @@ async def make_client(
     topic_prefix: str, logger: structlog.stdlib.BoundLogger, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[MakeClient]:
     """Makes clients of a broker, which come back quickly and are disconnected in the end."""
-    monkeypatch.setattr("shared.mqtt_link.random.uniform", lambda *_: 0.05)
+    monkeypatch.setattr("shared.mqtt.connection.random.uniform", lambda *_: 0.05)
     made: list[MQTTClient] = []
 
     def make(broker: Address, service: str = "tested", **options: Any) -> MQTTClient:

@@ -219,7 +219,7 @@ async def test_other_errors_of_the_server_are_not_repeated(
 
 async def test_the_time_limit_is_for_everything_together(make_client: MakeClient) -> None:
     client = make_client(Server(httpx.ConnectError("refused")), timeout_seconds=0.05)
-    with pytest.raises(APITimeoutError, match=r"no answer in 0\.05 s"):
+    with pytest.raises(APITimeoutError, match=r"no response in 0\.05 s"):
         await client.get("/state")
 
 

@@ -5,7 +5,7 @@ import pytest
 import structlog
 
 from shared.commands import CommandRouter
-from shared.dedup import Recent
+from shared.mqtt.dedup import Recent
 from shared.schemas import Command, CommandReply
 
 
@@ -71,7 +71,7 @@ async def test_an_unknown_command_is_logged_and_answered(
         await send(router, command="explode", request_id="1")
     assert [line["event"] for line in lines] == ["command_unknown"]
     assert replies[0].status == "error"
-    assert replies[0].error == "unknown command; known are: refresh"
+    assert replies[0].error == "unknown command. Known commands: refresh"
 
 
 async def test_a_failing_handler_is_answered_and_its_error_raised(
@@ -159,7 +159,7 @@ async def test_without_a_request_id_a_repeated_trace_is_skipped(
 async def test_what_is_remembered_is_bounded(
     router: CommandRouter, handled: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(router, "_answers", Recent(max_count=1))
+    monkeypatch.setattr(router, "_replies", Recent(max_count=1))
     for request_id in ("1", "2", "2", "1"):
         await send(router, command="refresh", request_id=request_id)
     assert len(handled) == 3
@@ -192,5 +192,5 @@ async def test_a_command_that_utf8_cannot_hold_is_answered(
 
 def test_a_command_has_one_handler(router: CommandRouter) -> None:
     router.register("refresh", lambda _command: None)
-    with pytest.raises(ValueError, match="'refresh' has a handler"):
+    with pytest.raises(ValueError, match="'refresh' already has a handler"):
         router.register("refresh", lambda _command: None)

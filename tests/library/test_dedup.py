@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from shared.dedup import Recent, RecentIds, message_id
+from shared.mqtt.dedup import Recent, RecentIds, message_id
 
 
 class Clock:

@@ -81,7 +81,7 @@ def test_a_wrong_password_is_told_from_an_unreachable_broker(
     mosquitto.start()
     code, results = run("--step", "mqtt", MQTT_HOST=mosquitto.host, MQTT_PORT=str(mosquitto.port))
     assert code == 1
-    assert "refuses" in results["mqtt"]["detail"]
+    assert "rejects the connection" in results["mqtt"]["detail"]
     assert "MQTT_PASSWORD" in results["mqtt"]["fix"]
 
 
@@ -109,7 +109,7 @@ def test_a_topic_that_may_not_be_used(
     mosquitto.start()
     _, results = run("--step", "mqtt", MQTT_HOST=mosquitto.host, MQTT_PORT=str(mosquitto.port))
     assert results["mqtt"]["status"] == "FAIL"
-    assert "did not come back" in results["mqtt"]["detail"]
+    assert "was not received" in results["mqtt"]["detail"]
     assert "ACL" in results["mqtt"]["fix"]
 
 

@@ -53,8 +53,8 @@ async def test_deduplicate_skips_what_was_delivered_before(fake_mqtt: FakeMQTT) 
 
 async def test_a_handler_gets_text_and_bytes_when_it_asks_for_them(fake_mqtt: FakeMQTT) -> None:
     text, raw = Recorder(), Recorder()
-    fake_mqtt.subscribe("a/+", text, decoding="text")
-    fake_mqtt.subscribe("a/#", raw, decoding="bytes", deduplicate=True)
+    fake_mqtt.subscribe("a/+", text, payload_format="text")
+    fake_mqtt.subscribe("a/#", raw, payload_format="bytes", deduplicate=True)
     await fake_mqtt.deliver("a/1", {"n": 1})
     await fake_mqtt.deliver("a/1", b"\xc3\xa4")
     assert text.payloads == ['{"n":1}', "ä"]
@@ -63,7 +63,7 @@ async def test_a_handler_gets_text_and_bytes_when_it_asks_for_them(fake_mqtt: Fa
 
 async def test_what_the_broker_has_kept_and_what_is_empty(fake_mqtt: FakeMQTT) -> None:
     fresh, every, typed = Recorder(), Recorder(), Recorder()
-    fake_mqtt.subscribe("a/+", fresh, retained=False)
+    fake_mqtt.subscribe("a/+", fresh, skip_retained=True)
     fake_mqtt.subscribe("a/#", every)
     fake_mqtt.subscribe("+/1", typed, model=Reading)
     await fake_mqtt.deliver("a/1", {"celsius": 20}, retain=True)

@@ -190,7 +190,7 @@ async def test_a_check_that_cannot_be_made_is_passed_but_a_bug_is_not(
 async def test_a_switch_is_on_or_off(
     server: HomeAssistant, client: HomeAssistantClient, value: str | float
 ) -> None:
-    with pytest.raises(ValueError, match=r"input_boolean\.a takes True or False"):
+    with pytest.raises(ValueError, match=r"input_boolean\.a must be True or False"):
         await client.write_helper("input_boolean.a", value)
     assert server.called == []
 

@@ -125,7 +125,7 @@ async def test_a_point_that_the_server_has_not_taken(
     server: SimpleNamespace, client: InfluxClient
 ) -> None:
     server.status, server.body = 200, "<p>Please log in</p>"
-    with pytest.raises(InfluxError, match="does not say that the point was written"):
+    with pytest.raises(InfluxError, match="did not confirm the point"):
         await client.write("power", {"watts": 4.5})
 
 

@@ -20,7 +20,7 @@ from shared.mqtt import (
     PublishTimeoutError,
     RequestTimeoutError,
 )
-from shared.session import Session
+from shared.mqtt.session import Session
 from shared.tracing import bind_trace_id, current_trace_id
 from tests.brokers import Broker
 from tests.library.conftest import MakeClient
@@ -76,7 +76,7 @@ async def test_what_goes_over_the_wire(
     client: MQTTClient, topic_prefix: str, payload: Any, wire: bytes
 ) -> None:
     recorder = Recorder()
-    client.subscribe(f"{topic_prefix}/raw", recorder, decoding="bytes")
+    client.subscribe(f"{topic_prefix}/raw", recorder, payload_format="bytes")
     await flush(client)
     await client.publish(f"{topic_prefix}/raw", payload)
     assert (await recorder.next())[1] == wire
@@ -193,7 +193,7 @@ async def test_a_second_handler_takes_the_place_of_the_first(
 async def test_models_and_text(client: MQTTClient, topic_prefix: str) -> None:
     readings, texts = Recorder(), Recorder()
     client.subscribe(f"{topic_prefix}/reading", readings, model=Reading)
-    client.subscribe(f"{topic_prefix}/text", texts, decoding="text")
+    client.subscribe(f"{topic_prefix}/text", texts, payload_format="text")
     await flush(client)
     await client.publish(f"{topic_prefix}/reading", {"celsius": "21.5"})
     await client.publish(f"{topic_prefix}/text", "ON")
@@ -410,7 +410,7 @@ async def test_a_request_whose_answer_was_lost_is_repeated_under_its_id(
         client.request(f"{topic_prefix}/ask", {"request_id": "r"}, timeout_seconds=0.2)
     )
     await seen.next()
-    with pytest.raises(ValueError, match="'r' waits already"):
+    with pytest.raises(ValueError, match="another request waits with the request_id 'r'"):
         await client.request("unused", {"request_id": "r"})
     with pytest.raises(ValueError, match="text"):
         await client.request("unused", {"request_id": 7})
@@ -524,7 +524,7 @@ async def test_poison_becomes_a_dead_letter_and_the_next_message_is_handled(
 async def test_text_that_is_no_text_and_a_model_that_does_not_fit(
     client: MQTTClient, topic_prefix: str, dead_letters: Recorder
 ) -> None:
-    client.subscribe(f"{topic_prefix}/text", print, decoding="text")
+    client.subscribe(f"{topic_prefix}/text", print, payload_format="text")
     client.subscribe(f"{topic_prefix}/reading", print, model=Reading)
     await flush(client)
     await client.publish(f"{topic_prefix}/text", b"\xff")
@@ -539,7 +539,7 @@ async def test_an_error_that_quotes_the_whole_payload_is_cut(
     def fail(_topic: str, payload: Any) -> None:
         raise ValueError(payload)
 
-    client.subscribe(f"{topic_prefix}/long", fail, decoding="text")
+    client.subscribe(f"{topic_prefix}/long", fail, payload_format="text")
     await flush(client)
     await client.publish(f"{topic_prefix}/long", "x" * 100_000)
     _, letter = await dead_letters.next()
@@ -722,7 +722,7 @@ async def test_a_full_disk_does_not_keep_it_from_connecting(
     client.connect_background()
     await soon(client.wait_connected())
     await log.next("session_not_saved")
-    assert not client._session.is_kept
+    assert not client._session.persistent
 
 
 # Settings
@@ -749,3 +749,14 @@ def test_a_ca_file_that_cannot_be_used(
     settings: Settings = make_settings(mqtt_tls=True, mqtt_tls_ca_file=path)
     with pytest.raises(ConfigurationError, match="MQTT_TLS_CA_FILE"):
         MQTTClient.from_settings(settings, "tested", logger)
+
+
+def test_arguments_of_release_0_2_still_work(make_client: MakeClient, broker: Broker) -> None:
+    client: Any = make_client(broker)
+    with pytest.warns(DeprecationWarning, match="Write payload_format"):
+        client.subscribe("text", print, decoding="text")
+    with pytest.warns(DeprecationWarning, match="Write skip_retained=True"):
+        client.subscribe("fresh", print, retained=False)
+    subscriptions = client._dispatcher._subscriptions
+    assert subscriptions["text"].payload_format == "text"
+    assert subscriptions["fresh"].skip_retained

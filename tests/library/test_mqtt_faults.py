@@ -26,7 +26,7 @@ from shared.mqtt import (
     PublishTimeoutError,
     QueueFullError,
 )
-from shared.session import Session
+from shared.mqtt.session import Session
 from tests.brokers import HOST, Mosquitto
 from tests.library.conftest import MakeClient
 from tests.observer import Observer
@@ -50,7 +50,7 @@ async def connected(client: MQTTClient) -> MQTTClient:
 
 def break_connection(client: MQTTClient) -> None:
     """Without a DISCONNECT, as when a cable is pulled."""
-    connection: Any = client._link._client.socket()
+    connection: Any = client._connection._client.socket()
     connection.shutdown(socket.SHUT_RDWR)
 
 
@@ -120,7 +120,9 @@ async def test_clients_come_back_at_different_times_and_never_wait_for_long(
     logger: structlog.stdlib.BoundLogger,
 ) -> None:
     clients = [
-        MQTTClient("broker", service="tested", topic_prefix="test", logger=logger)._link._client
+        MQTTClient(
+            "broker", service="tested", topic_prefix="test", logger=logger
+        )._connection._client
         for _ in range(10)
     ]
     first_delays = {client._reconnect_min_delay for client in clients}
@@ -254,7 +256,7 @@ async def test_a_subscription_of_an_earlier_start_ends(
         await client.publish(f"{topic_prefix}/new", {"for": "new"})
         await recorder.until_payload({"for": topic})
         await client.disconnect()
-    assert "message_not_wanted" not in log.names()
+    assert "message_without_handler" not in log.names()
 
 
 @pytest.mark.parametrize("end", ["stop", "kill"])
@@ -358,7 +360,7 @@ async def test_disconnect_from_a_frozen_broker(
     await soon(client.disconnect(0.5))
     with pytest.raises(NotConnectedError):
         await publishing
-    assert "offline_not_announced" in log.names()
+    assert "offline_message_not_sent" in log.names()
     # paho waits for acknowledgements that do not come, unless it was told to disconnect first.
     assert not client.thread_alive
     mosquitto.resume()
@@ -376,7 +378,7 @@ async def test_qos_0_waits_for_the_network_thread_instead_of_filling_the_memory(
 
     with pytest.raises(NotConnectedError):
         await soon(publish_for_ever())
-    assert len(client._link._client._out_packet) <= 11
+    assert len(client._connection._client._out_packet) <= 11
     mosquitto.resume()
 
 
@@ -439,7 +441,7 @@ async def test_disconnect_while_messages_pour_in(
 async def test_a_flood_at_qos_1_is_handled_whole_and_in_order(
     mosquitto: Mosquitto, make_client: MakeClient, topic_prefix: str, max_queued_messages: int
 ) -> None:
-    """The lower limit is below the broker's window: what exceeds it is asked for again."""
+    """The lower limit is below the broker's window: the broker redelivers the excess."""
     count = FLOOD if max_queued_messages > 20 else 200
     client = await connected(make_client(mosquitto, max_queued_messages=max_queued_messages))
     handled: dict[int, None] = {}
@@ -448,7 +450,7 @@ async def test_a_flood_at_qos_1_is_handled_whole_and_in_order(
 
     async def handle(_topic: str, payload: Any) -> None:
         nonlocal most_waiting
-        most_waiting = max(most_waiting, client._inbox._backlogs[1].messages)
+        most_waiting = max(most_waiting, client._dispatcher._backlogs[1].messages)
         handled[payload] = None
         if len(handled) == count:
             done.set()
@@ -529,7 +531,7 @@ async def test_an_exception_in_a_callback_does_not_end_the_network_thread(
         raise LookupError
 
     with monkeypatch.context() as patch:
-        patch.setattr(client._link, "_on_received", fail)
+        patch.setattr(client._connection, "_message_callback", fail)
         await client.publish(f"{topic_prefix}/flow", 1)
         assert (await log.next("mqtt_callback_failed"))["callback"] == "_on_message"
     await client.publish(f"{topic_prefix}/flow", 2)
@@ -569,13 +571,13 @@ def test_the_network_thread_survives_the_end_of_the_loop(
     asyncio.run(connect_and_leave())
     asyncio.run(publish_from_another())
     assert clients[0].thread_alive
-    paho = clients[0]._link._client
+    paho = clients[0]._connection._client
     paho.disconnect()
     paho.loop_stop()
 
 
 async def test_small_packets_are_not_held_back(client: MQTTClient) -> None:
-    connection: Any = client._link._client.socket()
+    connection: Any = client._connection._client.socket()
     assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 

@@ -85,6 +85,21 @@ def test_the_settings_class_comes_from_the_brackets() -> None:
     assert Probe.settings_class is Settings
 
 
+def test_a_private_name_of_the_base_class_is_rejected() -> None:
+    with pytest.raises(TypeError, match=r"Shadowing\._heartbeat: BaseService uses this name"):
+
+        class Shadowing(Probe):
+            def _heartbeat(self) -> dict[str, Any]:
+                return {}
+
+
+def test_an_attribute_of_the_base_class_is_rejected() -> None:
+    with pytest.raises(TypeError, match=r"Shadowing\._tasks: BaseService uses this name"):
+
+        class Shadowing(Probe):
+            _tasks = None
+
+
 # Lifecycle
 
 

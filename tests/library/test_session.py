@@ -7,7 +7,7 @@ import pytest
 from structlog.stdlib import BoundLogger
 from structlog.testing import capture_logs
 
-from shared.session import Session
+from shared.mqtt.session import Session
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def test_the_next_start_goes_on_with_it(path: Path, logger: BoundLogger) -> None
     first.save()
     first.close()
     second = Session.claim(path, "heater", logger)
-    assert second.is_kept
+    assert second.persistent
     assert (second.client_id, second.filters) == (first.client_id, {"a", "b"})
     second.filters.clear()
     second.save()
@@ -37,7 +37,7 @@ def test_two_that_run_at_once_have_two(path: Path, logger: BoundLogger) -> None:
     with capture_logs() as logs:
         second = Session.claim(path, "heater", logger)
     second.save()
-    assert (first.is_kept, second.is_kept) == (True, False)
+    assert (first.persistent, second.persistent) == (True, False)
     assert first.client_id != second.client_id
     assert [log["event"] for log in logs] == ["session_not_kept"]
     first.close()
@@ -75,7 +75,7 @@ def test_what_is_not_written_is_not_kept(
     monkeypatch.setattr(os, "pwrite", lambda *_: 3)
     with pytest.raises(OSError, match="No space"):
         session.save()
-    assert not session.is_kept
+    assert not session.persistent
     session.close()
 
 
@@ -83,5 +83,5 @@ def test_where_nothing_can_be_written_it_is_not_kept(tmp_path: Path, logger: Bou
     (tmp_path / "data").write_text("in the way")
     with capture_logs() as logs:
         session = Session.claim(tmp_path / "data" / "session.json", "heater", logger)
-    assert not session.is_kept
+    assert not session.persistent
     assert [(log["event"], log["log_level"]) for log in logs] == [("session_not_kept", "warning")]

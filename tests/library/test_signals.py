@@ -1,3 +1,5 @@
+"""Signals, without a broker."""
+
 import asyncio
 import os
 import signal
@@ -7,62 +9,78 @@ from pathlib import Path
 
 import pytest
 
-from shared.signals import stop_on_signal
+from shared.config import Settings
+from shared.service import BaseService
+from tests.conftest import MakeSettings
+from tests.probes import soon
 
 ROOT = Path(__file__).resolve().parents[2]
+SIGNALS = [signal.SIGTERM, signal.SIGINT]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_the_first_signal_asks_to_stop(number: signal.Signals) -> None:
-    before = signal.getsignal(number)
-    asked = asyncio.get_running_loop().create_future()
-    with stop_on_signal(asked.set_result):
-        os.kill(os.getpid(), number)
-        assert await asked == number.name
-    assert signal.getsignal(number) is before
+class Waiting(BaseService[Settings]):
+    name = "waiting"
+
+    async def run(self) -> None:
+        await self.wait_for_shutdown()
 
 
-async def test_the_second_signal_exits_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    codes: list[int] = []
-    monkeypatch.setattr(os, "_exit", codes.append)
-    with stop_on_signal(lambda _name: None):
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGINT)
-    assert codes == [128 + signal.SIGINT]
+async def start(service: Waiting) -> asyncio.Task[None]:
+    """Start a service and return when its signal handlers are installed."""
+    task = asyncio.create_task(service.start())
+    await asyncio.sleep(0)
+    return task
 
 
-def test_a_forked_child_does_not_hold_up_the_end() -> None:
-    program = """
-import asyncio, os, signal, time
-from shared.signals import stop_on_signal
-
-async def main():
-    with stop_on_signal(print):
-        child = os.fork()
-        if not child:
-            time.sleep(600)
-    os.kill(child, signal.SIGKILL)
-
-asyncio.run(main())
-"""
-    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", program]
-    ended = subprocess.run(command, cwd=ROOT, check=False, timeout=60)  # noqa: S603
-    assert ended.returncode == 0
+@pytest.mark.parametrize("number", SIGNALS)
+async def test_a_signal_stops_the_service(
+    make_settings: MakeSettings, number: signal.Signals
+) -> None:
+    task = await start(Waiting(make_settings()))
+    os.kill(os.getpid(), number)
+    await soon(task)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_the_second_signal_ends_a_process_whose_loop_is_blocked() -> None:
-    program = """
-import asyncio, os, signal, time
-from shared.signals import stop_on_signal
+async def test_a_signal_stops_all_services_of_the_process(make_settings: MakeSettings) -> None:
+    tasks = [await start(Waiting(make_settings())) for _ in range(2)]
+    os.kill(os.getpid(), signal.SIGTERM)
+    for task in tasks:
+        await soon(task)
 
-async def main():
-    with stop_on_signal(print):
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGTERM)
+
+async def test_signals_still_stop_the_second_service_after_the_first(
+    make_settings: MakeSettings,
+) -> None:
+    first, second = Waiting(make_settings()), Waiting(make_settings())
+    first_task, second_task = await start(first), await start(second)
+    first.stop()
+    await soon(first_task)
+    os.kill(os.getpid(), signal.SIGTERM)
+    await soon(second_task)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_the_second_signal_ends_a_blocked_process(tmp_path: Path, number: signal.Signals) -> None:
+    program = f"""
+import asyncio, os, time
+from shared.config import Settings
+from shared.service import BaseService, run_service
+
+class Blocked(BaseService[Settings]):
+    name = "blocked"
+
+    async def run(self):
+        os.kill(os.getpid(), {number:d})
+        os.kill(os.getpid(), {number:d})
         time.sleep(60)
 
-asyncio.run(main())
+run_service(Blocked)
 """
     command = [sys.executable, "-c", program]
-    ended = subprocess.run(command, cwd=ROOT, check=False, timeout=60)  # noqa: S603
-    assert ended.returncode == 128 + signal.SIGTERM
+    environment = {**os.environ, "DATA_DIR": str(tmp_path)}
+    ended = subprocess.run(  # noqa: S603
+        command, cwd=ROOT, env=environment, check=False, timeout=60
+    )
+    assert ended.returncode == -number

@@ -2,7 +2,7 @@
 
 import pytest
 
-from shared.topics import matches, validate_filter, validate_topic
+from shared.mqtt.topics import matches, validate_filter, validate_topic
 
 
 @pytest.mark.parametrize(

@@ -168,7 +168,7 @@ class Settings(BaseSettings):
     )
     influx_token: SecretStr = Field(
         default=SecretStr(""),
-        description="API token of InfluxDB, random in a first .env. Its container is set up with it",
+        description="API token of InfluxDB, random in a first .env, which sets up its container",
     )
     influx_org: str = Field(
         default="{{ cookiecutter.project_slug }}",

@@ -83,7 +83,7 @@ def main(
 
 
 def _parse(names: list[str], arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Check the systems that this service needs, step by step.")
+    parser = argparse.ArgumentParser(description="Check what this service needs, step by step.")
     parser.add_argument(
         "--step",
         action="append",
@@ -122,9 +122,7 @@ async def _guarded(step: Step, settings: Settings) -> Result:
         async with asyncio.timeout(_STEP_TIMEOUT_SECONDS):
             return await step.run(settings)
     except TimeoutError:
-        return failed(
-            f"no result in {_STEP_TIMEOUT_SECONDS:g} s", "check whether the server hangs"
-        )
+        return failed(f"no result in {_STEP_TIMEOUT_SECONDS:g} s", "check whether the server hangs")
     except Exception as error:  # noqa: BLE001 - reported as the result
         return failed(f"{type(error).__name__}: {error}", "correct this step in the code")
 
@@ -216,7 +214,7 @@ async def check_home_assistant(settings: Settings) -> Result:
         except AuthenticationError as error:
             return failed(str(error), "create a new long-lived access token and set HA_TOKEN to it")
         except APIError as error:
-            return failed(str(error), f"check that HA_URL ({settings.ha_url}) is right and reachable")
+            return failed(str(error), f"check that HA_URL ({settings.ha_url}) is right")
     return passed(f"{settings.ha_url}: connected, token accepted")
 {% endif %}
 {% if cookiecutter.include_influxdb %}
@@ -240,8 +238,8 @@ async def check_influxdb(settings: Settings) -> Result:
         except InfluxError as error:
             return failed(
                 str(error),
-                "set INFLUX_TOKEN and INFLUX_ORG to those of the first start of the container, or to"
-                " those that you created in InfluxDB later",
+                "set INFLUX_TOKEN and INFLUX_ORG to those of the first start of the container, or"
+                " to those that you created in InfluxDB later",
             )
     return passed(f"{settings.influx_url}: connected, query succeeded")
 {% endif %}

@@ -23,7 +23,7 @@ class Message(BaseModel):
     timestamp: AwareDatetime | None = Field(default=None, description="Time of sending, UTC")
     service: str | None = Field(default=None, description="Name of the sending service")
     trace_id: str | None = Field(
-        default=None, max_length=MAX_ID_LENGTH, description="Id of the work that the message belongs to"
+        default=None, max_length=MAX_ID_LENGTH, description="Id of the work behind the message"
     )
 
 

@@ -45,7 +45,10 @@ _SHARE_OF_HANDLERS = 0.2
 _SHARE_OF_RUN = 0.15
 _SHARE_OF_CANCELLATION = 0.15
 _SHARE_OF_BROKER = 0.3
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_DEFAULT_SIGNAL_HANDLERS: dict[signal.Signals, Any] = {
+    signal.SIGTERM: signal.SIG_DFL,
+    signal.SIGINT: signal.default_int_handler,
+}
 
 
 class BaseService[S: Settings](ABC):
@@ -268,22 +271,16 @@ class BaseService[S: Settings](ABC):
 
     @contextmanager
     def _stopped_by_signals(self) -> Iterator[None]:
-        loop = asyncio.get_running_loop()
-
-        def on_signal(number: int, _frame: FrameType | None) -> None:
-            # The system ends the process on the next signal, even if the loop is blocked.
-            for each in _STOP_SIGNALS:
-                signal.signal(each, signal.SIG_DFL)
-            loop.call_soon_threadsafe(self.stop, signal.Signals(number).name)
-
-        # `loop.add_signal_handler` would call nothing while the loop is blocked.
-        previous = {number: signal.signal(number, on_signal) for number in _STOP_SIGNALS}
+        _running[self] = asyncio.get_running_loop()
+        for number in _DEFAULT_SIGNAL_HANDLERS:
+            # `loop.add_signal_handler` would call nothing while the loop is blocked.
+            signal.signal(number, _stop_all)
         try:
             yield
         finally:
-            for number, handler in previous.items():
-                # Keep the handler of another service that has started in this process since.
-                if signal.getsignal(number) is on_signal:
+            del _running[self]
+            if not _running:
+                for number, handler in _DEFAULT_SIGNAL_HANDLERS.items():
                     signal.signal(number, handler)
 
     async def _serve(self) -> None:
@@ -395,6 +392,18 @@ class BaseService[S: Settings](ABC):
             "memory_mb": round(psutil.Process().memory_info().rss / 2**20, 1),
             **self.health_report(),
         }
+
+
+_running: dict[BaseService[Any], asyncio.AbstractEventLoop] = {}
+
+
+def _stop_all(number: int, _frame: FrameType | None) -> None:
+    """Stop all services of this process on the first signal."""
+    for each in _DEFAULT_SIGNAL_HANDLERS:
+        # The system ends the process on the second signal, even if the loop is blocked.
+        signal.signal(each, signal.SIG_DFL)
+    for service, loop in _running.items():
+        loop.call_soon_threadsafe(service.stop, signal.Signals(number).name)
 
 
 def run_service(service_class: type[BaseService[Any]]) -> int:

@@ -8,10 +8,19 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from shared.dedup import RecentIds, message_id
-from shared.inbox import Decoding, Handler, Subscription
-from shared.mqtt import NotConnectedError, Payload, QoS, RequestTimeoutError, encode
-from shared.topics import matches, validate_filter, validate_topic
+from shared.mqtt import (
+    Handler,
+    NotConnectedError,
+    Payload,
+    PayloadFormat,
+    QoS,
+    RequestTimeoutError,
+    encode,
+)
+from shared.mqtt.dedup import RecentIds, message_id
+from shared.mqtt.deprecated import accept_old_arguments
+from shared.mqtt.dispatcher import Subscription
+from shared.mqtt.topics import matches, validate_filter, validate_topic
 
 
 class FakeMQTT:
@@ -44,7 +53,7 @@ class FakeMQTT:
         for subscription in list(self._subscriptions.values()):
             if not matches(subscription.topic_filter, topic):
                 continue
-            if retain and not subscription.retained:
+            if retain and subscription.skip_retained:
                 continue
             if subscription.recent is not None and _seen(subscription.recent, topic, payload):
                 continue
@@ -81,6 +90,7 @@ class FakeMQTT:
         self.disconnected = True
         self._changed.set()
 
+    @accept_old_arguments
     def subscribe(
         self,
         topic: str,
@@ -88,14 +98,14 @@ class FakeMQTT:
         *,
         qos: QoS = 1,
         model: type[BaseModel] | None = None,
-        decoding: Decoding = "json",
+        payload_format: PayloadFormat = "json",
         deduplicate: bool = False,
-        retained: bool = True,
+        skip_retained: bool = False,
     ) -> None:
         recent = RecentIds() if deduplicate else None
         self.unsubscribe(validate_filter(topic))
         self._subscriptions[topic] = Subscription(
-            topic, handler, qos, model, decoding, recent, retained
+            topic, handler, qos, model, payload_format, recent, skip_retained
         )
 
     def unsubscribe(self, topic: str) -> None:
@@ -131,7 +141,7 @@ class FakeMQTT:
         """
         await self.publish(topic, payload)
         if topic not in self.replies:
-            message = f"no answer to the request on {topic} in {timeout_seconds:g} s"
+            message = f"no reply to the request on {topic} in {timeout_seconds:g} s"
             raise RequestTimeoutError(message)
         return self.replies[topic]
 
@@ -149,8 +159,8 @@ def _seen(recent: RecentIds, topic: str, payload: Any) -> bool:
 
 
 def _value(subscription: Subscription, payload: Any) -> Any:
-    if subscription.decoding == "bytes":
+    if subscription.payload_format == "bytes":
         return encode(payload)
-    if subscription.decoding == "text":
+    if subscription.payload_format == "text":
         return encode(payload).decode()
     return subscription.model.model_validate(payload) if subscription.model else payload

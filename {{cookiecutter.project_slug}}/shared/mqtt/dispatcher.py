@@ -3,9 +3,10 @@
 Each subscription has its own queue and worker. Its messages are handled one at a time and in order,
 and a slow handler delays no other subscription.
 
-A message at QoS 1 is acknowledged after it was handled, so the broker's limit of unacknowledged
-messages bounds the queues. At QoS 0 the queues are bounded by number and bytes. The excess is
-dropped and counted.
+The queues are bounded by number and bytes. At QoS 0 the excess is dropped and counted. At QoS 1 a
+message is acknowledged after it was handled, and brokers limit unacknowledged messages. Some exceed
+their limit (Mosquitto 2.0.11: 700 instead of 20). The excess stays unacknowledged, and the broker
+redelivers it on a new connection as soon as the queues are empty.
 
 Acknowledgements are sent as handlers finish, not in the order of arrival (section 4.6). Otherwise
 one slow handler would delay all others, and brokers only look at the message id.
@@ -50,8 +51,12 @@ class _Backlog:
         self._messages_in, self._bytes_in = 0, 0
         self._messages_out, self._bytes_out = 0, 0
 
+    @property
+    def messages(self) -> int:
+        return self._messages_in - self._messages_out
+
     def has_room(self, size: int) -> bool:
-        waiting = self._messages_in - self._messages_out
+        waiting = self.messages
         return waiting == 0 or (
             waiting < self._max_messages
             and self._bytes_in - self._bytes_out + size <= MAX_QUEUED_BYTES
@@ -120,15 +125,15 @@ class Dispatcher:
         """Create a dispatcher without subscriptions.
 
         Args:
-            max_queued_messages: Limit of waiting messages at QoS 0.
+            max_queued_messages: Limit of waiting messages at each QoS.
             schedule: Runs a function on the event loop, from any thread.
             acknowledge: Acknowledges a message at QoS 1.
             reconnect: Replaces a connection, so that the broker redelivers.
             send_dead_letter: Returns whether the broker has the dead letter. Never raises.
-            urgent_topics: Topics with a limit of their own, because handlers wait for replies.
+            urgent_topics: Topics with their own limit at QoS 0, because handlers wait for them.
             logger: Logger of the service.
         """
-        self._backlog = _Backlog(max_queued_messages)
+        self._backlogs = (_Backlog(max_queued_messages), _Backlog(max_queued_messages))
         self._urgent_backlog, self._urgent_topics = _Backlog(max_queued_messages), urgent_topics
         self._schedule = schedule
         self._acknowledge = acknowledge
@@ -145,6 +150,7 @@ class Dispatcher:
         self._idle = asyncio.Event()
         self._unfinished = 0
         self._unacknowledged: dict[int, _Delivery] = {}
+        self._overrun_connection_id = self._replaced_connection_id = 0
         self._failed_connection_id = 0
         self._reconnect_timer: asyncio.TimerHandle | None = None
         self._dropped = 0
@@ -208,23 +214,32 @@ class Dispatcher:
     # Network thread
 
     def put(self, message: ReceivedMessage) -> None:
-        """Queue a message, or drop it at QoS 0 when the limit is reached."""
-        if not message.qos:
-            backlog, size = self._backlog_of(message), len(message.payload)
-            if not backlog.has_room(size):
+        """Queue a message, unless the limit is reached."""
+        backlog, size = self._backlog_of(message), len(message.payload)
+        # Skip all later messages of this connection as well, because order matters.
+        if message.qos and message.connection_id == self._overrun_connection_id:
+            return
+        if not backlog.has_room(size):
+            if message.qos:
+                self._overrun_connection_id = message.connection_id
+                # Check the queues here too, because the loop may have just emptied them.
+                self._schedule(self._reconnect_after_overrun)
+            else:
                 self._dropped += 1
                 if not self._drop_report_due:
                     self._drop_report_due = True
                     self._schedule(self._schedule_drop_report)
-                return
-            backlog.add(size)
+            return
+        backlog.add(size)
         self._arrived.append(message)
         if not self._wake_up_scheduled:
             self._wake_up_scheduled = True
             self._schedule(self._distribute)
 
     def _backlog_of(self, message: ReceivedMessage) -> _Backlog:
-        return self._urgent_backlog if message.topic in self._urgent_topics else self._backlog
+        if not message.qos and message.topic in self._urgent_topics:
+            return self._urgent_backlog
+        return self._backlogs[message.qos]
 
     # Event loop
 
@@ -249,6 +264,7 @@ class Dispatcher:
         while self._arrived and not self._closed:
             message = self._arrived.popleft()
             if message.duplicate and (self._is_in_progress(message) or self._draining):
+                self._backlog_of(message).remove(len(message.payload))
                 continue
             subscriptions = self._matching(message.topic)
             if message.retain:
@@ -347,18 +363,25 @@ class Dispatcher:
 
     def _finish(self, delivery: _Delivery) -> None:
         message = delivery.message
-        if not message.qos:
-            self._backlog_of(message).remove(len(message.payload))
-        else:
+        self._backlog_of(message).remove(len(message.payload))
+        if message.qos:
             if self._unacknowledged.get(message.mid) is delivery:
                 del self._unacknowledged[message.mid]
             if delivery.succeeded:
                 self._acknowledge(message)
             else:
                 self._schedule_reconnect(message.connection_id)
+            self._reconnect_after_overrun()
         self._unfinished -= 1
         if not self._unfinished:
             self._idle.set()
+
+    def _reconnect_after_overrun(self) -> None:
+        connection_id = self._overrun_connection_id
+        if connection_id > self._replaced_connection_id and not self._backlogs[1].messages:
+            self._replaced_connection_id = connection_id
+            self._logger.warning("messages_too_many", hint="the broker redelivers them")
+            self._reconnect(connection_id)
 
     def _schedule_reconnect(self, connection_id: int) -> None:
         # A timer that a failure on an earlier connection started may still be running.

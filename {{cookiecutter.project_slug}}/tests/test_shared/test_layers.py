@@ -1,42 +1,54 @@
-"""Modules of `shared/` import downwards only, in the layers of the architecture guide."""
+"""Imports in `shared/` point in one direction."""
 
 import ast
-import re
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-GUIDE = ROOT / "docs" / "ARCHITECTURE_GUIDELINES.md"
-MODULES = {path.stem: path for path in (ROOT / "shared").glob("[!_]*.py")}
-
-
-def layers() -> dict[str, int]:
-    """The row of each module in the guide's table, counted from the top."""
-    table = GUIDE.read_text(encoding="utf-8").partition("| Layer of `shared/` |")[2]
-    rows = table.partition("\n\n")[0].splitlines()[2:]
-    return {
-        module: number
-        for number, row in enumerate(rows)
-        for module in re.findall(r"`(\w+)`", row.split("|")[2])
-    }
+FILES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in (ROOT / "shared").rglob("*.py")
+}
+# Modules of the template. Leave yours out: they may import these, but not the other way round.
+LIBRARY = {
+    "api_client",
+    "commands",
+    "config",
+    "debugger",
+    "diagnose",
+    "files",
+    "health",
+    "home_assistant",
+    "influx",
+    "log",
+    "mqtt",
+    "redaction",
+    "retry",
+    "schemas",
+    "service",
+    "state",
+    "tracing",
+}
 
 
 def imports(path: Path) -> set[str]:
-    """The modules of `shared/` that a file imports, at its top or within a function."""
-    tree = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-    names = [node.module or "" for node in tree if isinstance(node, ast.ImportFrom)]
-    return {name.removeprefix("shared.") for name in names if name.startswith("shared.")}
+    """Return the modules of `shared/` that a file imports, at its top or in a function."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}", *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names & FILES.keys()
 
 
-def test_every_module_has_its_layer() -> None:
-    assert layers().keys() == MODULES.keys()
+GRAPH = {name: imports(path) for name, path in FILES.items()}
 
 
-def test_imports_go_down() -> None:
-    rows = layers()
-    upwards = [
-        f"{module} imports {imported}"
-        for module, path in MODULES.items()
-        for imported in imports(path)
-        if rows[imported] <= rows[module]
-    ]
-    assert upwards == []
+def test_imports_have_no_cycle() -> None:
+    TopologicalSorter(GRAPH).prepare()
+
+
+def test_the_library_does_not_import_your_modules() -> None:
+    own = {name for name in FILES if name != "shared" and name.split(".")[1] not in LIBRARY}
+    assert {name: found for name in GRAPH.keys() - own if (found := GRAPH[name] & own)} == {}

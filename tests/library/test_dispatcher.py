@@ -1,4 +1,4 @@
-"""The inbox by itself: what takes too long or is too large to wait for with a broker."""
+"""The dispatcher without a broker, for cases that are too slow or too large otherwise."""
 
 import asyncio
 import contextlib
@@ -8,32 +8,33 @@ from typing import Any
 import pytest
 import structlog
 
-from shared.dedup import RecentIds
-from shared.inbox import MAX_QUEUED_BYTES, Handler, Inbox, Received, Subscription
+from shared.mqtt.connection import ReceivedMessage
+from shared.mqtt.dedup import RecentIds
+from shared.mqtt.dispatcher import MAX_QUEUED_BYTES, Dispatcher, Handler, Subscription
 from shared.schemas import Command
 from tests.probes import LogProbe, Recorder, soon
 
 
 class Harness:
-    """An inbox whose network thread is the test."""
+    """A dispatcher whose network thread is the test."""
 
     def __init__(self, logger: structlog.stdlib.BoundLogger) -> None:
         self.acknowledged: list[int] = []
-        self.asked_again: list[int] = []
+        self.reconnected: list[int] = []
         self.scheduled = 0
-        self.buries = True
-        self.inbox = Inbox(
+        self.sends_dead_letters = True
+        self.dispatcher = Dispatcher(
             max_queued_messages=3,
             schedule=self._schedule,
             acknowledge=lambda message: self.acknowledged.append(message.mid),
-            ask_again=self.asked_again.append,
-            bury=self._bury,
+            reconnect=self.reconnected.append,
+            send_dead_letter=self._send_dead_letter,
             urgent_topics=frozenset({"urgent"}),
             logger=logger,
         )
 
     def subscribe(self, topic_filter: str, handler: Handler) -> None:
-        self.inbox.add(Subscription(topic_filter, handler, qos=1, decoding="bytes"))
+        self.dispatcher.add(Subscription(topic_filter, handler, qos=1, payload_format="bytes"))
 
     def subscribe_held(self, topic_filter: str, recorder: Recorder) -> asyncio.Event:
         """The recorder gets nothing before the event is set."""
@@ -46,17 +47,26 @@ class Harness:
         self.subscribe(topic_filter, wait)
         return release
 
-    def put(self, payload: bytes, *, mid: int = 0, connection: int = 1, **fields: Any) -> None:
-        qos = 1 if mid else 0
-        message = Received("t", payload, qos, retain=False, duplicate=False, mid=mid, connection=1)
-        self.inbox.put(message._replace(connection=connection, **fields))
+    def put(self, payload: bytes, *, mid: int = 0, connection_id: int = 1, **fields: Any) -> None:
+        message = ReceivedMessage(
+            "t",
+            payload,
+            qos=1 if mid else 0,
+            retain=False,
+            duplicate=False,
+            mid=mid,
+            connection_id=connection_id,
+        )
+        self.dispatcher.put(message._replace(**fields))
 
     def _schedule(self, function: Callable[[], None]) -> None:
         self.scheduled += 1
         asyncio.get_running_loop().call_soon(function)
 
-    async def _bury(self, _message: Received, _error: BaseException, _trace_id: str) -> bool:
-        return self.buries
+    async def _send_dead_letter(
+        self, _message: ReceivedMessage, _error: BaseException, _trace_id: str
+    ) -> bool:
+        return self.sends_dead_letters
 
 
 def fail(_topic: str, _payload: Any) -> None:
@@ -75,8 +85,8 @@ async def test_what_is_too_large_to_wait_is_dropped(harness: Harness) -> None:
     harness.put(half)
     harness.put(half)
     harness.put(b"small")
-    assert harness.inbox.dropped == 1
-    await soon(harness.inbox.drain(1))
+    assert harness.dispatcher.dropped == 1
+    await soon(harness.dispatcher.drain(1))
     assert recorder.payloads == [half, b"small"]
 
 
@@ -88,43 +98,43 @@ async def test_a_message_larger_than_the_limit_comes_through_alone(harness: Harn
     assert harness.acknowledged == [1]
 
 
-async def test_an_overrun_at_qos_1_is_asked_for_again_when_the_rest_is_handled(
+async def test_an_overrun_at_qos_1_is_redelivered_when_the_rest_is_handled(
     harness: Harness, log: LogProbe
 ) -> None:
     recorder = Recorder()
     release = harness.subscribe_held("t", recorder)
     for n in range(1, 6):
         harness.put(b"%d" % n, mid=n)
-    # Room at QoS 0 is its own.
+    # QoS 0 has its own limit.
     harness.put(b"0")
     release.set()
     await log.next("messages_too_many")
-    assert harness.asked_again == [1]
+    assert harness.reconnected == [1]
     assert harness.acknowledged == [1, 2, 3]
     harness.put(b"late", mid=6)
-    harness.put(b"4", mid=4, connection=2, duplicate=True)
+    harness.put(b"4", mid=4, connection_id=2, duplicate=True)
     await recorder.until_payload(b"4")
     assert recorder.payloads == [b"1", b"2", b"3", b"0", b"4"]
-    await soon(harness.inbox.drain(1))
-    assert harness.asked_again == [1]
+    await soon(harness.dispatcher.drain(1))
+    assert harness.reconnected == [1]
 
 
-async def test_an_overrun_on_the_next_connection_is_asked_for_again_as_well(
+async def test_an_overrun_on_the_next_connection_is_redelivered_as_well(
     harness: Harness,
 ) -> None:
     recorder = Recorder()
     release = harness.subscribe_held("t", recorder)
     for n in (1, 2, 3):
         harness.put(b"%d" % n, mid=n)
-    # The broker repeats what is not acknowledged, and has one more.
+    # The broker redelivers unacknowledged messages, and sends one more.
     for n in (1, 2, 3, 4):
-        harness.put(b"%d" % n, mid=n, connection=2, duplicate=n < 4)
-    assert harness.asked_again == []
+        harness.put(b"%d" % n, mid=n, connection_id=2, duplicate=n < 4)
+    assert harness.reconnected == []
     release.set()
     await recorder.until_payload(b"3")
-    await soon(harness.inbox.drain(1))
-    assert harness.asked_again == [2]
-    harness.put(b"4", mid=4, connection=3)
+    await soon(harness.dispatcher.drain(1))
+    assert harness.reconnected == [2]
+    harness.put(b"4", mid=4, connection_id=3)
     await recorder.until_payload(b"4")
 
 
@@ -132,10 +142,10 @@ async def test_an_overrun_just_when_the_last_message_is_done_is_not_forgotten(
     harness: Harness, log: LogProbe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("shared.inbox._Backlog.has_room", lambda *_: False)
+        patch.setattr("shared.mqtt.dispatcher._Backlog.has_room", lambda *_: False)
         harness.put(b"1", mid=1)
     await log.next("messages_too_many")
-    assert harness.asked_again == [1]
+    assert harness.reconnected == [1]
 
 
 async def test_what_handlers_wait_for_has_room_of_its_own(harness: Harness) -> None:
@@ -148,52 +158,52 @@ async def test_what_handlers_wait_for_has_room_of_its_own(harness: Harness) -> N
     harness.subscribe("urgent", lambda *_: answer.set())
     for _ in range(5):
         harness.put(b"x")
-    assert harness.inbox.dropped == 2
+    assert harness.dispatcher.dropped == 2
     harness.put(b"x", topic="urgent")
-    await soon(harness.inbox.drain(10))
+    await soon(harness.dispatcher.drain(10))
     assert answer.is_set()
-    assert harness.inbox.dropped == 2
+    assert harness.dispatcher.dropped == 2
 
 
-@pytest.mark.parametrize("is_buried", [True, False])
+@pytest.mark.parametrize("is_sent", [True, False])
 async def test_a_message_that_failed_counts_as_handled_once_it_is_a_dead_letter(
-    harness: Harness, is_buried: bool
+    harness: Harness, is_sent: bool
 ) -> None:
-    harness.buries = is_buried
+    harness.sends_dead_letters = is_sent
     calls: list[Any] = []
 
     def count_and_fail(_topic: str, payload: Any) -> None:
         calls.append(payload)
         raise LookupError
 
-    harness.inbox.add(Subscription("t", count_and_fail, qos=1, recent=RecentIds()))
+    harness.dispatcher.add(Subscription("t", count_and_fail, qos=1, recent=RecentIds()))
     for connection in (1, 2):
-        harness.put(b'{"request_id": "1"}', mid=1, connection=connection)
-        await soon(harness.inbox.drain(1))
-    assert len(calls) == (1 if is_buried else 2)
-    assert harness.acknowledged == ([1, 1] if is_buried else [])
+        harness.put(b'{"request_id": "1"}', mid=1, connection_id=connection)
+        await soon(harness.dispatcher.drain(1))
+    assert len(calls) == (1 if is_sent else 2)
+    assert harness.acknowledged == ([1, 1] if is_sent else [])
 
 
 async def test_a_message_without_a_dead_letter_is_asked_for_again_later(
     harness: Harness, log: LogProbe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shared.inbox._REPETITION_SECONDS", 0.01)
-    harness.buries = False
+    monkeypatch.setattr("shared.mqtt.dispatcher._RECONNECT_DELAY_SECONDS", 0.01)
+    harness.sends_dead_letters = False
     harness.subscribe("t", fail)
-    harness.put(b"1", mid=1, connection=7)
-    harness.put(b"2", mid=2, connection=7)
+    harness.put(b"1", mid=1, connection_id=7)
+    harness.put(b"2", mid=2, connection_id=7)
     await log.next("messages_not_handled")
-    assert harness.asked_again == [7]
-    await harness.inbox.close()
+    assert harness.reconnected == [7]
+    await harness.dispatcher.close()
 
 
 async def test_a_flood_that_is_dropped_is_no_work_for_the_loop(harness: Harness) -> None:
     harness.subscribe("t", print)
     for _ in range(1000):
         harness.put(b"x")
-    assert harness.inbox.dropped == 997
+    assert harness.dispatcher.dropped == 997
     assert harness.scheduled == 2
-    await harness.inbox.close()
+    await harness.dispatcher.close()
 
 
 async def test_a_handler_that_will_not_be_cancelled_is_left(
@@ -210,16 +220,16 @@ async def test_a_handler_that_will_not_be_cancelled_is_left(
     harness.subscribe("t", stubborn)
     harness.put(b"x")
     await soon(started.wait())
-    await soon(harness.inbox.drain(0.01))
+    await soon(harness.dispatcher.drain(0.01))
     assert (await log.next("handler_not_cancelled"))["task"] == "mqtt-handler t"
     release.set()
-    await soon(harness.inbox.close())
+    await soon(harness.dispatcher.close())
 
 
 async def test_a_handler_that_does_not_end_is_reported_once_though_nothing_more_comes(
     harness: Harness, log: LogProbe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shared.inbox.SLOW_HANDLER_SECONDS", 0.01)
+    monkeypatch.setattr("shared.mqtt.dispatcher.SLOW_HANDLER_SECONDS", 0.01)
     recorder = Recorder()
     release = harness.subscribe_held("t", recorder)
     harness.put(b"1", mid=1)
@@ -236,19 +246,21 @@ async def test_a_handler_that_does_not_end_is_reported_once_though_nothing_more_
 async def test_a_message_that_fails_on_the_next_connection_too_is_asked_for_there(
     harness: Harness, log: LogProbe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shared.inbox._REPETITION_SECONDS", 0.05)
-    harness.buries = False
+    monkeypatch.setattr("shared.mqtt.dispatcher._RECONNECT_DELAY_SECONDS", 0.05)
+    harness.sends_dead_letters = False
     harness.subscribe("t", fail)
-    harness.put(b"1", mid=1, connection=1)
-    harness.put(b"1", mid=1, connection=2, duplicate=True)
+    harness.put(b"1", mid=1, connection_id=1)
+    harness.put(b"1", mid=1, connection_id=2, duplicate=True)
     await log.next("messages_not_handled")
-    assert harness.asked_again == [2]
+    assert harness.reconnected == [2]
 
 
 async def test_what_the_broker_has_kept_may_be_left_out(harness: Harness) -> None:
     wanted, unwanted = Recorder(), Recorder()
     harness.subscribe("t", wanted)
-    harness.inbox.add(Subscription("+", unwanted, qos=1, decoding="bytes", retained=False))
+    harness.dispatcher.add(
+        Subscription("+", unwanted, qos=1, payload_format="bytes", skip_retained=True)
+    )
     harness.put(b"kept", mid=1, retain=True)
     harness.put(b"new", mid=2)
     await unwanted.until_payload(b"new")
@@ -261,7 +273,7 @@ async def test_what_nobody_wants_is_acknowledged_and_told_when_debugging(
     harness: Harness, log: LogProbe
 ) -> None:
     harness.put(b"1", mid=1)
-    assert (await log.next("message_not_wanted"))["topic"] == "t"
+    assert (await log.next("message_without_handler"))["topic"] == "t"
     assert harness.acknowledged == [1]
 
 
@@ -275,7 +287,7 @@ async def test_a_shared_subscription_gets_its_messages(harness: Harness) -> None
 
 async def test_nothing_is_no_message_for_a_model(harness: Harness) -> None:
     recorder = Recorder()
-    harness.inbox.add(Subscription("t", recorder, qos=1, model=Command))
+    harness.dispatcher.add(Subscription("t", recorder, qos=1, model=Command))
     harness.put(b"", mid=1)
     harness.put(b'{"command": "refresh"}', mid=2)
     await recorder.next()
@@ -285,12 +297,12 @@ async def test_nothing_is_no_message_for_a_model(harness: Harness) -> None:
 
 async def test_two_messages_of_one_trace_are_two(harness: Harness) -> None:
     recorder = Recorder()
-    harness.inbox.add(Subscription("t", recorder, qos=1, recent=RecentIds()))
+    harness.dispatcher.add(Subscription("t", recorder, qos=1, recent=RecentIds()))
     for n, content in enumerate((1, 2, 1), start=1):
         harness.put(b'{"trace_id": "a", "round": %d}' % content, mid=n)
     await recorder.next()
     await recorder.next()
-    await soon(harness.inbox.drain(1))
+    await soon(harness.dispatcher.drain(1))
     assert [payload["round"] for payload in recorder.payloads] == [1, 2]
     assert harness.acknowledged == [1, 2, 3]
 
@@ -298,7 +310,7 @@ async def test_two_messages_of_one_trace_are_two(harness: Harness) -> None:
 async def test_drops_are_reported_once_in_a_while(
     harness: Harness, log: LogProbe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shared.inbox._DROP_REPORT_SECONDS", 0.01)
+    monkeypatch.setattr("shared.mqtt.dispatcher._DROP_REPORT_SECONDS", 0.01)
     harness.subscribe("t", print)
     for _ in range(10):
         harness.put(b"x")
@@ -309,7 +321,7 @@ async def test_drops_are_reported_once_in_a_while(
 async def test_a_burst_leaves_the_loop_time_for_others(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shared.inbox._SLICE_SECONDS", 0.0)
+    monkeypatch.setattr("shared.mqtt.dispatcher._TIME_SLICE_SECONDS", 0.0)
     order: list[object] = []
     harness.subscribe("t", lambda _, payload: order.append(payload))
     for payload in (b"1", b"2", b"3"):
@@ -317,14 +329,14 @@ async def test_a_burst_leaves_the_loop_time_for_others(
     for _ in range(4):
         await asyncio.sleep(0)
         order.append("other")
-    await soon(harness.inbox.drain(1))
+    await soon(harness.dispatcher.drain(1))
     assert "other" in order[order.index(b"1") : order.index(b"3")]
 
 
 async def test_nothing_is_handled_after_the_end(harness: Harness) -> None:
     recorder = Recorder()
     harness.subscribe("t", recorder)
-    await soon(harness.inbox.close())
+    await soon(harness.dispatcher.close())
     harness.put(b"late")
     await asyncio.sleep(0)
     await asyncio.sleep(0)
