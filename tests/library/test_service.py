@@ -155,7 +155,7 @@ async def test_a_health_check_that_is_no_json_shows_in_the_heartbeat(
     async with running(Odd(settings)):
         heartbeat = await observer.next("probe/heartbeat")
     assert heartbeat["status"] == "degraded"
-    assert "cannot be written as JSON" in heartbeat["reasons"][0]
+    assert "cannot be encoded as JSON" in heartbeat["reasons"][0]
 
 
 async def test_a_heartbeat_that_cannot_be_sent_is_followed_by_the_next(

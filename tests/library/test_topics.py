@@ -60,5 +60,5 @@ def test_no_topic(topic: str) -> None:
     ["", "a/#/b", "a#", "a/b+", "+a", "##", "$share/group", "$share//a", "nul\0"],
 )
 def test_no_filter(topic_filter: str) -> None:
-    with pytest.raises(ValueError, match=r"filter|bytes"):
+    with pytest.raises(ValueError, match=r"filter|bytes|subscription"):
         validate_filter(topic_filter)

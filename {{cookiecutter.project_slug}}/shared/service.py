@@ -399,6 +399,9 @@ _running: dict[BaseService[Any], asyncio.AbstractEventLoop] = {}
 
 def _stop_all(number: int, _frame: FrameType | None) -> None:
     """Stop all services of this process on the first signal."""
+    if signal.getsignal(number) is signal.SIG_DFL:
+        # The second signal arrived before Python called this function for the first one.
+        signal.raise_signal(number)
     for each in _DEFAULT_SIGNAL_HANDLERS:
         # The system ends the process on the second signal, even if the loop is blocked.
         signal.signal(each, signal.SIG_DFL)
