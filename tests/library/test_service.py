@@ -97,7 +97,7 @@ def test_an_attribute_of_the_base_class_is_rejected() -> None:
     with pytest.raises(TypeError, match=r"Shadowing\._tasks: BaseService uses this name"):
 
         class Shadowing(Probe):
-            _tasks = None
+            _tasks = None  # type: ignore[assignment]
 
 
 # Lifecycle

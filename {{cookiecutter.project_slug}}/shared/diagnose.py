@@ -88,7 +88,7 @@ def _parse(names: list[str], arguments: Sequence[str] | None) -> argparse.Namesp
         "--step",
         action="append",
         choices=["config", *names, "all"],
-        help="run only this step after config; may be repeated",
+        help="run only this step after config. May be repeated",
     )
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     options = parser.parse_args(arguments)

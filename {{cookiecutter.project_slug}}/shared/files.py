@@ -18,7 +18,7 @@ class SchemaVersionError(Exception):
 def atomic_write(path: Path, content: str | bytes, *, mode: int | None = None) -> None:
     """Replace the content of `path` in one step that survives a power cut. Raises OSError.
 
-    Readers see either the old or the new content. Without `mode` an existing file keeps its mode.
+    Readers see either the old or the new content. An existing file keeps its mode by default.
     """
     data = content.encode() if isinstance(content, str) else content
     if mode is None:

@@ -432,7 +432,7 @@ class Connection:
         self._logger.error(
             "mqtt_connection_refused",
             reason=reason,
-            hint="check MQTT_USERNAME and MQTT_PASSWORD; the client retries with a longer delay",
+            hint="check MQTT_USERNAME and MQTT_PASSWORD. The client retries with a longer delay",
         )
 
     def _report_unreachable(self, reason: str) -> None:

@@ -124,14 +124,10 @@ class Dispatcher:
     ) -> None:
         """Create a dispatcher without subscriptions.
 
-        Args:
-            max_queued_messages: Limit of waiting messages at each QoS.
-            schedule: Runs a function on the event loop, from any thread.
-            acknowledge: Acknowledges a message at QoS 1.
-            reconnect: Replaces a connection, so that the broker redelivers.
-            send_dead_letter: Returns whether the broker has the dead letter. Never raises.
-            urgent_topics: Topics with their own limit at QoS 0, because handlers wait for them.
-            logger: Logger of the service.
+        `schedule` runs a function on the event loop, from any thread. `reconnect` replaces a
+        connection, so that the broker redelivers. `send_dead_letter` returns whether the broker
+        has the dead letter, and never raises. `urgent_topics` have their own limit at QoS 0,
+        because handlers wait for their messages.
         """
         self._backlogs = (_Backlog(max_queued_messages), _Backlog(max_queued_messages))
         self._urgent_backlog, self._urgent_topics = _Backlog(max_queued_messages), urgent_topics
