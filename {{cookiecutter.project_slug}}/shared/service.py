@@ -102,7 +102,12 @@ class BaseService[S: Settings](ABC):
 
     @cached_property
     def mqtt(self) -> MQTTClient:
-        session = Session.claim(self.settings.data_dir / SESSION_FILE_NAME, self.name, self.logger)
+        session = Session.claim(
+            self.settings.data_dir / SESSION_FILE_NAME,
+            self.name,
+            self.logger,
+            client_id=self.settings.mqtt_client_id.replace("{service}", self.name),
+        )
         self._clients.callback(session.close)
         return MQTTClient.from_settings(self.settings, self.name, self.logger, session=session)
 {% if cookiecutter.include_home_assistant %}
