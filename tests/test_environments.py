@@ -28,7 +28,11 @@ for word; do case $word in --initial-branch*) echo "usage: git init [-q]" >&2; e
 exec {git} "$@"
 """
 # What `uv lock --check` must not depend on.
-UV_TOML = 'exclude-newer = "2024-01-01"\n[[index]]\nurl = "https://example.org/simple"\ndefault = true\n'
+UV_TOML = """exclude-newer = "2024-01-01"
+[[index]]
+url = "https://example.org/simple"
+default = true
+"""
 GITCONFIG = """[user]
 name = Test Author
 email = author@example.org
@@ -149,7 +153,9 @@ def test_the_made_repository_works_in_that_environment(
     assert " passed" in done.stdout
 
 
-@pytest.mark.parametrize("program", [["-m", "cookiecutter", "--no-input", "-o"], ["scripts/new.py"]])
+@pytest.mark.parametrize(
+    "program", [["-m", "cookiecutter", "--no-input", "-o"], ["scripts/new.py"]]
+)
 def test_a_clone_without_symbolic_links_is_rejected(
     template: Path, tmp_path: Path, program: list[str]
 ) -> None:
@@ -193,7 +199,7 @@ def test_a_repository_of_another_owner_is_named_by_git_itself(
 def test_a_cookiecutter_that_is_too_old_is_the_cause(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: "2.2.3")
+    monkeypatch.setattr(importlib.metadata, "version", lambda _: "2.2.3")
     assert pre_gen().main() == 1
     said = capsys.readouterr().err
     assert "cookiecutter 2.2.3 is too old" in said

@@ -424,8 +424,8 @@ def test_requirements_are_exported_on_the_branch_of_dependabot(
     if not stale:
         assert calls.read_text() == ""
         return
-    pushed = ("git", "-C", tmp_path / "github", "show", "dependabot/uv/python-1:base/requirements.txt")
-    assert run(*pushed).stdout == requirements
+    exported = "dependabot/uv/python-1:base/requirements.txt"
+    assert run("git", "show", exported, cwd=tmp_path / "github").stdout == requirements
     assert "workflow run ci.yml --ref dependabot/uv/python-1" in calls.read_text()
     # A dispatched run needs the trigger.
     assert "workflow_dispatch" in project.yaml(".github/workflows/ci.yml")[True]
