@@ -28,9 +28,11 @@ for word; do case $word in --initial-branch*) echo "usage: git init [-q]" >&2; e
 exec {git} "$@"
 """
 # What `uv lock --check` must not depend on.
-UV_TOML = (
-    'exclude-newer = "2024-01-01"\n[[index]]\nurl = "https://example.org/simple"\ndefault = true\n'
-)
+UV_TOML = """exclude-newer = "2024-01-01"
+[[index]]
+url = "https://example.org/simple"
+default = true
+"""
 GITCONFIG = """[user]
 name = Test Author
 email = author@example.org
@@ -197,7 +199,7 @@ def test_a_repository_of_another_owner_is_named_by_git_itself(
 def test_a_cookiecutter_that_is_too_old_is_the_cause(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: "2.2.3")
+    monkeypatch.setattr(importlib.metadata, "version", lambda _: "2.2.3")
     assert pre_gen().main() == 1
     said = capsys.readouterr().err
     assert "cookiecutter 2.2.3 is too old" in said

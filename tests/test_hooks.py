@@ -204,7 +204,7 @@ def test_a_refusal_leaves_no_file(
 
 def said_command(hook: ModuleType, **answers: Any) -> list[str]:
     """The corrected command of a refusal, split."""
-    hook.ANSWERS = json.dumps(json.loads(hook.ANSWERS) | answers)
+    vars(hook)["ANSWERS"] = json.dumps(json.loads(hook.ANSWERS) | answers)
     said = io.StringIO()
     with contextlib.redirect_stderr(said):
         assert hook.main() == 1
