@@ -126,7 +126,305 @@ def test_doctor_needs_nothing_but_python_and_git(bake_copy: Bake, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "record", ["{}", "[]", "    exported = "dependabot/uv/python-1:base/requirements.txt"
+    "record", ["{}", "[]", "<<<<<<< ours\n", '{"template": "x", "commit": "y", "context": []}']
+)
+@needs("git")
+def test_a_damaged_record_of_the_template_is_told(bake_copy: Bake, record: str) -> None:
+    project = bake_copy()
+    project.file(".cruft.json").write_text(record)
+    finding = doctor(project)["template"]
+    assert (finding["status"], ".cruft.json cannot be read" in finding["detail"]) == ("FAIL", True)
+    if "commit" not in record:
+        done = project.run("scripts/template-update.sh", "--check", check=False)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert ".cruft.json cannot be read" in done.stderr
+
+
+@needs("git")
+def test_a_tool_that_does_not_run_is_told(bake_copy: Bake, tmp_path: Path) -> None:
+    project = bake_copy()
+    for name in ("docker", "age", "sops"):
+        (tmp_path / name).write_text("#!/bin/sh\necho 'no plugin' >&2\nexit 1\n")
+        (tmp_path / name).chmod(0o755)
+    findings = doctor(project, PATH=f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    for name in ("docker", "docker compose", "age", "sops"):
+        assert findings[name]["status"] == "WARN"
+        assert "does not run" in findings[name]["detail"]
+
+
+@pytest.mark.parametrize(
+    ("engine", "compose", "status"),
+    [
+        ("24.0.9", "2.23.3", "FAIL"),
+        ("25.0.0-rc.1", "v2.24.0-desktop.1", "PASS"),
+        ("100.1", "3.0", "PASS"),
+    ],
+)
+@needs("git")
+def test_a_docker_that_is_too_old_is_told(
+    bake_copy: Bake, tmp_path: Path, engine: str, compose: str, status: str
+) -> None:
+    docker = tmp_path / "docker"
+    docker.write_text(
+        "#!/bin/sh\ncase $1 in\n"
+        f"version) echo {engine} ;;\ncompose) echo Docker Compose version {compose} ;;\n"
+        "*) exit 1 ;;\nesac\n"
+    )
+    docker.chmod(0o755)
+    findings = doctor(bake_copy(), PATH=f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    for name in ("docker", "docker compose"):
+        assert findings[name]["status"] == status, findings[name]
+
+
+@needs("git")
+def test_what_containers_cannot_read_is_told(bake_copy: Bake) -> None:
+    project = bake_copy()
+    assert doctor(project)["permissions"]["status"] == "PASS"
+    for name in ("shared/log.py", "infrastructure/mosquitto"):
+        project.run("chmod", "go=", name)
+        finding = doctor(project)["permissions"]
+        assert (finding["status"], name in finding["detail"]) == ("FAIL", True)
+        project.run("sh", "-c", finding["fix"])
+        assert doctor(project)["permissions"]["status"] == "PASS"
+
+
+@needs("git")
+def test_hooks_that_are_kept_elsewhere(bake_copy: Bake, tmp_path: Path) -> None:
+    project = bake_copy()
+    project.run("git", "config", "core.hooksPath", tmp_path / "hooks")
+    assert "leads to none" in doctor(project)["git hooks"]["detail"]
+    (tmp_path / "hooks").mkdir()
+    (tmp_path / "hooks/pre-commit").write_text("#!/bin/sh\nmake lint\n")
+    assert doctor(project)["git hooks"]["status"] == "PASS"
+    inner = tmp_path / "outer/inner"
+    shutil.copytree(project.path, inner, ignore=shutil.ignore_patterns(".git"))
+    run("git", "init", "--quiet", inner.parent)
+    around = doctor(BakedProject(inner, environments=project.environments))["git hooks"]
+    assert (around["status"], "around this folder" in around["detail"]) == ("WARN", True)
+
+
+@needs("git")
+def test_a_key_in_the_environment_counts(bake_copy: Bake) -> None:
+    project = bake_copy()
+    shutil.rmtree(project.file(".sops"))
+    assert doctor(project)["age key"]["status"] == "WARN"
+    assert doctor(project, SOPS_AGE_KEY_CMD="true")["age key"]["status"] == "PASS"
+
+
+@needs("git")
+def test_doctor_by_make_prints_json_alone(bake: Bake) -> None:
+    done = bake().run("make", "--silent", "doctor", "ARGS=--json", check=False)
+    loud = bake().run("make", "doctor", "ARGS=--json", check=False)
+    assert json.loads(loud.stdout) == json.loads(done.stdout)
+
+
+@pytest.mark.docker
+@pytest.mark.real
+@pytest.mark.xdist_group("docker")
+def test_doctor_sees_an_old_base_image(bake_copy: Bake) -> None:
+    project = bake_copy()
+    name = "doctor-test-base:latest"
+    with project.file(".env").open("a") as stream:
+        stream.write(f"BASE_IMAGE='{name}'\n")
+    try:
+        assert doctor(project)["base image"]["status"] == "WARN"
+        built = project.run("scripts/build-base.sh", "--quiet", timeout=600).stdout
+        assert f"Built {name}\n" in built
+        assert doctor(project)["base image"]["status"] == "PASS"
+        with project.file("base/requirements.txt").open("a") as stream:
+            stream.write("# newer\n")
+        assert doctor(project)["base image"]["status"] == "FAIL"
+    finally:
+        run("docker", "image", "rm", "--force", name, check=False)
+
+
+# --- refreshing ---------------------------------------------------------------------------------
+
+
+@pytest.mark.real
+@needs("git")
+def test_refreshing_without_upgrading_finds_all_in_step(tmp_path: Path) -> None:
+    """Locks, exports and reserved names are those that the template's pyproject.toml gives."""
+    copy = tmp_path / "template"
+    publish(copy)
+    refresh = (sys.executable, "scripts/refresh.py", "--no-upgrade", "--no-prove")
+    assert run(*refresh, cwd=copy).stdout == "Everything was current.\n"
+
+
+def test_a_pinned_action_is_read_whole() -> None:
+    refresh = load("refresh")
+    pinned = "uses: actions/checkout@08c6903cd8c0fde910a37f88322edcfb5dd907a8 # v5.0.0"
+    assert refresh.PINNED_ACTION.fullmatch(pinned).groups() == (
+        "actions/checkout",
+        "",
+        "08c6903cd8c0fde910a37f88322edcfb5dd907a8",
+        "5.0.0",
+    )
+
+
+@needs("git")
+def test_an_action_gets_the_commit_of_its_newest_release(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a stand-in for GitHub, with plain and annotated tags and one that is no release."""
+    upstream = tmp_path / "github" / "octo" / "tool"
+    upstream.mkdir(parents=True)
+    run("git", "init", "--quiet", cwd=upstream)
+    commits = {}
+    for tag in ("v9.0.0", "v10.1.0", "v11.0.0-beta"):
+        run("git", "commit", "--quiet", "--allow-empty", "-m", tag, cwd=upstream)
+        annotated = ["-a", "-m", tag] if tag == "v10.1.0" else []
+        run("git", "tag", *annotated, tag, cwd=upstream)
+        commits[tag] = run("git", "rev-parse", "HEAD", cwd=upstream).stdout.strip()
+    monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
+    monkeypatch.setenv("GIT_CONFIG_KEY_0", f"url.file://{tmp_path}/github/.insteadOf")
+    monkeypatch.setenv("GIT_CONFIG_VALUE_0", "https://github.com/")
+    newest_action = load("refresh").newest_action
+    assert (
+        newest_action("octo/tool", "/sub", "0" * 40, "9.0.0")
+        == f"uses: octo/tool/sub@{commits['v10.1.0']} # v10.1.0"
+    )
+    assert newest_action("octo/none", "", "1" * 40, "1.2.3").endswith(f"@{'1' * 40} # v1.2.3")
+    assert "octo/none stays at v1.2.3" in capsys.readouterr().out
+
+
+# --- releases -----------------------------------------------------------------------------------
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    project = BakedProject(ROOT)
+    version = project.toml("pyproject.toml")["project"]["version"]
+    assert project.json("cookiecutter.json")["__template_version"] == version
+    assert f"## [{version}] - " in project.read("CHANGELOG.md")
+
+
+def test_release_notes_are_the_section_of_the_version() -> None:
+    version = BakedProject(ROOT).toml("pyproject.toml")["project"]["version"]
+    done = run(sys.executable, "scripts/release_notes.py", f"v{version}", cwd=ROOT)
+    assert done.stdout.startswith("### ")
+    assert "## [" not in done.stdout.replace("### ", "")
+    notes = load("release_notes").notes
+    changelog = "## [Unreleased]\n\n## [1.1.0] - x\n\nNew.\n\n## [1.0.0] - y\n\nOld.\n\n[1.0.0]: #"
+    assert notes(changelog, "1.1.0") == "New.\n"
+    assert notes(changelog, "1.0.0") == "Old.\n"
+
+
+@pytest.mark.parametrize("version", ["v9.9.9", "nonsense"])
+def test_a_release_without_notes_or_with_another_version_is_refused(version: str) -> None:
+    done = run(sys.executable, "scripts/release_notes.py", version, cwd=ROOT, check=False)
+    assert done.returncode == 1
+    assert "does not name the version" in done.stderr
+    with pytest.raises(ValueError, match=r"no notes for 1\.0\.0"):
+        load("release_notes").notes("## [1.0.0] - x\n\n## [0.9.0]\n\nOld.\n", "1.0.0")
+
+
+def test_breaking_changes_tell_how_to_migrate() -> None:
+    notes = load("release_notes").notes
+    changelog = BakedProject(ROOT).read("CHANGELOG.md")
+    versions = [line.split("]")[0][4:] for line in changelog.splitlines() if line[:4] == "## ["]
+    assert versions[0] == "Unreleased"
+    for version in versions[1:]:
+        if version.endswith(".0"):
+            assert "### Migration\n" in notes(changelog, version), version
+
+
+# --- workflows ----------------------------------------------------------------------------------
+
+GH = """#!/bin/sh
+echo "$*" >> "$CALLS"
+[ "$1 $2" != "issue list" ] || echo "$OPEN_ISSUES"
+"""
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(
+    ("state", "open_issues", "code", "called"),
+    [
+        ("current", 0, 0, []),
+        ("behind", 0, 0, ["issue list", "issue create"]),
+        ("behind", 1, 0, ["issue list"]),
+        ("out of reach", 0, 2, []),
+        ("unknown", 0, 0, []),
+    ],
+)
+@needs("git")
+def test_the_scheduled_job_opens_one_issue_when_there_is_something_newer(
+    bake_copy: Bake, tmp_path: Path, state: str, open_issues: int, code: int, called: list[str]
+) -> None:
+    project = bake_copy()
+    origin = tmp_path / "template"
+    record = project.json(".cruft.json")
+    run("git", "clone", "--quiet", record["template"], origin)
+    record["template"] = str(origin)
+    project.file(".cruft.json").write_text(json.dumps(record, indent=2) + "\n")
+    if state == "behind":
+        (origin / "{{cookiecutter.project_slug}}" / "newer.md").write_text("Newer\n")
+        run("git", "add", "--all", cwd=origin)
+        run("git", "commit", "--quiet", "-m", "Newer", cwd=origin)
+    elif state == "out of reach":
+        origin.rename(tmp_path / "moved")
+    elif state == "unknown":
+        project.file(".cruft.json").unlink()
+    gh = tmp_path / "bin" / "gh"
+    gh.parent.mkdir()
+    gh.write_text(GH)
+    gh.chmod(0o755)
+    calls = tmp_path / "calls"
+    calls.touch()
+    step = project.yaml(".github/workflows/template.yml")["jobs"]["check"]["steps"][-1]
+    env = {
+        "PATH": f"{gh.parent}{os.pathsep}{os.environ['PATH']}",
+        "CALLS": str(calls),
+        "OPEN_ISSUES": str(open_issues),
+        "TITLE": step["env"]["TITLE"],
+    }
+    done = project.run("bash", "-eo", "pipefail", "-c", step["run"], env=env, check=False)
+    assert done.returncode == code, done.stderr
+    assert [" ".join(line.split()[:2]) for line in calls.read_text().splitlines()] == called
+
+
+@needs("git")
+def test_dependency_upkeep_reads_what_is_pinned(bake: Bake) -> None:
+    """Every file that holds a pin is one that Dependabot is told of."""
+    for folder in (bake().path, ROOT):
+        listed = yaml.safe_load((folder / ".github/dependabot.yml").read_text())["updates"]
+        ecosystems = {entry["package-ecosystem"] for entry in listed}
+        assert {"uv", "github-actions"} <= ecosystems
+        assert ("docker" in ecosystems) == (folder / "base").exists()
+
+
+@pytest.mark.real
+@needs("git")
+@pytest.mark.parametrize("stale", [True, False])
+def test_requirements_are_exported_on_the_branch_of_dependabot(
+    bake_copy: Bake, tmp_path: Path, stale: bool
+) -> None:
+    project = bake_copy()
+    run("git", "init", "--quiet", "--bare", tmp_path / "github")
+    project.run("git", "remote", "add", "origin", tmp_path / "github")
+    requirements = project.read("base/requirements.txt")
+    if stale:
+        project.file("base/requirements.txt").write_text(requirements + "outdated==1.0\n")
+        project.run("git", "commit", "--quiet", "--no-verify", "--all", "--message", "Bump")
+    gh = tmp_path / "bin" / "gh"
+    gh.parent.mkdir()
+    gh.write_text(GH)
+    gh.chmod(0o755)
+    calls = tmp_path / "calls"
+    calls.touch()
+    job = project.yaml(".github/workflows/dependabot.yml")["jobs"]["lock"]
+    env = {
+        "PATH": f"{gh.parent}{os.pathsep}{os.environ['PATH']}",
+        "CALLS": str(calls),
+        "BRANCH": "dependabot/uv/python-1",
+    }
+    for step in job["steps"]:
+        if "run" in step:
+            project.run("bash", "-eo", "pipefail", "-c", step["run"], env=env)
+    if not stale:
+        assert calls.read_text() == ""
+        return
+    exported = "dependabot/uv/python-1:base/requirements.txt"
     assert run("git", "show", exported, cwd=tmp_path / "github").stdout == requirements
     assert "workflow run ci.yml --ref dependabot/uv/python-1" in calls.read_text()
     # A dispatched run needs the trigger.
