@@ -23,7 +23,7 @@ import pytest
 from tests.baked import ROOT, SERVICE_TEMPLATE, TEMPLATE, BakedProject, run, user_environment
 from tests.conftest import Bake, Cookiecutter
 from tests.rendering import load_hook, typed_context
-from tests.tools import needs
+from tests.tools import needs, slow_after_first
 
 DEFAULT = "homelab-services"
 
@@ -451,7 +451,7 @@ STEP_OF = {"git": "git repository", "age-keygen": "secrets"}
 
 @pytest.mark.real
 @needs("git", "age-keygen")
-@pytest.mark.parametrize("missing", ["git", "age-keygen", "both"])
+@pytest.mark.parametrize("missing", slow_after_first(["both", "git", "age-keygen"]))
 def test_a_missing_tool_costs_its_step_only(
     cookiecutter: Cookiecutter, tmp_path: Path, path_of: Callable[..., str], missing: str
 ) -> None:
@@ -542,7 +542,9 @@ FOLDERS = ["with space", "Ünïcödé 花園", "it's $HOME", "-dash"]
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("output", [".", "..", "it's $HOME", "-dash", "link/below"])
+@pytest.mark.parametrize(
+    "output", slow_after_first(["it's $HOME", ".", "..", "-dash", "link/below"])
+)
 def test_the_way_on_leads_there_from_the_users_folder(
     output: str, template: Path, tmp_path: Path
 ) -> None:
@@ -559,7 +561,7 @@ def test_the_way_on_leads_there_from_the_users_folder(
 
 @pytest.mark.real
 @needs("git", "age-keygen")
-@pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.parametrize("folder", slow_after_first(FOLDERS))
 def test_any_folder_will_do(cookiecutter: Cookiecutter, tmp_path: Path, folder: str) -> None:
     done = cookiecutter(output=tmp_path / folder)
     assert done.returncode == 0, done.stderr
@@ -595,7 +597,7 @@ def test_nobody_reads_the_table(tmp_path: Path, output: str) -> None:
 
 @pytest.mark.real
 @needs("git", "age-keygen")
-@pytest.mark.parametrize("umask", ["077", "022", "000"])
+@pytest.mark.parametrize("umask", slow_after_first(["000", "022", "077"]))
 def test_any_umask_keeps_the_key_private(tmp_path: Path, umask: str) -> None:
     done = run(
         *("sh", "-c", f'umask {umask}; exec "$@"', "sh"),

@@ -15,7 +15,7 @@ import pytest
 
 from tests.baked import ROOT, TEMPLATE, BakedProject, publish, run
 from tests.conftest import Cookiecutter
-from tests.tools import needs
+from tests.tools import needs, slow_after_first
 
 pytestmark = [
     pytest.mark.real,
@@ -259,7 +259,7 @@ def update_and_check(
     return done.stdout
 
 
-@pytest.mark.parametrize("version", RELEASES)
+@pytest.mark.parametrize("version", slow_after_first(RELEASES))
 def test_from_every_release(make: Maker, tmp_path: Path, version: str) -> None:
     origin = Published(tmp_path / "template", version)
     project = make(origin)
@@ -269,6 +269,7 @@ def test_from_every_release(make: Maker, tmp_path: Path, version: str) -> None:
     update_and_check(project, origin, make(origin, "fresh"), ALL_TESTS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_to_next_years(make: Maker, tmp_path: Path, way: Make) -> None:
     origin = Published(tmp_path / "template")
@@ -296,6 +297,7 @@ def test_a_template_that_is_named_from_where_the_user_is(tmp_path: Path, named: 
     assert BakedProject(outer / SLUG).json(".cruft.json")["template"] == str(origin.path)
 
 
+@pytest.mark.slow
 def test_a_change_on_both_sides_is_shown_and_can_be_settled(make: Maker, tmp_path: Path) -> None:
     origin = Published(tmp_path / "template")
     project = make(origin)
@@ -326,6 +328,7 @@ def test_a_change_on_both_sides_is_shown_and_can_be_settled(make: Maker, tmp_pat
     assert "nothing newer" in project.run("make", "template-check").stdout
 
 
+@pytest.mark.slow
 def test_dependencies_of_both_sides_stay(make: Maker, tmp_path: Path) -> None:
     """In the lock the two are neighbours, where no merge can succeed: it is made anew."""
     origin = Published(tmp_path / "template")

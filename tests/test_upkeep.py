@@ -242,6 +242,7 @@ def test_doctor_sees_an_old_base_image(bake_copy: Bake) -> None:
 
 
 @pytest.mark.real
+@pytest.mark.slow
 @needs("git")
 def test_refreshing_without_upgrading_finds_all_in_step(tmp_path: Path) -> None:
     """Locks, exports and reserved names are those that the template's pyproject.toml gives."""
