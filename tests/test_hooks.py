@@ -608,7 +608,7 @@ def test_any_umask_keeps_the_key_private(tmp_path: Path, umask: str) -> None:
     project = BakedProject(tmp_path / DEFAULT)
     assert stat.S_IMODE(project.file(".sops/age-key.txt").stat().st_mode) == 0o600
     assert stat.S_IMODE(project.file(".sops").stat().st_mode) & 0o022 == 0
-    assert os.access(project.file("scripts/init-git.sh"), os.X_OK)
+    assert os.access(project.file("scripts/install-hooks.sh"), os.X_OK)
     assert project.run("git", "status", "--porcelain").stdout == ""
 
 
