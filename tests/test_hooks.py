@@ -271,7 +271,7 @@ def test_both_hooks_reserve_the_same_names() -> None:
     own = {path.stem for path in TEMPLATE.glob("tests/test_*.py")}
     assert {f"test_{name.replace('-', '_')}" for name in tests} == own
     # Where the container is there, its key in the compose file is what refuses a later service.
-    assert service.RESERVED | {"influxdb"} == set().union(*reserved.values())
+    assert set().union({"influxdb"}, *service.RESERVED.values()) == set().union(*reserved.values())
     assert repository.NAME == service.NAME
     assert repository.service_problem("x-soil") == service.name_problem("x-soil") is not None
 

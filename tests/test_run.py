@@ -95,7 +95,11 @@ def test_a_broker_of_the_user_is_left_alone(project: BakedProject) -> None:
     [
         ([SERVICE], {"MQTT_TLS": "true"}, "MQTT_TLS is on and no broker listens on port"),
         ([], {}, "Set SERVICE to one of: example-service, gateway, listener"),
-        (["../services/listener"], {}, "Unknown service ../services/listener. Set SERVICE to one of"),
+        (
+            ["../services/listener"],
+            {},
+            "Unknown service ../services/listener. Set SERVICE to one of",
+        ),
         (["--debug", SERVICE, "listener"], {}, "Only one service at a time can wait"),
     ],
 )
