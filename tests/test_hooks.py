@@ -116,9 +116,7 @@ BAD = {
         "2nd",
         "a/b",
         "x-soil",
-        "fakes",
         "patterns",
-        "topics-doc",
         "b" * 41,
     ],
 }

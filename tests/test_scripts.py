@@ -29,7 +29,7 @@ def test_help_is_shown_and_nothing_done(name: str, option: str, bake: Bake, tmp_
     project = bake()
     before = project.run("git", "status", "--porcelain", "--ignored").stdout
     (tmp_path / "link").symlink_to(project.path)
-    done = run(f"link/scripts/{name}", option, cwd=tmp_path)
+    done = run(f"link/scripts/{name}", option, cwd=tmp_path, env=project.environment())
     assert f"usage: scripts/{name}" in done.stdout.replace("Usage", "usage")
     assert not any(line.startswith(("#", "set ")) for line in done.stdout.splitlines())
     assert done.stderr == ""
@@ -124,7 +124,7 @@ def test_run_starts_a_service_with_its_broker_and_stops_both(bake_copy: Bake) ->
         with subprocess.Popen(listen, stdout=subprocess.PIPE) as listener:
             assert listener.stdout is not None
             assert json.loads(listener.stdout.readline())["status"] == "online"
-            # As Ctrl-C does in a terminal. The service publishes its offline message before its broker ends.
+            # As Ctrl-C does in a terminal. The broker must take the offline message before it ends.
             os.killpg(running.pid, signal.SIGINT)
             assert json.loads(listener.stdout.readline())["status"] == "offline"
             running.wait(timeout=30)

@@ -19,8 +19,11 @@ from tests.tools import needs
 
 USED = re.compile(r"""cookiecutter(?:\.|\.get\(['"]|\[['"])([A-Za-z_][A-Za-z0-9_]*)""")
 # Set by the engine itself, or attributes of the context.
-# `json` is the ending of cookiecutter.json, and the last two are modules of cookiecutter.
-ENGINE = {"_output_dir", "_repo_dir", "_template", "_checkout", "get", "json", "prompt", "utils"}
+# `json` is the ending of cookiecutter.json, and the others after it are modules of cookiecutter.
+ENGINE = {
+    *("_output_dir", "_repo_dir", "_template", "_checkout", "get"),
+    *("json", "exceptions", "main", "prompt", "utils"),
+}
 READ_BY_JINJA = ("{{", "hooks/", "cookiecutter.json")
 CARRIED = "templates/service/"
 EXPECTED_FILES = Path(__file__).parent / "expected_files.txt"
@@ -306,25 +309,32 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("answers", COMBINATIONS)
 def test_containers_are_locked_down(bake: Bake, answers: dict[str, Any]) -> None:
     project = bake(**answers)
-    services = project.yaml("docker-compose.yml")["services"]
-    ours = {name: service for name, service in services.items() if "build" in service}
-    assert set(ours) == {"example-service"}
-    assert set(services) - set(ours) <= set(EXCEPTIONS)
-    for name, service in services.items():
+    infrastructure = project.yaml("docker-compose.yml")["services"]
+    # It is built and never started.
+    del infrastructure["base"]
+    shared = project.yaml("base/compose.yml")["services"]["service"]
+    assert set(infrastructure) <= set(EXCEPTIONS)
+    for name, service in {**infrastructure, "": shared}.items():
         wanted = {**LOCKED_DOWN, **EXCEPTIONS.get(name, {})}
         assert {key: service.get(key) for key in wanted} == wanted, name
-        binds = [volume for volume in service["volumes"] if volume.startswith("./")]
+        binds = [volume for volume in service["volumes"] if volume.startswith(".")]
         assert all(volume.endswith(":ro") for volume in binds)
-    for name, service in ours.items():
-        assert "./shared:/app/shared:ro" in service["volumes"]
+    assert "../shared:/app/shared:ro" in shared["volumes"]
+    for name in ("example-service",):
+        (own,) = project.yaml(f"services/{name}/compose.yml")["services"].values()
+        assert set(own) <= {"extends", "build", "environment", "volumes"}
+        assert "ports" not in own
         dockerfile = project.read(f"services/{name}/Dockerfile")
         assert re.findall(r"^USER (\S+)", dockerfile, re.MULTILINE)[-1] == "10001:10001"
         # Docker's own start period is none: a service that is slow to start would be unhealthy.
         assert "--start-period=120s" in dockerfile
         assert " --require-hashes " in dockerfile
     assert " --require-hashes " in project.read("base/Dockerfile")
-    override = project.yaml("docker-compose.override.example.yml")["services"]
-    ports = [port for service in override.values() for port in service.get("ports", [])]
+    published = [
+        *project.yaml("docker-compose.override.example.yml")["services"].values(),
+        *project.yaml("services/example-service/compose.dev.yml")["services"].values(),
+    ]
+    ports = [port for service in published for port in service.get("ports", [])]
     assert all(re.match(r"127\.0\.0\.1:", port) for port in ports)
 
 
