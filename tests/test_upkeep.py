@@ -265,8 +265,7 @@ def test_doctor_sees_an_old_base_image(bake_copy: Bake) -> None:
         stream.write(f"BASE_IMAGE='{name}'\n")
     try:
         assert doctor(project)["base image"]["status"] == "WARN"
-        built = project.run("scripts/build-base.sh", "--quiet", timeout=600).stdout
-        assert f"Built {name}\n" in built
+        project.run("scripts/build-base.sh", "--quiet", timeout=600)
         assert doctor(project)["base image"]["status"] == "PASS"
         with project.file("base/requirements.txt").open("a") as stream:
             stream.write("# newer\n")

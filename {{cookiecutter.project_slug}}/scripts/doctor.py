@@ -9,7 +9,6 @@ Standard library only. Exit code 1 when something has failed; a warning is no fa
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import re
@@ -140,18 +139,16 @@ def check_lock() -> list[Finding]:
 def check_base_image() -> list[Finding]:
     if run("docker", "info").returncode != 0:
         return [Finding("base image", "WARN", "Docker does not answer", "start Docker")]
-    compose = run("docker", "compose", "config", "--format", "json")
-    try:
-        image = json.loads(compose.stdout)["x-build"]["args"]["BASE_IMAGE"]
-    except (ValueError, KeyError):
+    compose = run("docker", "compose", "config", "--images", "base")
+    image = compose.stdout.strip()
+    if compose.returncode != 0:
         fix = "see what `docker compose config` says"
         return [Finding("base image", "WARN", "Compose does not name it", fix)]
     template = '{{index .Config.Labels "base.requirements"}}'
     result = run("docker", "image", "inspect", "--format", template, image)
     if result.returncode != 0:
         return [Finding("base image", "WARN", "not built yet", "make build-base")]
-    content = (ROOT / "base" / "requirements.txt").read_bytes()
-    if result.stdout.strip() != hashlib.sha256(content).hexdigest():
+    if result.stdout != run("git", "hash-object", "base/requirements.txt").stdout:
         detail = "older than base/requirements.txt"
         return [Finding("base image", "FAIL", detail, "make up, which builds it again")]
     return [Finding("base image", "PASS", "built from the current requirements")]
