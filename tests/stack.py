@@ -97,13 +97,15 @@ class Output:
         self.process = process
         self.lines: list[str] = []
         self._coming: queue.Queue[str | None] = queue.Queue()
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def _read(self) -> None:
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            # Compose begins every line with the code that empties a line of a terminal.
-            self._coming.put(line.removeprefix("\x1b[2K"))
+        with self.process.stdout as lines:
+            for line in lines:
+                # Compose begins every line with the code that empties a line of a terminal.
+                self._coming.put(line.removeprefix("\x1b[2K"))
         self._coming.put(None)
 
     def wait_for(self, *texts: str) -> None:
@@ -117,6 +119,12 @@ class Output:
             assert line is not None, f"missing {sorted(missing)} in:\n{''.join(self.lines[-60:])}"
             self.lines.append(line)
             missing = {text for text in missing if not re.search(text, line)}
+
+    def close(self) -> None:
+        """Press Ctrl-C unless the process has ended, and read what is left."""
+        if self.process.poll() is None:
+            self.interrupt()
+        self._reader.join(timeout=30)
 
     def interrupt(self) -> int:
         """Press Ctrl-C and return the exit code."""
@@ -141,8 +149,7 @@ def background(*command: str | Path, cwd: Path, env: dict[str, str]) -> Iterator
     try:
         yield output
     finally:
-        if process.poll() is None:
-            output.interrupt()
+        output.close()
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from tests.baked import run
 from tests.conftest import Bake
 from tests.debug_adapter import DebugAdapter
-from tests.stack import Stack, replace_in, restored, stack_of, until
+from tests.stack import Stack, restored, stack_of, until
 
 pytestmark = [
     pytest.mark.real,
@@ -78,7 +78,7 @@ def test_every_edit_is_live_in_all_services(stack: Stack, compose: tuple[str, ..
         for path in (requirements, dockerfile):
             old = stack.ids()
             path.write_text(f"{path.read_text()}\n# {compose[0]} edited {path.name}.\n")
-            until(lambda old=old: stack.ids().get("one", old["one"]) != old["one"], path.name)
+            until(lambda: stack.ids().get("one", old["one"]) != old["one"], path.name)  # noqa: B023
             assert {**stack.ids(), "one": ""} == {**old, "one": ""}
         until(lambda: stack.is_healthy("one"), "the service with a new image")
         assert watch.interrupt() in (0, 130)
@@ -104,10 +104,13 @@ def test_debug_starts_one_service_that_waits_for_the_editor(stack: Stack) -> Non
     stack.compose("down")
     with stack.process("make", "debug", "SERVICE=example-service") as debug:
         debug.wait_for("debugger_waiting")
-        running = stack.compose("ps", "--format", "{{.Service}}").split()
+        form = '{{.Label "com.docker.compose.service"}}'
+        project_filter = f"label=com.docker.compose.project={stack.name}"
+        running = run("docker", "ps", "--filter", project_filter, "--format", form).stdout.split()
         assert sorted(running) == ["example-service", "mqtt"]
-        gateway = stack.compose("exec", "-T", "mqtt", "ip", "route").split()[2]
-        assert reachable("127.0.0.1", 5678)
+        # Every host with Docker has this address.
+        form = "{{(index .IPAM.Config 0).Gateway}}"
+        gateway = run("docker", "network", "inspect", "bridge", "--format", form).stdout.strip()
         assert not reachable(gateway, 5678)
         with DebugAdapter(**entry["connect"]) as adapter:
             adapter.stop_at(main, line, entry)

@@ -58,7 +58,7 @@ def test_three_services_share_a_broker_that_ends_last(project: BakedProject) -> 
     port = free_port()
     with start(project, *NAMES, MQTT_PORT=str(port)) as output:
         output.wait_for(rf"Started mosquitto on port {port}|Started python\S* on port {port}")
-        output.wait_for(*(f"service_started.*{name}|{name}.*service_started" for name in NAMES))
+        output.wait_for(*(f"mqtt_connected.*{name}|{name}.*mqtt_connected" for name in NAMES))
         assert is_listening(port)
         assert output.interrupt() == 0
         # Each has said that it is offline, which needs the broker.
@@ -80,7 +80,7 @@ def test_a_broker_of_the_user_is_left_alone(project: BakedProject) -> None:
     with subprocess.Popen(["mosquitto", "-p", str(port)], stderr=subprocess.DEVNULL) as broker:
         try:
             with start(project, SERVICE, MQTT_PORT=str(port)) as output:
-                output.wait_for("service_started")
+                output.wait_for("mqtt_connected")
                 assert output.interrupt() == 0
             assert "Started" not in "".join(output.lines)
             assert broker.poll() is None

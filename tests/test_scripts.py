@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import signal
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.baked import TEMPLATE, run, user_environment
+from tests.baked import TEMPLATE, run
 from tests.conftest import Bake
-from tests.tools import needs, path_without
+from tests.tools import path_without
 
 SCRIPTS = sorted(
     path.name for path in TEMPLATE.glob("scripts/*.sh") if not path.name.endswith("lib.sh")
@@ -64,18 +60,10 @@ def test_one_argument_too_many_or_too_few(command: tuple[str, ...], bake: Bake) 
     assert f"usage: scripts/{name}" in done.stderr.replace("Usage", "usage")
 
 
-@pytest.mark.real
-@pytest.mark.parametrize("name", ["../services/example-service", ".", "Example", ""])
-def test_only_services_run(name: str, bake: Bake) -> None:
-    done = bake().uv_run("python", "scripts/run.py", *name.split(), check=False)
-    assert done.returncode == 2
-    assert "one of: example-service\n" in done.stderr
-
-
 def test_cdpath_leads_no_script_elsewhere(bake: Bake, tmp_path: Path) -> None:
     (tmp_path / "scripts").mkdir()
     done = bake().run("scripts/lock.sh", "--help", env={"CDPATH": str(tmp_path)})
-    assert done.stdout.startswith("Bring")
+    assert "Usage: scripts/lock.sh" in done.stdout
 
 
 @pytest.mark.real
@@ -98,43 +86,6 @@ def test_uv_comes_from_pypi(bake_copy: Bake, tmp_path: Path, with_pip: bool) -> 
     assert [path.name for path in project.file(".tools").iterdir()] == [f"uv-{pinned[0]}"]
     assert not list(project.file(f".tools/uv-{pinned[0]}").glob("*.whl"))
     assert project.run("scripts/uv", "--version", env={"PATH": path}).stderr == ""
-
-
-@pytest.mark.real
-@needs("mosquitto", "mosquitto_sub")
-@pytest.mark.timeout(120)
-def test_run_starts_a_service_with_its_broker_and_stops_both(bake_copy: Bake) -> None:
-    project = bake_copy()
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
-    running = subprocess.Popen(
-        ["make", "run", "SERVICE=example-service"],
-        cwd=project.path,
-        env=user_environment({**project.environment(), "MQTT_PORT": port}),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    topic = f"{project.path.name}/example-service/availability"
-    listen = ("mosquitto_sub", "-h", "127.0.0.1", "-p", port, "-t", topic, "-W", "60")
-    try:
-        # Retained, so that it is heard whenever one asks.
-        while '"online"' not in run(*listen, "-C", "1", check=False).stdout:
-            assert running.poll() is None
-        with subprocess.Popen(listen, stdout=subprocess.PIPE) as listener:
-            assert listener.stdout is not None
-            assert json.loads(listener.stdout.readline())["status"] == "online"
-            # As Ctrl-C does in a terminal. The broker must take the offline message before it ends.
-            os.killpg(running.pid, signal.SIGINT)
-            assert json.loads(listener.stdout.readline())["status"] == "offline"
-            running.wait(timeout=30)
-            listener.kill()
-    finally:
-        if running.poll() is None:
-            os.killpg(running.pid, signal.SIGKILL)
-    with socket.socket() as probe:
-        assert probe.connect_ex(("127.0.0.1", int(port))) != 0, "the broker is left behind"
-    assert project.run("git", "status", "--porcelain").stdout == ""
 
 
 @pytest.mark.real

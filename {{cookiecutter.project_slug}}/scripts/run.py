@@ -147,13 +147,13 @@ def debug_container(name: str) -> int:
     compose = ["docker", "compose", *files]
     # Two instances would share the volume and its session.
     subprocess.run([*compose, "stop", name], cwd=ROOT, check=False)
-    port = f"127.0.0.1:{DEBUG_PORT}:{DEBUG_PORT}"
-    command = ["run", "--rm", "--build", "--use-aliases", "--publish", port, "--env"]
+    publish = ["--publish", f"127.0.0.1:{DEBUG_PORT}:{DEBUG_PORT}", "--env", "DEBUG_HOST=0.0.0.0"]
+    command = ["run", "--rm", "--build", "--use-aliases", "--env", f"DEBUG_SERVICE={name}"]
+    program = [name, "python", "main.py"]
     say(f"Attach the debugger to 127.0.0.1:{DEBUG_PORT}, in VS Code with `Attach to container`.")
-    program = [f"DEBUG_SERVICE={name}", name, "python", "main.py"]
     # Compose receives Ctrl-C as well and stops the container.
     signal.signal(signal.SIGINT, lambda *_: None)
-    code = subprocess.run([*compose, *command, *program], cwd=ROOT, check=False).returncode
+    code = subprocess.run([*compose, *command, *publish, *program], cwd=ROOT, check=False).returncode
     say(f"Start {name} again: docker compose up --detach {name}")
     return code
 
