@@ -228,7 +228,7 @@ def convert(name: str, body: str, shared: dict[str, Any], prefix: str) -> str:
     A merge key of YAML replaces values, `extends` merges them. So a value that would get more
     entries from the base than it had is tagged with !override.
     """
-    extends = f"extends:\n  file: {prefix}{BASE}\n  service: service\n"
+    extends = f"extends:\n  file: {BASE}\n  service: service\n"
     body, has_service = re.subn(
         r"^<<: *(?:\*service|\[ *\*service *\])[ \t]*\n", extends, body, flags=re.MULTILINE
     )
@@ -273,6 +273,21 @@ def volumes_of(service: dict[str, Any]) -> set[str]:
     return {source for source in sources if source and source[0] not in "./~$"}
 
 
+def anchor(text: str, name: str) -> str:
+    """Return the body of a top-level entry, moved to the left margin."""
+    start, end = blocks(text).get(name, (0, 0))
+    lines = text.splitlines()[start:end]
+    head = next((at for at, line in enumerate(lines) if line[:1] != "#"), 0)
+    return dedent(lines[head + 1 :])
+
+
+def shared_settings(text: str) -> str:
+    """Return what all services of version 0.2 shared, as one body without anchors."""
+    logging = f"logging:\n{indent(anchor(text, 'x-logging'), 2)}"
+    service = anchor(text, "x-service").replace("logging: *logging\n", logging)
+    return f"build:\n{indent(anchor(text, 'x-build'), 2)}{service}"
+
+
 # The files
 
 
@@ -289,10 +304,7 @@ class Migration:
         self._model = load(self._text)
         services = self._model.get("services") or {}
         self.moved = [name for name in services if Path("services", name, "main.py").is_file()]
-        self._shared = {
-            key: value for key, value in (self._model.get("x-service") or {}).items()
-            if key != "logging"
-        }  # fmt: skip
+        self._shared = load(shared_settings(self._text))
 
     def run(self) -> None:
         """Compute all files."""
@@ -309,25 +321,11 @@ class Migration:
     def _base(self) -> None:
         """Take changes of what all services share over into base/compose.yml."""
 
-        def shared(text: str) -> str:
-            lines = text.splitlines()
-            found = blocks(text)
-            body = {
-                key: relocate(dedent(lines[found[key][0] : found[key][1]][offset(lines, found[key]) + 1 :]), "../")
-                for key in ("x-build", "x-service")
-                if key in found
-            }
-            build = indent(relocate_build(body.get("x-build", "")), 2)
-            return indent(f"build:\n{build}{body.get('x-service', '')}", 4)
-
-        def offset(lines: list[str], block: tuple[int, int]) -> int:
-            return next(at for at, line in enumerate(lines[block[0] : block[1]]) if line[0] != "#")
-
-        def relocate_build(body: str) -> str:
-            return dedent(relocate(f"build:\n{indent(body, 2)}", "../").splitlines()[1:])
-
-        ours, base = shared(self._text), shared((self._old / COMPOSE).read_text(encoding="utf-8"))
-        theirs = (self._new / BASE).read_text(encoding="utf-8")
+        ours, base = (
+            indent(relocate(shared_settings(text), "../"), 4)
+            for text in (self._text, read(self._old / COMPOSE))
+        )
+        theirs = read(self._new / BASE)
         if ours == base or Path(BASE).read_text(encoding="utf-8") != theirs:
             return
         merged = merge(ours, base, theirs)
@@ -434,25 +432,26 @@ class Migration:
         self.files[EXAMPLE] = self._override(committed(EXAMPLE), only_own=False)
 
     def _override(self, text: str, *, only_own: bool) -> str:
-        """Return an override that includes compose.dev.yml of its services.
+        """Return an override that takes the development settings from compose.dev.yml.
 
-        What differs from the block that version 0.2 made stays in the override.
+        What differs from the block that version 0.2 made stays in the override. Compose rejects a
+        service that a file both includes and changes, so that one extends compose.dev.yml.
         """
-        if not only_own:
-            names = self.moved
-        else:
-            present = blocks(text, "services")
-            names = [name for name in self.moved if name in present]
+        names = [name for name in self.moved if not only_own or name in blocks(text, "services")]
         published = set(re.findall(r"127\.0\.0\.1:\d+:8000", committed(EXAMPLE)))
         for name in names:
-            if name in blocks(text, "services"):
-                text = without_standard(text, name, published)
-        theirs = self._with_list(read(self._new / EXAMPLE), "compose.dev.yml", names)
+            text = without_standard(text, name, published)
+        kept = blocks(text, "services").keys()
+        for name in kept & set(names):
+            extends = f"    extends:\n      file: services/{name}/compose.dev.yml\n      service: {name}\n"
+            text = re.sub(rf"(?m)^  {name}:.*\n", lambda head, e=extends: head[0] + e, text, count=1)
+        included = [name for name in names if name not in kept]
+        theirs = self._with_list(read(self._new / EXAMPLE), "compose.dev.yml", included)
         merged = merge(text, read(self._old / EXAMPLE), theirs)
-        if merged is None and names:
-            entries = "".join(f"  - services/{name}/compose.dev.yml\n" for name in names)
+        if merged is None and included:
+            entries = "".join(f"  - services/{name}/compose.dev.yml\n" for name in included)
             return f"include:\n{entries}\n{text}"
-        return merged if merged is not None else text
+        return text if merged is None else merged
 
     def _launch(self) -> None:
         """Take the template's launch.json, unless the user has an entry of their own."""
