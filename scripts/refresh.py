@@ -3,8 +3,8 @@
     make refresh [ARGS="--no-upgrade --no-prove"]
 
 Both locks and exports in templates/locks/, the requirements of the http-api type, the documents in
-templates/documents/, this repository's own lock, the version of uv in scripts/uv, the package names
-that a project may not have, and (where GitHub can be reached) the commits of pinned actions.
+templates/documents/, this repository's own lock, the version of uv in scripts/uv and (where GitHub
+can be reached) the commits of pinned actions.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import textwrap
 from pathlib import Path
 
 from cookiecutter.main import cookiecutter
@@ -27,8 +26,7 @@ TEMPLATE = ROOT / "{{cookiecutter.project_slug}}"
 LOCKS = ROOT / "templates" / "locks"
 HTTP_API = ROOT / "service-template" / "templates" / "http-api" / "requirements.txt"
 UV = str(TEMPLATE / "scripts" / "uv")
-# The name that the template replaces by the slug.
-PLACEHOLDER = "mqtt-services"
+SLUG = "mqtt-services"
 PINNED_ACTION = re.compile(r"uses: ([\w.-]+/[\w.-]+)(\S*)@([0-9a-f]{40}) # v([\d.]+)")
 
 
@@ -42,7 +40,7 @@ def run(*command: str, cwd: Path = ROOT) -> str:
 
 def render(folder: Path, *, influxdb: bool) -> Path:
     """The generated repository without its hooks."""
-    answers = {"project_slug": PLACEHOLDER, "include_influxdb": influxdb}
+    answers = {"project_slug": SLUG, "include_influxdb": influxdb}
     path = cookiecutter(
         str(ROOT), no_input=True, output_dir=str(folder), accept_hooks=False, extra_context=answers
     )
@@ -72,25 +70,6 @@ def refresh_locks(*, upgrade: bool) -> None:
                 shutil.copyfile(project / file, LOCKS / name / file)
             requirements = export(project, "--no-default-groups", "--group", "debug")
             (LOCKS / name / "requirements.txt").write_text(requirements, encoding="utf-8")
-    refresh_reserved_names(full)
-
-
-def refresh_reserved_names(lock: str) -> None:
-    """A project with the name of a locked package would depend on itself."""
-    names = sorted(set(re.findall(r'^name = "(.+)"$', lock, re.MULTILINE)) - {PLACEHOLDER})
-    hook = ROOT / "hooks" / "pre_gen_project.py"
-    listed = textwrap.fill(
-        " ".join(names),
-        width=96,
-        initial_indent="    ",
-        subsequent_indent="    ",
-        break_on_hyphens=False,
-    )
-    text = hook.read_text(encoding="utf-8")
-    pattern = r'(LOCKED_PACKAGES = set\(\n    """\n).*?(\n    """\.split\(\))'
-    hook.write_text(
-        re.sub(pattern, lambda m: m[1] + listed + m[2], text, flags=re.DOTALL), encoding="utf-8"
-    )
 
 
 def refresh_uv() -> None:
@@ -140,11 +119,11 @@ def prove() -> None:
         with tempfile.TemporaryDirectory() as folder:
             run(
                 *(sys.executable, "-m", "cookiecutter", "--no-input", "-o", folder, str(ROOT)),
-                *(f"project_slug={PLACEHOLDER}", f"include_influxdb={influxdb}"),
+                *(f"project_slug={SLUG}", f"include_influxdb={influxdb}"),
             )
             for target in ("lint", "test"):
                 print(f"include_influxdb={influxdb}: make {target}", flush=True)
-                run("make", target, cwd=Path(folder, PLACEHOLDER))
+                run("make", target, cwd=Path(folder, SLUG))
 
 
 def main() -> int:

@@ -34,7 +34,10 @@ SECTIONS = [
     "Testing",
 ]
 # Made by people and scripts later, so not in a fresh repository, or not in git.
-LATER = {".env", ".env.enc", ".sops/age-key.txt", "docker-compose.override.yml"}
+LATER = {
+    *(".env", ".env.enc", ".sops/age-key.txt", "docker-compose.override.yml"),
+    "infrastructure/mosquitto/acl.conf",
+}
 FILE_NAME = re.compile(r"[\w.-]+\.(py|sh|md|yml|yaml|toml|txt|json|lock|conf)|Dockerfile|Makefile")
 
 

@@ -90,7 +90,9 @@ def test_uv_comes_from_pypi(bake_copy: Bake, tmp_path: Path, with_pip: bool) -> 
         )
         (folder / "python3").chmod(0o755)
     pinned = re.findall(r"(?m)^version=(.*)$", project.read("scripts/uv"))
-    said = project.run("scripts/uv", "--version", env={"PATH": path})
+    # Settings for pip of other projects.
+    pip = {"PIP_REQUIRE_VIRTUALENV": "1", "PIP_USER": "1", "PIP_PREFIX": "/nowhere"}
+    said = project.run("scripts/uv", "--version", env={"PATH": path, **pip})
     assert said.stdout.split()[:2] == ["uv", *pinned]
     assert "Installing uv" in said.stderr
     assert [path.name for path in project.file(".tools").iterdir()] == [f"uv-{pinned[0]}"]

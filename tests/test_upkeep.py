@@ -75,7 +75,7 @@ def test_doctor_finds_what_is_wrong_and_says_how_to_mend_it(
     for name, fix in {
         "git hooks": "scripts/install-hooks.sh",
         ".env": "chmod 600 .env",
-        ".env.enc": "make secrets-recipients ARGS=\"add age1",
+        ".env.enc": 'make secrets-recipients ARGS="add age1',
         "lock": "make lock",
     }.items():
         assert findings[name]["status"] == "FAIL", findings[name]
@@ -218,43 +218,6 @@ def test_doctor_by_make_prints_json_alone(bake: Bake) -> None:
     assert json.loads(loud.stdout) == json.loads(done.stdout)
 
 
-# --- the record of the template ------------------------------------------------------------------
-
-
-@needs("git")
-@pytest.mark.parametrize(
-    ("address", "recorded"),
-    [
-        ("https://bob:s3cret@example.org/t.git", "https://example.org/t.git"),
-        ("https://s3cret@example.org/t.git", "https://example.org/t.git"),
-        ("git@example.org:t.git", "git@example.org:t.git"),
-        ("ssh://git@example.org/t.git", "ssh://git@example.org/t.git"),
-    ],
-)
-def test_credentials_in_the_address_are_not_recorded(
-    bake_copy: Bake, template: Path, tmp_path: Path, address: str, recorded: str
-) -> None:
-    project, clone = bake_copy(), tmp_path / "template"
-    run("git", "clone", "--quiet", template, clone)
-    run("git", "remote", "set-url", "origin", address, cwd=clone)
-    project.file(".cruft.json").unlink()
-    answers = json.dumps({"_repo_dir": str(clone), "_template": address})
-    said = project.run(sys.executable, "scripts/record_template.py", stdin=answers)
-    assert project.json(".cruft.json")["template"] == recorded
-    assert "s3cret" not in project.read(".cruft.json") + said.stdout + said.stderr
-
-
-@needs("git")
-def test_the_record_by_hand(bake_copy: Bake) -> None:
-    project = bake_copy()
-    project.file(".cruft.json").unlink()
-    record = (sys.executable, "scripts/record_template.py")
-    assert "usage" in project.run(*record, "--help").stdout
-    done = project.run(*record, stdin="", check=False)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert not project.file(".cruft.json").exists()
-
-
 @pytest.mark.docker
 @pytest.mark.real
 @pytest.mark.xdist_group("docker")
@@ -279,6 +242,7 @@ def test_doctor_sees_an_old_base_image(bake_copy: Bake) -> None:
 
 
 @pytest.mark.real
+@pytest.mark.slow
 @needs("git")
 def test_refreshing_without_upgrading_finds_all_in_step(tmp_path: Path) -> None:
     """Locks, exports and reserved names are those that the template's pyproject.toml gives."""
@@ -428,4 +392,41 @@ def test_dependency_upkeep_reads_what_is_pinned(bake: Bake) -> None:
         ecosystems = {entry["package-ecosystem"] for entry in listed}
         assert {"uv", "github-actions"} <= ecosystems
         assert ("docker" in ecosystems) == (folder / "base").exists()
-        assert json.loads((folder / "renovate.json").read_text())["extends"]
+
+
+@pytest.mark.real
+@needs("git")
+@pytest.mark.parametrize("stale", [True, False])
+def test_requirements_are_exported_on_the_branch_of_dependabot(
+    bake_copy: Bake, tmp_path: Path, stale: bool
+) -> None:
+    project = bake_copy()
+    run("git", "init", "--quiet", "--bare", tmp_path / "github")
+    project.run("git", "remote", "add", "origin", tmp_path / "github")
+    requirements = project.read("base/requirements.txt")
+    if stale:
+        project.file("base/requirements.txt").write_text(requirements + "outdated==1.0\n")
+        project.run("git", "commit", "--quiet", "--no-verify", "--all", "--message", "Bump")
+    gh = tmp_path / "bin" / "gh"
+    gh.parent.mkdir()
+    gh.write_text(GH)
+    gh.chmod(0o755)
+    calls = tmp_path / "calls"
+    calls.touch()
+    job = project.yaml(".github/workflows/dependabot.yml")["jobs"]["lock"]
+    env = {
+        "PATH": f"{gh.parent}{os.pathsep}{os.environ['PATH']}",
+        "CALLS": str(calls),
+        "BRANCH": "dependabot/uv/python-1",
+    }
+    for step in job["steps"]:
+        if "run" in step:
+            project.run("bash", "-eo", "pipefail", "-c", step["run"], env=env)
+    if not stale:
+        assert calls.read_text() == ""
+        return
+    exported = "dependabot/uv/python-1:base/requirements.txt"
+    assert run("git", "show", exported, cwd=tmp_path / "github").stdout == requirements
+    assert "workflow run ci.yml --ref dependabot/uv/python-1" in calls.read_text()
+    # A dispatched run needs the trigger.
+    assert "workflow_dispatch" in project.yaml(".github/workflows/ci.yml")[True]

@@ -95,7 +95,8 @@ def find_refusal() -> list[str]:
         return [
             "These answers are not valid:",
             *(
-                f"  - {names.get(name, name)}: {rule} (got {ANSWERS[name]!r}, for example {example!r})"
+                f"  - {names.get(name, name)}: {rule}"
+                f" (got {ANSWERS[name]!r}, for example {example!r})"
                 for name, rule, example in problems
             ),
             "\nNothing was written. With the examples filled in, the command is:\n",
