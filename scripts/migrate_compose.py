@@ -456,13 +456,19 @@ class Migration:
             with_list(read(self._new / COMPOSE), "compose.yml", self.moved),
         )
         if merged is None:
-            here = read(Path(COMPOSE))
-            is_settled = not re.search(r"^(<{7}|>{7}) ", here, re.MULTILINE)
-            if not is_settled or set(self.moved) & set(load(here).get("services") or {}):
-                message = f"you and the template have changed the same lines of {COMPOSE}"
-                raise CannotMoveError(message)
-            merged = here
+            merged = self._settled_root()
         self.files[COMPOSE] = merged
+
+    def _settled_root(self) -> str:
+        """Return docker-compose.yml as the user has settled its conflicts, with all services listed."""
+        text = read(Path(COMPOSE))
+        has_conflicts = re.search(r"^(<{7}|>{7}) ", text, re.MULTILINE)
+        model = {} if has_conflicts else load(text)
+        if "include" not in model or set(self.moved) & set(model["services"]):
+            message = f"you and the template have changed the same lines of {COMPOSE}"
+            raise CannotMoveError(message)
+        is_plain = all(str(entry).startswith("services/") for entry in model["include"])
+        return with_list(text, "compose.yml", self.moved) if is_plain else text
 
     def _own_override(self, override: str) -> None:
         text = read(Path(override))
