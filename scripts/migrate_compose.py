@@ -460,7 +460,7 @@ class Migration:
         self.files[COMPOSE] = merged
 
     def _settled_root(self) -> str:
-        """Return docker-compose.yml as the user has settled its conflicts, with all services listed."""
+        """Return docker-compose.yml with the conflicts settled and all services listed."""
         text = read(Path(COMPOSE))
         has_conflicts = re.search(r"^(<{7}|>{7}) ", text, re.MULTILINE)
         model = {} if has_conflicts else load(text)

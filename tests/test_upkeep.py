@@ -126,7 +126,8 @@ def test_doctor_needs_nothing_but_python_and_git(bake_copy: Bake, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "record", ["{}", "[]", ")
+    "record", ["{}", "[]", "<<<<<<< ours\n", '{"template": "x", "commit": "y", "context": []}']
+)
 @needs("git")
 def test_a_damaged_record_of_the_template_is_told(bake_copy: Bake, record: str) -> None:
     project = bake_copy()
@@ -217,7 +218,6 @@ def test_doctor_by_make_prints_json_alone(bake: Bake) -> None:
     assert json.loads(loud.stdout) == json.loads(done.stdout)
 
 
-<<<<<<< HEAD
 # --- refreshing ---------------------------------------------------------------------------------
 
 
