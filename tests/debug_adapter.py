@@ -58,7 +58,9 @@ class DebugAdapter:
         return self._sent
 
     def _event(self, name: str) -> dict[str, Any]:
-        body: dict[str, Any] = self._wait_for(lambda message: message.get("event") == name)["body"]
+        body: dict[str, Any] = self._wait_for(lambda message: message.get("event") == name).get(
+            "body", {}
+        )
         return body
 
     def _wait_for(self, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:

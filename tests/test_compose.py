@@ -75,7 +75,7 @@ INFLUXDB: dict[str, Any] = {
     "mem_limit": str(1024 * MIB),
     "memswap_limit": str(1024 * MIB),
     "pids_limit": 256,
-    "ulimits": {"nofile": 65536},
+    "ulimits": {"nofile": 8192},
 }
 SERVICES = {"example-service": "poller", "gateway": "http-api", "listener": "subscriber"}
 

@@ -30,6 +30,7 @@ DATA = ROOT / ".data"
 LOCAL_HOSTS = {"127.0.0.1", "localhost"}
 DEBUG_PORT = 5678
 BROKER_TIMEOUT_SECONDS = 20
+SAME_SIGNAL_SECONDS = 1.0
 
 
 class CannotRunError(Exception):
@@ -111,10 +112,14 @@ def run(programs: list[Path], *, debug: bool) -> int:
     """Run the services until all have ended, and return the highest exit code."""
     environment = make_environment()
     processes: list[subprocess.Popen[bytes]] = []
+    last_signal = 0.0
 
     def stop(number: int, _frame: object) -> None:
         """Forward a signal to each service; a second one ends a service that does not stop."""
-        for process in processes:
+        nonlocal last_signal
+        # One Ctrl-C may arrive twice: from the terminal, and a moment later from uv.
+        last_signal, before = time.monotonic(), last_signal
+        for process in processes if last_signal - before > SAME_SIGNAL_SECONDS else []:
             process.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
 
     DATA.mkdir(exist_ok=True)
