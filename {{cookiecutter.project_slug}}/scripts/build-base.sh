@@ -3,7 +3,8 @@
 #
 # Usage: scripts/build-base.sh [OPTION OF docker compose build ...]
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=scripts/lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 BASE_REQUIREMENTS=$(git hash-object base/requirements.txt)
 export BASE_REQUIREMENTS
 exec docker compose build "$@" base
