@@ -89,15 +89,27 @@ def test_uv_comes_from_pypi(bake_copy: Bake, tmp_path: Path, with_pip: bool) -> 
             f'#!/bin/sh\n[ "$1 $2" != "-m pip" ] || exit 1\nexec "{sys.executable}" "$@"\n'
         )
         (folder / "python3").chmod(0o755)
-    pinned = re.findall(r"(?m)^version=(.*)$", project.read("scripts/uv"))
+    pinned = project.read("scripts/uv.txt").split()[0].removeprefix("uv==")
     # Settings for pip of other projects.
     pip = {"PIP_REQUIRE_VIRTUALENV": "1", "PIP_USER": "1", "PIP_PREFIX": "/nowhere"}
     said = project.run("scripts/uv", "--version", env={"PATH": path, **pip})
-    assert said.stdout.split()[:2] == ["uv", *pinned]
+    assert said.stdout.split()[:2] == ["uv", pinned]
     assert "Installing uv" in said.stderr
-    assert [path.name for path in project.file(".tools").iterdir()] == [f"uv-{pinned[0]}"]
-    assert not list(project.file(f".tools/uv-{pinned[0]}").glob("*.whl"))
+    assert [path.name for path in project.file(".tools").iterdir()] == [f"uv-{pinned}"]
+    assert not list(project.file(f".tools/uv-{pinned}").glob("*.whl"))
     assert project.run("scripts/uv", "--version", env={"PATH": path}).stderr == ""
+
+
+@pytest.mark.real
+def test_a_uv_with_another_hash_is_rejected(bake_copy: Bake, tmp_path: Path) -> None:
+    project = bake_copy()
+    requirements = project.file("scripts/uv.txt")
+    requirements.write_text(re.sub(r"sha256:\w{8}", "sha256:00000000", requirements.read_text()))
+    path = path_without("uv", folder=tmp_path / "bin")
+    done = project.run("scripts/uv", "--version", env={"PATH": path}, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "DO NOT MATCH THE HASHES" in done.stderr
+    assert list(project.file(".tools").iterdir()) == []
 
 
 @pytest.mark.real
@@ -107,10 +119,13 @@ def test_run_starts_a_service_with_its_broker_and_stops_both(bake_copy: Bake) ->
     project = bake_copy()
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
+    # As an editor on Windows leaves it. Both the script and the service read it.
+    values = project.read(".env")
+    project.file(".env").write_text(f"\ufeffexport MQTT_PORT = {port} # mine\r\n{values}")
     running = subprocess.Popen(
         ["make", "run", "SERVICE=example-service"],
         cwd=project.path,
-        env=user_environment({**project.environment(), "MQTT_PORT": port}),
+        env=user_environment(project.environment()),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         start_new_session=True,
@@ -143,7 +158,8 @@ def test_run_starts_a_service_with_its_broker_and_stops_both(bake_copy: Bake) ->
     [
         (None, "", "docker-compose.yml"),
         ("own.yml", "", "own.yml"),
-        (None, "COMPOSE_FILE='own.yml'\n", "what .env says"),
+        (None, "COMPOSE_FILE='own.yml'\n", "own.yml"),
+        (None, "\ufeffexport COMPOSE_FILE = own.yml # mine\r\n", "own.yml"),
     ],
 )
 def test_a_deployment_takes_no_override_but_the_files_that_are_named(
@@ -152,9 +168,7 @@ def test_a_deployment_takes_no_override_but_the_files_that_are_named(
     project = bake_copy()
     project.file(".env").write_text(dotenv)
     docker = tmp_path / "docker"
-    docker.write_text(
-        f"#!/bin/sh\nprintf '%s' \"${{COMPOSE_FILE-what .env says}}\" >{tmp_path}/used\nexit 1\n"
-    )
+    docker.write_text(f"#!/bin/sh\nprintf '%s' \"$COMPOSE_FILE\" >{tmp_path}/used\nexit 1\n")
     docker.chmod(0o755)
     environment = {"COMPOSE_FILE": variable, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     done = project.run("scripts/deploy.sh", env=environment, check=False)
