@@ -120,8 +120,10 @@ def test_run_starts_a_service_with_its_broker_and_stops_both(bake_copy: Bake) ->
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
     # As an editor on Windows leaves it. Both the script and the service read it.
-    values = project.read(".env")
-    project.file(".env").write_text(f"\ufeffexport MQTT_PORT = {port} # mine\r\n{values}")
+    line = f"export MQTT_PORT = {port} # mine\r\n"
+    values = project.read(".env").replace("MQTT_PORT='1883'\n", line)
+    assert line in values
+    project.file(".env").write_text(f"\ufeff{values}")
     running = subprocess.Popen(
         ["make", "run", "SERVICE=example-service"],
         cwd=project.path,

@@ -354,11 +354,18 @@ def test_a_compose_file_that_is_not_valid(repository: BakedProject, ending: byte
 
 def test_scalars_that_look_like_dates_and_numbers_are_text(repository: BakedProject) -> None:
     override = repository.file("docker-compose.override.yaml")
-    ports = "services:\n  example-service:\n    ports: [22:22, 8000-8010:8000-8010]\n"
-    override.write_text(f"x-until: 2025-02-30\n{ports}")
+    lines = [
+        "x-until: 2025-02-30",
+        "include:",
+        "  - services/example-service/compose.dev.yml",
+        "services:",
+        "  mqtt:",
+        "    ports: [22:22, 8000-8010:8000-8010]",
+    ]
+    override.write_text("\n".join(lines))
     add(repository, "soil-moisture")
-    assert "include:\n  - services/soil-moisture/compose.dev.yml\n" in override.read_text()
-    assert override.read_text().endswith(f"x-until: 2025-02-30\n{ports}")
+    lines.insert(3, "  - services/soil-moisture/compose.dev.yml")
+    assert override.read_text().splitlines() == lines
 
 
 def test_outside_a_generated_repository(tmp_path: Path, cookiecutter: Cookiecutter) -> None:
