@@ -3,8 +3,8 @@
     make refresh [ARGS="--no-upgrade --no-prove"]
 
 Both locks and exports in templates/locks/, the requirements of the http-api type, the documents in
-templates/documents/, this repository's own lock, the version of uv in scripts/uv and (where GitHub
-can be reached) the commits of pinned actions.
+templates/documents/, this repository's own lock, the version of uv in scripts/uv.txt and, where
+GitHub and a registry can be reached, the commits of pinned actions and the digests of images.
 """
 
 from __future__ import annotations
@@ -25,9 +25,12 @@ ROOT = Path(__file__).resolve().parent.parent
 TEMPLATE = ROOT / "{{cookiecutter.project_slug}}"
 LOCKS = ROOT / "templates" / "locks"
 HTTP_API = ROOT / "service-template" / "templates" / "http-api" / "requirements.txt"
+IMAGES = ROOT / "templates" / "images.jinja"
 UV = str(TEMPLATE / "scripts" / "uv")
 SLUG = "mqtt-services"
 PINNED_ACTION = re.compile(r"uses: ([\w.-]+/[\w.-]+)(\S*)@([0-9a-f]{40}) # v([\d.]+)")
+
+IMAGE = re.compile(r"(?<=: \")([\w./-]+:[\w.-]+)(@sha256:[0-9a-f]{64})?(?=\")")
 
 
 def run(*command: str, cwd: Path = ROOT) -> str:
@@ -73,11 +76,14 @@ def refresh_locks(*, upgrade: bool) -> None:
 
 
 def refresh_uv() -> None:
-    """Pin the version of uv that did all this."""
+    """Pin the version of uv that did all this, with the hashes of its wheels."""
+    options = ["--no-deps", "--only-binary", ":all:", "--generate-hashes"]
     version = run(UV, "--version").split()[1]
-    script = TEMPLATE / "scripts" / "uv"
-    text = re.sub(r"(?m)^version=.*$", f"version={version}", script.read_text(encoding="utf-8"))
-    script.write_text(text, encoding="utf-8")
+    with tempfile.NamedTemporaryFile("w", suffix=".in") as file:
+        file.write(f"uv=={version}\n")
+        file.flush()
+        pinned = run(UV, "pip", "compile", "--no-header", "--no-annotate", *options, file.name)
+    (TEMPLATE / "scripts" / "uv.txt").write_text(pinned, encoding="utf-8")
 
 
 def refresh_actions() -> None:
@@ -113,6 +119,26 @@ def newest_action(name: str, path: str, commit: str, version: str) -> str:
     return f"uses: {name}{path}@{tags.get(newest, commit)} # v{newest}"
 
 
+def refresh_images() -> None:
+    """Pin each image to the digest that its tag has now."""
+    text = IMAGES.read_text(encoding="utf-8")
+    IMAGES.write_text(IMAGE.sub(newest_image, text), encoding="utf-8")
+
+
+def newest_image(found: re.Match[str]) -> str:
+    """Return the image with its newest digest, or the present text if no registry is in reach."""
+    inspect = ["docker", "buildx", "imagetools", "inspect", "--format", "{{.Manifest.Digest}}"]
+    try:
+        result = subprocess.run([*inspect, found[1]], capture_output=True, text=True, check=False)
+    except FileNotFoundError as error:
+        sys.exit(f"{error}. Install Docker, which reads the digests of images.")
+    digest = result.stdout.strip()
+    if result.returncode != 0 or not re.fullmatch("sha256:[0-9a-f]{64}", digest):
+        print(f"{found[0]} stays: its digest cannot be read: {result.stderr.strip()}")
+        return found[0]
+    return f"{found[1]}@{digest}"
+
+
 def prove() -> None:
     """Both variants lint themselves and pass their tests."""
     for influxdb in ("true", "false"):
@@ -138,6 +164,7 @@ def main() -> int:
         run(UV, "lock", "--quiet", "--upgrade")
         refresh_uv()
         refresh_actions()
+        refresh_images()
     if not options.no_prove:
         prove()
     print(run("git", "--no-pager", "diff", "--stat") or "Everything was current.")

@@ -210,17 +210,17 @@ def test_a_uv_that_is_too_old_gives_way_to_the_pinned_one(tmp_path: Path) -> Non
     script = tmp_path / "scripts/uv"
     script.parent.mkdir()
     shutil.copy(TEMPLATE / "scripts/uv", script)
+    write(tmp_path / "scripts/uv.txt", "uv==1.2.3 --hash=sha256:0\n")
     write(tmp_path / "bin/uv", "#!/bin/sh\necho uv 0.5.31\n")
     path = path_without("uv", "python3", folder=tmp_path / "rest")
     env = {"PATH": f"{tmp_path / 'bin'}{os.pathsep}{path}"}
     done = run(script, "--version", env=env, check=False)
     assert done.returncode == 1
-    assert "uv 0.5.31 on PATH is older than 0.6" in done.stderr
-    version = re.findall(r"(?m)^version=(.*)$", script.read_text())[0]
-    write(tmp_path / f".tools/uv-{version}/bin/uv", "#!/bin/sh\necho pinned\n")
+    assert "uv 0.5.31 on PATH is older than 0.8" in done.stderr
+    write(tmp_path / ".tools/uv-1.2.3/bin/uv", "#!/bin/sh\necho pinned\n")
     assert run(script, "--version", env=env).stdout == "pinned\n"
-    write(tmp_path / "bin/uv", "#!/bin/sh\necho uv 0.6.0\n")
-    assert run(script, "--version", env=env).stdout == "uv 0.6.0\n"
+    write(tmp_path / "bin/uv", "#!/bin/sh\necho uv 0.8.0\n")
+    assert run(script, "--version", env=env).stdout == "uv 0.8.0\n"
 
 
 def test_a_home_that_cannot_be_written_is_not_needed(tmp_path: Path) -> None:
@@ -261,11 +261,11 @@ def test_a_lock_that_cannot_be_checked_is_not_called_stale(bake_copy: Bake) -> N
      ("cookiecutter", "Cookiecutter 1.7.3 from /usr/lib")],
 )  # fmt: skip
 def test_doctor_names_a_tool_that_is_too_old(
-    bake: Bake, tmp_path: Path, tool: str, printed: str
+    bake_copy: Bake, tmp_path: Path, tool: str, printed: str
 ) -> None:
     write(tmp_path / tool, f"#!/bin/sh\necho '{printed}'\n")
     env = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
-    done = bake().run(sys.executable, "scripts/doctor.py", "--json", env=env, check=False)
+    done = bake_copy().run(sys.executable, "scripts/doctor.py", "--json", env=env, check=False)
     finding = next(item for item in json.loads(done.stdout) if item["check"] == tool)
     assert finding["status"] == "FAIL"
     assert "is too old" in finding["detail"]

@@ -77,15 +77,27 @@ def test_uv_comes_from_pypi(bake_copy: Bake, tmp_path: Path, with_pip: bool) -> 
             f'#!/bin/sh\n[ "$1 $2" != "-m pip" ] || exit 1\nexec "{sys.executable}" "$@"\n'
         )
         (folder / "python3").chmod(0o755)
-    pinned = re.findall(r"(?m)^version=(.*)$", project.read("scripts/uv"))
+    pinned = project.read("scripts/uv.txt").split()[0].removeprefix("uv==")
     # Settings for pip of other projects.
     pip = {"PIP_REQUIRE_VIRTUALENV": "1", "PIP_USER": "1", "PIP_PREFIX": "/nowhere"}
     said = project.run("scripts/uv", "--version", env={"PATH": path, **pip})
-    assert said.stdout.split()[:2] == ["uv", *pinned]
+    assert said.stdout.split()[:2] == ["uv", pinned]
     assert "Installing uv" in said.stderr
-    assert [path.name for path in project.file(".tools").iterdir()] == [f"uv-{pinned[0]}"]
-    assert not list(project.file(f".tools/uv-{pinned[0]}").glob("*.whl"))
+    assert [path.name for path in project.file(".tools").iterdir()] == [f"uv-{pinned}"]
+    assert not list(project.file(f".tools/uv-{pinned}").glob("*.whl"))
     assert project.run("scripts/uv", "--version", env={"PATH": path}).stderr == ""
+
+
+@pytest.mark.real
+def test_a_uv_with_another_hash_is_rejected(bake_copy: Bake, tmp_path: Path) -> None:
+    project = bake_copy()
+    requirements = project.file("scripts/uv.txt")
+    requirements.write_text(re.sub(r"sha256:\w{8}", "sha256:00000000", requirements.read_text()))
+    path = path_without("uv", folder=tmp_path / "bin")
+    done = project.run("scripts/uv", "--version", env={"PATH": path}, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "DO NOT MATCH THE HASHES" in done.stderr
+    assert list(project.file(".tools").iterdir()) == []
 
 
 @pytest.mark.real
@@ -95,6 +107,7 @@ def test_uv_comes_from_pypi(bake_copy: Bake, tmp_path: Path, with_pip: bool) -> 
         (None, "", "docker-compose.yml"),
         ("own.yml", "", "own.yml"),
         (None, "COMPOSE_FILE='own.yml'\n", "own.yml"),
+        (None, "\ufeffexport COMPOSE_FILE = own.yml # mine\r\n", "own.yml"),
     ],
 )
 def test_a_deployment_takes_no_override_but_the_files_that_are_named(
@@ -103,9 +116,7 @@ def test_a_deployment_takes_no_override_but_the_files_that_are_named(
     project = bake_copy()
     project.file(".env").write_text(dotenv)
     docker = tmp_path / "docker"
-    docker.write_text(
-        f"#!/bin/sh\nprintf '%s' \"${{COMPOSE_FILE-what .env says}}\" >{tmp_path}/used\nexit 1\n"
-    )
+    docker.write_text(f"#!/bin/sh\nprintf '%s' \"$COMPOSE_FILE\" >{tmp_path}/used\nexit 1\n")
     docker.chmod(0o755)
     environment = {"COMPOSE_FILE": variable, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     done = project.run("scripts/deploy.sh", env=environment, check=False)

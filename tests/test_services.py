@@ -344,10 +344,28 @@ def test_a_name_that_any_loaded_file_has(repository: BakedProject, file: str, te
     assert file in rejected(repository, "scripts/new-service.sh", "soil-moisture")
 
 
-def test_a_compose_file_that_is_not_valid(repository: BakedProject) -> None:
-    edit(repository, LISTS[0], lambda text: text + "\n  x: [\n")
+@pytest.mark.parametrize("ending", [b"\n  x: [\n", b"# \x07\n", b"# \xff\n"])
+def test_a_compose_file_that_is_not_valid(repository: BakedProject, ending: bytes) -> None:
+    path = repository.file(LISTS[0])
+    path.write_bytes(path.read_bytes() + ending)
     message = rejected(repository, "scripts/new-service.sh", "soil-moisture")
-    assert "docker-compose.yml is not valid YAML" in message
+    assert message.startswith("docker-compose.yml is not valid YAML: ")
+
+
+def test_scalars_that_look_like_dates_and_numbers_are_text(repository: BakedProject) -> None:
+    override = repository.file("docker-compose.override.yaml")
+    lines = [
+        "x-until: 2025-02-30",
+        "include:",
+        "  - services/example-service/compose.dev.yml",
+        "services:",
+        "  mqtt:",
+        "    ports: [22:22, 8000-8010:8000-8010]",
+    ]
+    override.write_text("\n".join(lines))
+    add(repository, "soil-moisture")
+    lines.insert(3, "  - services/soil-moisture/compose.dev.yml")
+    assert override.read_text().splitlines() == lines
 
 
 def test_outside_a_generated_repository(tmp_path: Path, cookiecutter: Cookiecutter) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import shutil
 import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import yaml
@@ -24,7 +27,10 @@ def load(name: str) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    # As a program it finds its neighbours.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "scripts")
+        spec.loader.exec_module(module)
     return module
 
 
@@ -200,7 +206,7 @@ def test_hooks_that_are_kept_elsewhere(bake_copy: Bake, tmp_path: Path) -> None:
     shutil.copytree(project.path, inner, ignore=shutil.ignore_patterns(".git"))
     run("git", "init", "--quiet", inner.parent)
     around = doctor(BakedProject(inner, environments=project.environments))["git hooks"]
-    assert (around["status"], "around this folder" in around["detail"]) == ("WARN", True)
+    assert (around["status"], "around this one" in around["detail"]) == ("WARN", True)
 
 
 @needs("git")
@@ -267,6 +273,37 @@ def test_an_action_gets_the_commit_of_its_newest_release(
     )
     assert newest_action("octo/none", "", "1" * 40, "1.2.3").endswith(f"@{'1' * 40} # v1.2.3")
     assert "octo/none stays at v1.2.3" in capsys.readouterr().out
+
+
+REGISTRY = f"""#!/bin/sh
+[ "$*" = "buildx imagetools inspect --format {{{{.Manifest.Digest}}}} python:3.13-slim" ] ||
+  {{ echo no route to host >&2; exit 1; }}
+echo sha256:{"a" * 64}
+"""
+
+
+def test_an_image_gets_the_digest_of_its_tag(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a stand-in for a registry that has one of three images."""
+    docker = tmp_path / "docker"
+    docker.write_text(REGISTRY)
+    docker.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    refresh = load("refresh")
+    monkeypatch.setattr(refresh, "IMAGES", tmp_path / "images.jinja")
+    old = f"x.org/y:2@sha256:{'b' * 64}"
+    text = '{{% set images = {{\n "a": "{}",\n "b": "influxdb:2",\n "c": "{}",\n}} %}}\n'
+    refresh.IMAGES.write_text(text.format(f"python:3.13-slim@sha256:{'0' * 64}", old))
+    refresh.refresh_images()
+    assert refresh.IMAGES.read_text() == text.format(f"python:3.13-slim@sha256:{'a' * 64}", old)
+    assert capsys.readouterr().out.count("stays: its digest cannot be read: no route to host") == 2
+
+
+def test_every_image_is_one_that_a_refresh_pins() -> None:
+    refresh = load("refresh")
+    images = refresh.IMAGES.read_text()
+    assert len(refresh.IMAGE.findall(images)) == images.count('": "')
 
 
 # --- releases -----------------------------------------------------------------------------------
@@ -372,6 +409,45 @@ def test_dependency_upkeep_reads_what_is_pinned(bake: Bake) -> None:
         ecosystems = {entry["package-ecosystem"] for entry in listed}
         assert {"uv", "github-actions"} <= ecosystems
         assert ("docker" in ecosystems) == (folder / "base").exists()
+
+
+@pytest.mark.real
+def test_the_workflow_lists_the_packages_of_the_images(bake_copy: Bake) -> None:
+    project = bake_copy()
+    jobs = project.yaml(".github/workflows/dependencies.yml")["jobs"]
+    project.run("bash", "-c", jobs["sbom"]["steps"][1]["run"])
+    listed = project.json(jobs["sbom"]["steps"][2]["with"]["path"])
+    assert listed["bomFormat"] == "CycloneDX"
+    names = {component["name"] for component in listed["components"]}
+    assert set(re.findall(r"(?m)^([\w.-]+)==", project.read("base/requirements.txt"))) <= names
+    assert "pytest" not in names
+
+
+class Vulnerabilities(BaseHTTPRequestHandler):
+    """A database without an entry, which keeps the names of the packages."""
+
+    asked: ClassVar[set[str]] = set()
+
+    def do_POST(self) -> None:
+        queries = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["queries"]
+        self.asked.update(query["package"]["name"] for query in queries)
+        body = json.dumps({"results": [{} for _ in queries]}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@pytest.mark.real
+def test_the_workflow_audits_every_locked_package(bake_copy: Bake) -> None:
+    project = bake_copy()
+    step = project.yaml(".github/workflows/dependencies.yml")["jobs"]["audit"]["steps"][1]["run"]
+    with ThreadingHTTPServer(("127.0.0.1", 0), Vulnerabilities) as server:
+        Thread(target=server.serve_forever).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        project.run("bash", "-c", f"{step} --service-url {address}")
+        server.shutdown()
+    assert {"httpx", "pydantic", "pytest"} <= Vulnerabilities.asked
 
 
 @pytest.mark.real

@@ -70,18 +70,12 @@ class Service:
 # Compose files
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """Accepts the tags of Compose, such as !reset."""
-
-
-_Loader.add_multi_constructor("!", lambda *_: None)
-
-
-def parse(text: str, name: str) -> dict[str, Any]:
+def parse(text: str | bytes, name: str) -> dict[str, Any]:
     """Return the content of a Compose file; raises ServiceError when it is not valid."""
     try:
-        model = yaml.load(text, Loader=_Loader)  # noqa: S506 - derived from SafeLoader
-    except (yaml.YAMLError, ValueError) as error:
+        # All scalars are strings, and tags of Compose such as !reset mean nothing.
+        model = yaml.load(text, Loader=yaml.BaseLoader)  # noqa: S506
+    except yaml.YAMLError as error:
         message = f"{name} is not valid YAML: {error}"
         raise ServiceError(message) from error
     return model if isinstance(model, dict) else {}
@@ -98,9 +92,9 @@ def listed_in(model: dict[str, Any]) -> list[str]:
 
 def includes(path: Path) -> list[str]:
     """Return the paths that a Compose file includes."""
-    text = path.read_text(encoding="utf-8")
+    content = path.read_bytes()
     # Most files include nothing, and parsing takes time.
-    return listed_in(parse(text, path.name)) if "include" in text else []
+    return listed_in(parse(content, path.name)) if b"include" in content else []
 
 
 def compose_files() -> list[Path]:
