@@ -226,6 +226,7 @@ def extend_base(body: str, shared: str, prefix: str) -> str:
     if not count:
         return relocate(body, prefix)
     mount = rf"[\"']?{re.escape(SHARED_MOUNT)}[\"']?"
+    uses_build = "*build" in body
     mounts_shared = re.search(rf"{mount}|:/app/shared\b|target: */app/shared\b", body)
     for pattern in (
         # What the base has: on a line of its own, or among others between brackets.
@@ -237,19 +238,29 @@ def extend_base(body: str, shared: str, prefix: str) -> str:
         body = without(pattern, body)
     body = relocate(body, prefix)
     values, base = load(body), load(relocate(shared, prefix))
-    node = mapping(body)
-    for key, _ in reversed(node.value if node else []):
-        name = key.value
-        if name == "volumes":
-            is_override = not mounts_shared
-        else:
-            is_override = name != "build" and not stays_itself(
-                keyed(values[name]), keyed(base.get(name))
-            )
-        if is_override:
-            at = key.end_mark.index + 1
-            body = f"{body[:at]} !override{body[at:]}"
+    # The shared mount is in the base, and was in each service.
+    base["volumes"] = values.get("volumes") if mounts_shared else [SHARED_MOUNT]
+    if uses_build and "build" in values:
+        # The anchor was merged into this mapping, so it counts entry by entry.
+        ends = overrides(mapping(body, "build"), values.pop("build"), base["build"])
+    else:
+        ends = set()
+    ends |= overrides(mapping(body), values, base)
+    for end in sorted(ends, reverse=True):
+        body = f"{body[:end]} !override{body[end:]}"
     return body
+
+
+def overrides(
+    node: yaml.MappingNode | None, values: dict[str, Any], base: dict[str, Any]
+) -> set[int]:
+    """Return where the keys end whose values would gain something of the base."""
+    return {
+        key.end_mark.index + 1
+        for key, _ in (node.value if node else [])
+        if key.value in values
+        and not stays_itself(keyed(values[key.value]), keyed(base.get(key.value)))
+    }
 
 
 def shared_settings(text: str) -> str:
@@ -460,7 +471,7 @@ class Migration:
         self.files[COMPOSE] = merged
 
     def _settled_root(self) -> str:
-        """Return docker-compose.yml as the user has settled its conflicts, with all services listed."""
+        """Return docker-compose.yml as the user has settled it, with all services listed."""
         text = read(Path(COMPOSE))
         has_conflicts = re.search(r"^(<{7}|>{7}) ", text, re.MULTILINE)
         model = {} if has_conflicts else load(text)

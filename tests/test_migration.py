@@ -32,6 +32,8 @@ def real(test: Any) -> Any:
 SHARED = """\
 build:
   context: .
+  args:
+    BASE_IMAGE: base
 tmpfs: [/tmp]
 cap_drop: [ALL]
 env_file:
@@ -59,6 +61,11 @@ def extended(body: str) -> str:
         ("build: {<<: *build, dockerfile: a/Dockerfile}\n", "build: {dockerfile: a/Dockerfile}\n"),
         ("build:\n  <<: *build\n  target: x\n", "build:\n  target: x\n"),
         ("build:\n  <<: *build\n", ""),
+        (
+            "build:\n  <<: *build\n  args:\n    A: b\n",
+            "build:\n  args: !override\n    A: b\n",
+        ),
+        ("build: ./own\n", "build: !override ../../own\n"),
         ("volumes: [./shared:/app/shared:ro, data:/a]\n", "volumes: [data:/a]\n"),
         ("volumes:\n  - ./shared:/app/shared:ro\n", ""),
         (
