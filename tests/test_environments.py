@@ -314,7 +314,7 @@ def test_each_answer_is_judged_when_it_is_given(tmp_path: Path, key: str) -> Non
 def test_the_command_to_repeat_survives_an_interactive_bash(tmp_path: Path) -> None:
     name = """It is $5 `a` !! "q"'s \\"""
     new = (sys.executable, "scripts/new.py", tmp_path)
-    rejected = run(*new, f"project_name={name}", "first_service=fakes", cwd=ROOT, check=False)
+    rejected = run(*new, f"project_name={name}", "first_service=patterns", cwd=ROOT, check=False)
     command = next(line for line in rejected.stderr.splitlines() if "  make new " in line)
     assert re.findall(r"(\w+)=", command)[:3] == ["NO_INPUT", "OUT", "ARGS"]
     assert "license" not in command

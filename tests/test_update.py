@@ -455,7 +455,7 @@ def test_an_update_that_is_cut_short_begins_again_the_next_time(
     origin.become_next_years()
     git = tmp_path / "bin/git"
     git.write_text(
-        f'#!/bin/sh\nfor word; do [ "$word" != clone ] || {{ {does}; }}; done\n'
+        f'#!/usr/bin/env bash\nfor word; do [ "$word" != clone ] || {{ {does}; }}; done\n'
         f'exec {shutil.which("git")} "$@"\n'
     )
     git.chmod(0o755)

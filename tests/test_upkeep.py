@@ -120,7 +120,7 @@ def test_doctor_needs_nothing_but_python_and_git(bake_copy: Bake, tmp_path: Path
     for name in ("git", "bash", "env", "sh", "sed", "dirname", "mktemp", "rm", "mkdir", "cat"):
         (tools / name).symlink_to(shutil.which(name) or name)
     findings = doctor(project, PATH=str(tools))
-    for name in ("docker", "age", "sops", "base image"):
+    for name in ("docker", "age", "sops"):
         assert findings[name]["status"] == "WARN", findings[name]
     assert findings["git"]["status"] == "PASS"
 
@@ -216,26 +216,6 @@ def test_doctor_by_make_prints_json_alone(bake: Bake) -> None:
     done = bake().run("make", "--silent", "doctor", "ARGS=--json", check=False)
     loud = bake().run("make", "doctor", "ARGS=--json", check=False)
     assert json.loads(loud.stdout) == json.loads(done.stdout)
-
-
-@pytest.mark.docker
-@pytest.mark.real
-@pytest.mark.xdist_group("docker")
-def test_doctor_sees_an_old_base_image(bake_copy: Bake) -> None:
-    project = bake_copy()
-    name = "doctor-test-base:latest"
-    with project.file(".env").open("a") as stream:
-        stream.write(f"BASE_IMAGE='{name}'\n")
-    try:
-        assert doctor(project)["base image"]["status"] == "WARN"
-        built = project.run("scripts/build-base.sh", "--quiet", timeout=600).stdout
-        assert f"Built {name}\n" in built
-        assert doctor(project)["base image"]["status"] == "PASS"
-        with project.file("base/requirements.txt").open("a") as stream:
-            stream.write("# newer\n")
-        assert doctor(project)["base image"]["status"] == "FAIL"
-    finally:
-        run("docker", "image", "rm", "--force", name, check=False)
 
 
 # --- refreshing ---------------------------------------------------------------------------------

@@ -70,7 +70,7 @@ class Service:
 # Compose files
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """Accepts the tags of Compose, such as !reset."""
 
 
@@ -98,7 +98,9 @@ def listed_in(model: dict[str, Any]) -> list[str]:
 
 def includes(path: Path) -> list[str]:
     """Return the paths that a Compose file includes."""
-    return listed_in(parse(path.read_text(encoding="utf-8"), path.name))
+    text = path.read_text(encoding="utf-8")
+    # Most files include nothing, and parsing takes time.
+    return listed_in(parse(text, path.name)) if "include" in text else []
 
 
 def compose_files() -> list[Path]:
@@ -185,19 +187,22 @@ def write_lists(*, add: str = "", remove: str = "") -> None:
             add=add and f"services/{add}/{file}",
             remove=remove and f"services/{remove}/{file}",
         )
-    was_valid = not compose_problem()
     for path, text in after.items():
         atomic_write(path, text)
-    if was_valid and (problem := compose_problem()):
+    # An addition breaks nothing, and an older problem is not of this change.
+    if remove and (problem := compose_problem()):
         for path, text in before.items():
             atomic_write(path, text)
-        message = f"Nothing was changed, because Compose rejects the result: {problem}"
-        raise ServiceError(message)
+        if not compose_problem():
+            message = f"Nothing was changed, because Compose rejects the result: {problem}"
+            raise ServiceError(message)
+        for path, text in after.items():
+            atomic_write(path, text)
 
 
 def compose_problem() -> str:
     """Return why Compose rejects the files; nothing when it accepts them or is not installed."""
-    if shutil.which("docker") is None or run("docker", "compose", "version").returncode:
+    if run("docker", "compose", "version").returncode:
         return ""
     own = run("docker", "compose", "config", "--quiet")
     example = run(*("docker", "compose", "-f", COMPOSE, "-f", EXAMPLE, "config", "--quiet"))

@@ -60,10 +60,8 @@ from unittest.mock import patch
 # Its package has a function of the same name.
 module = importlib.import_module("cruft._commands.update")
 
-
 def write(diff: str, *_: object) -> None:
     Path(sys.argv[1]).write_bytes(diff.encode())
-
 
 with patch.object(module, "_apply_patch", write):
     sys.exit(not module.update(skip_apply_ask=True))
