@@ -116,4 +116,4 @@ def test_debug_starts_one_service_that_waits_for_the_editor(stack: Stack) -> Non
             adapter.stop_at(main, line, entry)
             debug.wait_for("reading_published")
         debug.interrupt()
-    assert "example-service" not in stack.ids()
+    until(lambda: "example-service" not in stack.ids(), "the container is removed")

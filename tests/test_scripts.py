@@ -94,7 +94,7 @@ def test_uv_comes_from_pypi(bake_copy: Bake, tmp_path: Path, with_pip: bool) -> 
     [
         (None, "", "docker-compose.yml"),
         ("own.yml", "", "own.yml"),
-        (None, "COMPOSE_FILE='own.yml'\n", "what .env says"),
+        (None, "COMPOSE_FILE='own.yml'\n", "own.yml"),
     ],
 )
 def test_a_deployment_takes_no_override_but_the_files_that_are_named(

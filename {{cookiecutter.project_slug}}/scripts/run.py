@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / ".data"
 LOCAL_HOSTS = {"127.0.0.1", "localhost"}
 DEBUG_PORT = 5678
+DEBUG_ADDRESS = f"127.0.0.1:{DEBUG_PORT}"
 BROKER_TIMEOUT_SECONDS = 20
 SAME_SIGNAL_SECONDS = 1.0
 
@@ -37,12 +38,16 @@ class CannotRunError(Exception):
     """A condition is missing that the message names."""
 
 
-def find_services(names: list[str]) -> list[Path]:
+def find_services(names: list[str], *, is_debug: bool) -> list[Path]:
     """Return the programs of the services."""
+    if is_debug and len(names) > 1:
+        message = "Only one service at a time can wait for the debugger."
+        raise CannotRunError(message)
     known = {path.parent.name: path for path in sorted(ROOT.glob("services/*/main.py"))}
     if not names or not known.keys() >= set(names):
         unknown = [f"Unknown service {name}. " for name in names if name not in known]
-        message = f"{''.join(unknown)}Set SERVICE to one of: {', '.join(known) or 'none exists yet'}"
+        choices = ", ".join(known) or "none exists yet"
+        message = f"{''.join(unknown)}Set SERVICE to one of: {choices}"
         raise CannotRunError(message)
     return [known[name] for name in names]
 
@@ -152,13 +157,14 @@ def debug_container(name: str) -> int:
     compose = ["docker", "compose", *files]
     # Two instances would share the volume and its session.
     subprocess.run([*compose, "stop", name], cwd=ROOT, check=False)
-    publish = ["--publish", f"127.0.0.1:{DEBUG_PORT}:{DEBUG_PORT}", "--env", "DEBUG_HOST=0.0.0.0"]
-    command = ["run", "--rm", "--build", "--use-aliases", "--env", f"DEBUG_SERVICE={name}"]
-    program = [name, "python", "main.py"]
-    say(f"Attach the debugger to 127.0.0.1:{DEBUG_PORT}, in VS Code with `Attach to container`.")
+    options = ["--rm", "--build", "--use-aliases", "--publish", f"{DEBUG_ADDRESS}:{DEBUG_PORT}"]
+    # A published port needs all interfaces of the container.
+    options += ["--env", f"DEBUG_SERVICE={name}", "--env", "DEBUG_HOST=0.0.0.0"]
+    say(f"Attach the debugger to {DEBUG_ADDRESS}, in VS Code with `Attach to container`.")
     # Compose receives Ctrl-C as well and stops the container.
     signal.signal(signal.SIGINT, lambda *_: None)
-    code = subprocess.run([*compose, *command, *publish, *program], cwd=ROOT, check=False).returncode
+    command = [*compose, "run", *options, name, "python", "main.py"]
+    code = subprocess.run(command, cwd=ROOT, check=False).returncode
     say(f"Start {name} again: docker compose up --detach {name}")
     return code
 
@@ -178,10 +184,7 @@ def main() -> int:
     parser.add_argument("--container", action="store_true", help="debug in the service's container")
     options = parser.parse_args()
     try:
-        programs = find_services(options.services)
-        if options.debug and len(programs) > 1:
-            message = "Only one service at a time can wait for the debugger."
-            raise CannotRunError(message)
+        programs = find_services(options.services, is_debug=options.debug)
         if options.container:
             return debug_container(options.services[0])
         return run(programs, debug=options.debug)

@@ -16,7 +16,7 @@ import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ def describe(container: dict[str, Any], out_of_memory: list[str]) -> tuple[str, 
     checks = health.get("Log") or [{"Output": ""}]
     success = re.search(r"\d+ s ago", checks[-1]["Output"])
     started = datetime.fromisoformat(f"{state['StartedAt'][:19]}+00:00")
-    uptime = timedelta(seconds=int((datetime.now(timezone.utc) - started).total_seconds()))
+    uptime = timedelta(seconds=int((datetime.now(started.tzinfo) - started).total_seconds()))
     # Docker forgets the flag when it restarts the container.
     kills = max(out_of_memory.count(container["Id"]), int(state["OOMKilled"]))
     log = docker("logs", "--since", "1h", container["Id"])
