@@ -29,6 +29,7 @@ OVERRIDES = ("docker-compose.override.yml", "docker-compose.override.yaml")
 LAUNCH = ".vscode/launch.json"
 BASE = "base/compose.yml"
 SHARED_MOUNT = "./shared:/app/shared:ro"
+BOTH_NETWORKS = "networks: [internal, egress]\n"
 BY_HAND = """
 Nothing was changed. To continue, do one of these:
   - Move the listed parts yourself: write services/NAME/compose.yml of a listed service, and settle
@@ -137,15 +138,62 @@ def split(text: str, lines: tuple[int, int]) -> tuple[str, str]:
     return dedent(block[:head]), dedent(block[head:])
 
 
-def merge(ours: str, base: str, theirs: str) -> str | None:
-    """Return the three-way merge of git, None when both sides have changed the same lines."""
-    with tempfile.TemporaryDirectory() as folder:
-        paths = [Path(folder, name) for name in ("ours", "base", "theirs")]
-        for path, text in zip(paths, (ours, base, theirs), strict=True):
-            path.write_text(text, encoding="utf-8")
-        command = ["git", "merge-file", "-p", *map(str, paths)]
-        done = subprocess.run(command, capture_output=True, check=False)
-    return done.stdout.decode() if done.returncode == 0 else None
+def block(text: str, lines: tuple[int, int]) -> str:
+    """Return the text of an entry without margin."""
+    return dedent(text.splitlines()[slice(*lines)])
+
+
+def put(text: str, path: tuple[str, ...], name: str, new: str) -> str:
+    """Return the text with an entry replaced, or added at the end of the mapping at `path`."""
+    found = entries(text, *path)
+    lines = text.splitlines(keepends=True)
+    new = indent(new, 2 * len(path))
+    if name in found:
+        start, end = found[name]
+    elif not path and name.startswith("x-"):
+        # An anchor stands before what uses it.
+        start = end = found["services"][0]
+        new += "\n"
+    else:
+        start = end = max(end for _, end in found.values())
+        new = f"\n{new}" if path in ((), ("services",)) else new
+    lines[start:end] = [new]
+    return "".join(lines)
+
+
+def merge(ours: str, base: str, theirs: str, *path: str) -> str:
+    """Return `theirs` with the entries that differ between `base` and `ours`.
+
+    Raises CannotMoveError for an entry that differs between `base` and `theirs` as well.
+    """
+
+    def value(text: str, name: str) -> Any:
+        content: Any = load(text)
+        for key in (*path, name):
+            content = content.get(key) if isinstance(content, dict) else None
+        return content
+
+    mine, before, now = (entries(text, *path) for text in (ours, base, theirs))
+    for name, lines in mine.items():
+        new = block(ours, lines)
+        if name in before and new == block(base, before[name]):
+            continue
+        is_mapping = all(mapping(text, *path, name) for text in (ours, base, theirs))
+        if value(theirs, name) == value(base, name):
+            theirs = put(theirs, path, name, new)
+            if name == "mem_limit" and "memswap_limit" in now.keys() - mine.keys():
+                theirs = put(theirs, path, "memswap_limit", new.replace("mem_", "memswap_"))
+        elif is_mapping:
+            theirs = merge(ours, base, theirs, *path, name)
+        elif value(theirs, name) != value(ours, name):
+            message = f"you and the template have changed {'.'.join((*path, name))}"
+            raise CannotMoveError(message)
+    for name in before.keys() - mine.keys():
+        if value(theirs, name) != value(base, name):
+            message = f"the template has changed {'.'.join((*path, name))}, which you have removed"
+            raise CannotMoveError(message)
+        theirs = cut(theirs, [entries(theirs, *path)[name]])
+    return theirs
 
 
 # --- a service -----------------------------------------------------------------------------------
@@ -211,11 +259,12 @@ def stays_itself(value: Any, base: Any) -> bool:
     )
 
 
-def extend_base(body: str, shared: str, prefix: str) -> str:
+def extend_base(body: str, shared: str, template: dict[str, Any], prefix: str) -> str:
     """Return a service's body that extends base/compose.yml, where it used the anchors.
 
     A merge key of YAML replaces whole values, and `extends` merges them. A value that would gain
-    entries of the base is tagged with !override.
+    entries of the base is tagged with !override. `shared` is what the anchor held, and `template`
+    the service in base/compose.yml.
     """
 
     def without(pattern: str, text: str) -> str:
@@ -226,6 +275,7 @@ def extend_base(body: str, shared: str, prefix: str) -> str:
     if not count:
         return relocate(body, prefix)
     mount = rf"[\"']?{re.escape(SHARED_MOUNT)}[\"']?"
+    uses_build = "*build" in body
     mounts_shared = re.search(rf"{mount}|:/app/shared\b|target: */app/shared\b", body)
     for pattern in (
         # What the base has: on a line of its own, or among others between brackets.
@@ -237,19 +287,35 @@ def extend_base(body: str, shared: str, prefix: str) -> str:
         body = without(pattern, body)
     body = relocate(body, prefix)
     values, base = load(body), load(relocate(shared, prefix))
-    node = mapping(body)
-    for key, _ in reversed(node.value if node else []):
-        name = key.value
-        if name == "volumes":
-            is_override = not mounts_shared
-        else:
-            is_override = name != "build" and not stays_itself(
-                keyed(values[name]), keyed(base.get(name))
-            )
-        if is_override:
-            at = key.end_mark.index + 1
-            body = f"{body[:at]} !override{body[at:]}"
+    # The template limits the size of /tmp. Without the tag the same place would be mounted twice.
+    base["tmpfs"] = template.get("tmpfs")
+    # The shared mount is in the base, and was in each service.
+    base["volumes"] = values.get("volumes") if mounts_shared else [SHARED_MOUNT]
+    if uses_build and "build" in values:
+        # The anchor was merged into this mapping, so it counts entry by entry.
+        ends = overrides(mapping(body, "build"), values.pop("build"), base["build"])
+    else:
+        ends = set()
+    ends |= overrides(mapping(body), values, base)
+    for end in sorted(ends, reverse=True):
+        body = f"{body[:end]} !override{body[end:]}"
+    if "memswap_limit" in template.keys() - values.keys():
+        # It cannot be below the limit that this service has of its own.
+        limits = r"\g<0>memswap_limit: \1\n"
+        body = re.sub(r"^mem_limit: *([^\s#]+).*\n", limits, body, flags=re.MULTILINE)
     return body
+
+
+def overrides(
+    node: yaml.MappingNode | None, values: dict[str, Any], base: dict[str, Any]
+) -> set[int]:
+    """Return where the keys end whose values would gain something of the base."""
+    return {
+        key.end_mark.index + 1
+        for key, _ in (node.value if node else [])
+        if key.value in values
+        and not stays_itself(keyed(values[key.value]), keyed(base.get(key.value)))
+    }
 
 
 def shared_settings(text: str) -> str:
@@ -378,17 +444,17 @@ class Migration:
     def _base(self) -> None:
         """Make the user's changes of what all services share in base/compose.yml."""
         ours, base = (
-            indent(relocate(shared, "../"), 4)
+            f"services:\n  service:\n{indent(relocate(shared, '../'), 4)}"
             for shared in (self._shared, shared_settings(read(self._old / COMPOSE)))
         )
-        theirs = read(self._new / BASE)
-        if ours == base or read(Path(BASE)) != theirs:
-            return
-        merged = merge(ours, base, theirs)
-        if merged is None:
-            message = f"you and the template have changed the same lines. Change {BASE} instead"
-            raise CannotMoveError(message)
-        self.files[BASE] = merged
+        if ours != base and read(Path(BASE)) == read(self._new / BASE):
+            self.files[BASE] = merge(ours, base, read(self._new / BASE))
+
+    def _template(self) -> dict[str, Any]:
+        """Return the service that all others extend."""
+        text = self.files.get(BASE) or read(Path(BASE))
+        services: dict[str, dict[str, Any]] = load(text)["services"]
+        return services["service"]
 
     def _service(self, name: str) -> None:
         """Write services/NAME/compose.yml, unless the user has done so."""
@@ -398,7 +464,7 @@ class Migration:
         if target not in rendered:
             return
         head, body = split(self._text, entries(self._text, "services")[name])
-        body = extend_base(body, self._shared, "../../")
+        body = extend_base(body, self._shared, self._template(), "../../")
         text = f"services:\n{indent(head, 2)}{indent(body, 4)}"
         volumes = {
             volume: lines
@@ -444,29 +510,45 @@ class Migration:
             if name not in self.moved:
                 # A service of the user's own may use the anchors as well.
                 head, body = split(ours, (start, end))
-                body = extend_base(body, self._shared, "") if "*service" in body else body
+                if "*service" in body:
+                    body = extend_base(body, self._shared, self._template(), "")
                 lines = ours.splitlines(keepends=True)
                 lines[start:end] = [indent(head, 2), indent(body, 4)]
                 ours = "".join(lines)
         ours = cut_entries(ours, "services", set(self.moved))
         ours = cut_entries(ours, "volumes", set().union(*map(self._own_volumes, self.moved)))
-        merged = merge(
-            without_anchors(ours),
-            without_anchors(read(self._old / COMPOSE)),
-            with_list(read(self._new / COMPOSE), "compose.yml", self.moved),
-        )
-        if merged is None:
-            merged = self._settled_root()
-        self.files[COMPOSE] = merged
+        try:
+            self.files[COMPOSE] = merge(
+                without_anchors(ours),
+                without_anchors(read(self._old / COMPOSE)),
+                with_list(read(self._new / COMPOSE), "compose.yml", self.moved),
+            )
+            self._keep_reachable()
+        except CannotMoveError:
+            if not (settled := self._settled_root()):
+                raise
+            self.files[COMPOSE] = settled
+
+    def _keep_reachable(self) -> None:
+        """Give the second network to services of docker-compose.yml that need more than the first.
+
+        The network `internal` has no way to other networks any more, and publishes no port.
+        """
+        text = self.files[COMPOSE]
+        of_template = load(read(self._new / COMPOSE))["services"]
+        for name, service in load(text)["services"].items():
+            needs_more = name not in of_template or "ports" in service
+            if service.get("networks") == ["internal"] and needs_more:
+                text = put(text, ("services", name), "networks", BOTH_NETWORKS)
+        self.files[COMPOSE] = text
 
     def _settled_root(self) -> str:
-        """Return docker-compose.yml with the conflicts settled and all services listed."""
+        """Return docker-compose.yml as the user has settled it, with all services listed, or ""."""
         text = read(Path(COMPOSE))
         has_conflicts = re.search(r"^(<{7}|>{7}) ", text, re.MULTILINE)
         model = {} if has_conflicts else load(text)
         if "include" not in model or set(self.moved) & set(model["services"]):
-            message = f"you and the template have changed the same lines of {COMPOSE}"
-            raise CannotMoveError(message)
+            return ""
         is_plain = all(str(entry).startswith("services/") for entry in model["include"])
         return with_list(text, "compose.yml", self.moved) if is_plain else text
 
@@ -495,10 +577,16 @@ class Migration:
         text = "".join(lines)
         included = [name for name in names if name not in changed]
         theirs = with_list(read(self._new / EXAMPLE), "compose.dev.yml", included)
-        merged = merge(text, read(self._old / EXAMPLE), theirs)
-        if merged is None and included:
-            return with_list(f"include:\n\n{text}", "compose.dev.yml", included)
-        return text if merged is None else merged
+        old = read(self._old / EXAMPLE)
+        if text.startswith(old[: old.index("services:")]):
+            text = merge(text, old, theirs)
+        elif included:
+            text = with_list(f"include:\n\n{text}", "compose.dev.yml", included)
+        for name, service in (load(text).get("services") or {}).items():
+            is_internal = name in {"mqtt", "influxdb"} and "networks" not in service
+            if is_internal and "ports" in service:
+                text = put(text, ("services", name), "networks", BOTH_NETWORKS)
+        return text
 
     def _launch(self) -> None:
         """Take the template's launch.json, unless it has entries of the user's own."""

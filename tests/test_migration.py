@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -32,6 +33,8 @@ def real(test: Any) -> Any:
 SHARED = """\
 build:
   context: .
+  args:
+    BASE_IMAGE: base
 tmpfs: [/tmp]
 cap_drop: [ALL]
 env_file:
@@ -43,10 +46,14 @@ depends_on:
 networks: [internal]
 """
 
+TEMPLATE_SERVICE = {"tmpfs": ["/tmp:size=64m"], "mem_limit": "256m", "memswap_limit": "256m"}
+
 
 def extended(body: str) -> str:
     """What becomes of a body below `<<: *service`, without the lines that every service gets."""
-    result: str = migrate_compose.extend_base(f"<<: *service\n{body}", SHARED, "../../")
+    result: str = migrate_compose.extend_base(
+        f"<<: *service\n{body}", SHARED, TEMPLATE_SERVICE, "../../"
+    )
     head = "extends:\n  file: ../../base/compose.yml\n  service: service\n"
     assert result.startswith(head)
     return result.removeprefix(head)
@@ -55,10 +62,16 @@ def extended(body: str) -> str:
 @pytest.mark.parametrize(
     ("before", "after"),
     [
-        ("mem_limit: 1g # ours\n", "mem_limit: 1g # ours\n"),
+        ("pids_limit: 9 # ours\n", "pids_limit: 9 # ours\n"),
+        ("mem_limit: 1g # ours\n", "mem_limit: 1g # ours\nmemswap_limit: 1g\n"),
         ("build: {<<: *build, dockerfile: a/Dockerfile}\n", "build: {dockerfile: a/Dockerfile}\n"),
         ("build:\n  <<: *build\n  target: x\n", "build:\n  target: x\n"),
         ("build:\n  <<: *build\n", ""),
+        (
+            "build:\n  <<: *build\n  args:\n    A: b\n",
+            "build:\n  args: !override\n    A: b\n",
+        ),
+        ("build: ./own\n", "build: !override ../../own\n"),
         ("volumes: [./shared:/app/shared:ro, data:/a]\n", "volumes: [data:/a]\n"),
         ("volumes:\n  - ./shared:/app/shared:ro\n", ""),
         (
@@ -72,7 +85,7 @@ def extended(body: str) -> str:
         ("volumes:\n  - data:/a\n", "volumes: !override\n  - data:/a\n"),
         ("env_file: own.env\n", "env_file: !override ../../own.env\n"),
         ("develop:\n  watch:\n    - path: x\n", "develop:\n  watch:\n    - path: ../../x\n"),
-        ("tmpfs: [/tmp, /x]\n", "tmpfs: [/tmp, /x]\n"),
+        ("tmpfs: [/tmp, /x]\n", "tmpfs: !override [/tmp, /x]\n"),
         ("networks: [proxy]\n", "networks: !override [proxy]\n"),
         ("cap_drop: [] # all\n", "cap_drop: !override [] # all\n"),
         (
@@ -169,7 +182,8 @@ def make_it_ours(project: BakedProject) -> None:
         project,
         COMPOSE,
         "\nvolumes:\n",
-        "\n  redis:\n    image: redis:7\n    volumes: [redis_data:/data]\n    logging: *logging\n"
+        "\n  redis:\n    image: redis:7\n    volumes: [redis_data:/data]\n"
+        "    networks: [internal]\n    logging: *logging\n"
         "\n  # A second one.\n  soil-moisture-2:\n    <<: *service\n    build:\n      <<: *build\n"
         "      dockerfile: services/soil-moisture/Dockerfile\n"
         "    volumes:\n      - ./shared:/app/shared:ro\n"
@@ -197,14 +211,20 @@ def models(project: BakedProject) -> dict[str, Any]:
         shown = project.run("docker", "compose", *files, "config", "--format", "json").stdout
         model = json.loads(shown)
         for service in model["services"].values():
-            # `init` came after 0.1.0; the variable is reset in base/compose.yml.
-            service.pop("init", None)
+            # Limits of the template, and what came with it after the releases.
+            for key in ("init", "memswap_limit", "cpus", "ulimits"):
+                service.pop(key, None)
             service.get("environment", {}).pop("DEBUG_SERVICE", None)
+            service["networks"].pop("egress", None)
+            service["tmpfs"] = [
+                re.sub(",?:?size=.*", "", item) for item in service.get("tmpfs", [])
+            ]
             for key in ("volumes", "cap_drop", "ports"):
                 for item in service.get(key) or []:
                     if isinstance(item, dict):
                         item.pop("bind", None)
                 service[key] = sorted(service.get(key) or [], key=str)
+        del model["networks"]
         # The template changes this one.
         del model["services"]["influxdb"]
         result[kind] = {name: part for name, part in model.items() if name[:2] != "x-"}
@@ -223,6 +243,10 @@ def assert_moved(project: BakedProject) -> None:
     assert not SERVICES.keys() & compose["services"].keys()
     assert "  # A second one.\n  soil-moisture-2:\n    extends:\n" in project.read(COMPOSE)
     assert {"redis_data", "mqtt_data"} < compose["volumes"].keys()
+    assert {"internal", "egress", "proxy"} == compose["networks"].keys()
+    # A published port and a service of the user's own need more than the internal network.
+    assert compose["services"]["mqtt"]["networks"] == ["internal", "egress"]
+    assert compose["services"]["redis"]["networks"] == ["internal", "egress"]
     assert "soil_moisture_data" not in compose["volumes"]
     assert "    pids_limit: 200 # ours\n" in project.read("base/compose.yml")
     override = project.yaml(OVERRIDE)
@@ -330,7 +354,7 @@ def test_what_cannot_be_moved_is_listed_and_nothing_is_changed(
     listed = [line for line in second.stderr.splitlines() if line.startswith("  - ")][:3]
     assert "x-service" in listed[0]
     assert "example-service" in listed[1]
-    assert "the same lines of docker-compose.yml" in listed[2]
+    assert "services.influxdb.healthcheck.test" in listed[2]
 
     # Each is moved by hand, as the message says.
     edit(project, "base/compose.yml", "driver: json-file", "driver: local")
