@@ -20,10 +20,10 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import dotenv_file
 import yaml
 from cookiecutter.exceptions import CookiecutterException
 from cookiecutter.main import cookiecutter
-from dotenv import dotenv_values
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -99,7 +99,7 @@ def includes(path: Path) -> list[str]:
 
 def compose_files() -> list[Path]:
     """Return every Compose file of this directory, with the files that they include."""
-    variables = {**dotenv_values(ROOT / ".env", interpolate=False), **os.environ}
+    variables = {**dotenv_file.read(ROOT / ".env", warn=False), **os.environ}
     separator = variables.get("COMPOSE_PATH_SEPARATOR") or os.pathsep
     named = (variables.get("COMPOSE_FILE") or COMPOSE).split(separator)
     waiting = [ROOT / name for name in (*named, COMPOSE, EXAMPLE, *OVERRIDES)]
