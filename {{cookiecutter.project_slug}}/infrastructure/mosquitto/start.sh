@@ -14,7 +14,7 @@ if [ -n "${MQTT_PASSWORD:-}" ]; then
   printf '%s\n%s\n' "$MQTT_PASSWORD" "$MQTT_PASSWORD" |
     mosquitto_passwd -c "$run/passwords" "$MQTT_USERNAME" >/dev/null
   printf 'allow_anonymous false\npassword_file %s/passwords\n' "$run" >"$run/conf.d/access.conf"
-  # For healthcheck.sh: the clients read their options from here.
+  # For the health check in docker-compose.yml: clients read their options from here.
   mkdir -p "$run/.config"
   printf -- '--username %s\n--pw %s\n' "$MQTT_USERNAME" "$MQTT_PASSWORD" >"$run/.config/mosquitto_sub"
 else
