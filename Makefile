@@ -13,18 +13,23 @@ help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: new
-new: export NEW_REPOSITORY_VIA := make
 new: export UV_PROJECT_ENVIRONMENT := .tools/new
-new: ## Make a repository: make new [OUT=folder] [ARGS="project_name=Greenhouse"] [NO_INPUT=1]
-	@$(UV) run --quiet --frozen --no-default-groups --python python3 \
+new: ## Make a repository: make new [OUT=directory] [ARGS="project_name=Greenhouse"] [NO_INPUT=1]
+	@$(UV) run --quiet --frozen --no-default-groups --python '>=3.10' \
 		python scripts/new.py $(if $(NO_INPUT),--no-input) "$(OUT)" $(ARGS)
 
-.PHONY: test test-quick
-test: ## Run all template tests: those that look at what is rendered and those that run it
-	$(RUN) pytest -n auto --dist loadgroup $(ARGS)
+PYTEST := $(RUN) pytest -n auto --dist loadgroup
 
-test-quick: ## Run the tests that only render and look
-	$(RUN) pytest -n auto --dist loadgroup -m "not real and not docker" $(ARGS)
+.PHONY: test test-all mutate
+test: ## Test what a change can break, without Docker, and list what was left out
+	$(PYTEST) -m "not docker and not slow" -rs $(ARGS)
+	@echo 'Left out: slow tests, and those that need Docker. Run them with "make test-all".'
+
+test-all: ## Test everything, on all supported Pythons and in containers
+	$(PYTEST) --durations 25 -rs $(ARGS)
+
+mutate: ## Plant faults in the shared library and count those that its tests find
+	$(RUN) python scripts/mutate.py $(ARGS)
 
 .PHONY: lint format
 lint: ## Check this repository's own code

@@ -182,7 +182,7 @@ def start_repository() -> str:
             git("var", name)
     except StepError:
         reason = (
-            'initialised and staged, not committed: git has no identity (git config --global'
+            "initialised and staged, not committed: git has no identity (git config --global"
             ' user.name "Your Name"; git config --global user.email you@example.com)'
         )
         raise SkipError(reason) from None
@@ -271,7 +271,7 @@ def report(outcomes: list[Outcome]) -> None:
 
 
 def way_here() -> str:
-    """Return what to give to `cd`: from the user's directory if the shell tells it, else in full."""
+    """Return what to give to `cd`: relative to the user's directory if the shell names it."""
     here = Path.cwd()
     start = Path(os.environ.get("PWD", ""))
     if start.is_absolute() and start.is_dir():
@@ -293,19 +293,20 @@ def show(*lines: str) -> None:
 
 
 def main() -> int:
-    """Run the plan. Always 0 for cookiecutter: any other exit code makes it delete the repository."""
+    """Run the plan. Return 0 for cookiecutter, which would delete the repository otherwise."""
     if "_output_dir" in ANSWERS:
         report([run(step) for step in plan()])
         return 0
     # cruft, which does not set it, renders on create and on every update, and compares: a key or
     # a .git would break the update.
     if not Path("templates/service").is_dir():
-        print("The template was cloned without symbolic links: unset core.symlinks", file=sys.stderr)
+        problem = "The template was cloned without symbolic links: unset core.symlinks"
+        print(problem, file=sys.stderr)
         return 1
     outcome = run(plan()[0])
     if outcome.status != "done":
         print(f"{outcome.step.title}: {outcome.detail}", file=sys.stderr)
-    print("Rendered for cruft. `git init` and `make setup` make it a repository with keys and hooks.")
+    print("Rendered for cruft. Run `git init` and `make setup` for its keys and hooks.")
     return 0
 
 

@@ -15,6 +15,9 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
+from cookiecutter.prompt import render_variable
+from cookiecutter.utils import create_env_with_context
+
 ANSWERS = r"""{{ cookiecutter | tojson }}"""
 
 # The first one that shows `__prompts__` and renders private variables.
@@ -31,7 +34,7 @@ RESERVED_SERVICES = {
     "is used by the repository, for a directory, a container, a topic or a class": {
         *("base", "base-service", "coordinator", "errors", "influxdb", "mqtt", "shared"),
     },
-    "is used by the repository, for a file in tests/": {"fakes", "patterns", "topics-doc"},
+    "is used by the repository, for a file in tests/": {"patterns"},
 }
 MAX_SLUG, MAX_SERVICE, MAX_PREFIX, MAX_TEXT = 50, 40, 100, 200
 
@@ -96,39 +99,37 @@ RULES = {
 
 def find_problems(answers: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Return every problem as (answer, rule, example)."""
-    checked = [(name, check(str(answers[name])), example) for name, (check, example) in RULES.items()]
-    return [(name, problem, example) for name, problem, example in checked if problem]
+    return [
+        (name, problem, example)
+        for name, (check, example) in RULES.items()
+        if (problem := check(str(answers[name])))
+    ]
 
 
-def report(answers: dict[str, Any], problems: list[tuple[str, str, str]]) -> dict[str, Any]:
-    """Print the problems; returns the answers with the examples in place of the bad ones."""
+def report(answers: dict[str, Any], problems: list[tuple[str, str, str]]) -> dict[str, str]:
+    """Print the problems; returns the examples, which take the place of the bad answers."""
     print("These answers are not valid:", file=sys.stderr)
     for name, rule, example in problems:
-        print(f"  - {name}: {rule} (got {str(answers[name])!r}; for example {example!r})", file=sys.stderr)
-    corrected = answers | {name: example for name, _, example in problems}
-    if answers["topic_prefix"] == answers["project_slug"]:
-        corrected["topic_prefix"] = corrected["project_slug"]
+        got = str(answers[name])
+        print(f"  - {name}: {rule} (got {got!r}; for example {example!r})", file=sys.stderr)
     print("\nNothing was written. With the examples filled in, the command is:\n", file=sys.stderr)
-    return corrected
+    return {name: example for name, _, example in problems}
 
 
-def differing(answers: dict[str, Any], template: Path) -> list[str]:
+def words(answers: dict[str, Any], corrections: dict[str, str], template: Path) -> list[str]:
     """Return the answers that are not the defaults of this template, as NAME=ANSWER."""
-    from cookiecutter.utils import create_env_with_context
-
-    questions = json.loads((template / "cookiecutter.json").read_text("utf-8"))
+    file = template / "cookiecutter.json"
+    # cruft does not tell where the template is.
+    questions = json.loads(file.read_text("utf-8")) if file.is_file() else dict.fromkeys(answers)
     environment = create_env_with_context({"cookiecutter": questions})
-    words = []
-    for name, default in questions.items():
-        if name.startswith("_"):
-            continue
+    chosen = {}
+    for name in (name for name in questions if not name.startswith("_")):
+        default = render_variable(environment, questions[name], answers)
         if isinstance(default, list):
             default = default[0]
-        elif isinstance(default, str):
-            default = environment.from_string(default).render(cookiecutter=answers)
-        if answers[name] != default:
-            words.append(f"{name}={answers[name]}")
-    return words
+        if name in corrections or answers[name] != default:
+            chosen[name] = corrections.get(name, answers[name])
+    return [f"{name}={answer}" for name, answer in chosen.items()]
 
 
 def template_directory(answers: dict[str, Any]) -> Path:
@@ -171,17 +172,14 @@ def main() -> int:
     problems = find_problems(answers)
     if not problems:
         return 0
-    corrected = report(answers, problems)
+    corrections = report(answers, problems)
     command = ["cookiecutter", answers.get("_template") or "TEMPLATE", "--no-input"]
     if checkout := answers.get("_checkout"):
         command += ["--checkout", checkout]
     output = answers.get("_output_dir")
     if output and output != os.environ.get("PWD"):
         command += ["--output-dir", output]
-    if (template / "cookiecutter.json").is_file():
-        command += differing(corrected, template)
-    else:
-        command += [f"{name}={value}" for name, value in corrected.items() if name[0] != "_"]
+    command += words(answers, corrections, template)
     print(f"  {shlex.join(command)}\n", file=sys.stderr)
     return 1
 

@@ -3,8 +3,8 @@
     make refresh [ARGS="--no-upgrade --no-prove"]
 
 Both locks and exports in templates/locks/, the requirements of the http-api type, the documents in
-templates/documents/, this repository's own lock, the version of uv in scripts/uv, the package names
-that a project may not have, and (where GitHub can be reached) the commits of pinned actions.
+templates/documents/, this repository's own lock, the version of uv in scripts/uv.txt and, where
+GitHub and a registry can be reached, the commits of pinned actions and the digests of images.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import textwrap
 from pathlib import Path
 
 from cookiecutter.main import cookiecutter
@@ -26,10 +25,12 @@ ROOT = Path(__file__).resolve().parent.parent
 TEMPLATE = ROOT / "{{cookiecutter.project_slug}}"
 LOCKS = ROOT / "templates" / "locks"
 HTTP_API = ROOT / "service-template" / "templates" / "http-api" / "requirements.txt"
+IMAGES = ROOT / "templates" / "images.jinja"
 UV = str(TEMPLATE / "scripts" / "uv")
-# The name that the template replaces by the slug.
-PLACEHOLDER = "mqtt-services"
+SLUG = "mqtt-services"
 PINNED_ACTION = re.compile(r"uses: ([\w.-]+/[\w.-]+)(\S*)@([0-9a-f]{40}) # v([\d.]+)")
+
+IMAGE = re.compile(r"(?<=: \")([\w./-]+:[\w.-]+)(@sha256:[0-9a-f]{64})?(?=\")")
 
 
 def run(*command: str, cwd: Path = ROOT) -> str:
@@ -42,7 +43,7 @@ def run(*command: str, cwd: Path = ROOT) -> str:
 
 def render(folder: Path, *, influxdb: bool) -> Path:
     """The generated repository without its hooks."""
-    answers = {"project_slug": PLACEHOLDER, "include_influxdb": influxdb}
+    answers = {"project_slug": SLUG, "include_influxdb": influxdb}
     path = cookiecutter(
         str(ROOT), no_input=True, output_dir=str(folder), accept_hooks=False, extra_context=answers
     )
@@ -72,33 +73,17 @@ def refresh_locks(*, upgrade: bool) -> None:
                 shutil.copyfile(project / file, LOCKS / name / file)
             requirements = export(project, "--no-default-groups", "--group", "debug")
             (LOCKS / name / "requirements.txt").write_text(requirements, encoding="utf-8")
-    refresh_reserved_names(full)
-
-
-def refresh_reserved_names(lock: str) -> None:
-    """A project with the name of a locked package would depend on itself."""
-    names = sorted(set(re.findall(r'^name = "(.+)"$', lock, re.MULTILINE)) - {PLACEHOLDER})
-    hook = ROOT / "hooks" / "pre_gen_project.py"
-    listed = textwrap.fill(
-        " ".join(names),
-        width=96,
-        initial_indent="    ",
-        subsequent_indent="    ",
-        break_on_hyphens=False,
-    )
-    text = hook.read_text(encoding="utf-8")
-    pattern = r'(LOCKED_PACKAGES = set\(\n    """\n).*?(\n    """\.split\(\))'
-    hook.write_text(
-        re.sub(pattern, lambda m: m[1] + listed + m[2], text, flags=re.DOTALL), encoding="utf-8"
-    )
 
 
 def refresh_uv() -> None:
-    """Pin the version of uv that did all this."""
+    """Pin the version of uv that did all this, with the hashes of its wheels."""
+    options = ["--no-deps", "--only-binary", ":all:", "--generate-hashes"]
     version = run(UV, "--version").split()[1]
-    script = TEMPLATE / "scripts" / "uv"
-    text = re.sub(r"(?m)^version=.*$", f"version={version}", script.read_text(encoding="utf-8"))
-    script.write_text(text, encoding="utf-8")
+    with tempfile.NamedTemporaryFile("w", suffix=".in") as file:
+        file.write(f"uv=={version}\n")
+        file.flush()
+        pinned = run(UV, "pip", "compile", "--no-header", "--no-annotate", *options, file.name)
+    (TEMPLATE / "scripts" / "uv.txt").write_text(pinned, encoding="utf-8")
 
 
 def refresh_actions() -> None:
@@ -134,17 +119,37 @@ def newest_action(name: str, path: str, commit: str, version: str) -> str:
     return f"uses: {name}{path}@{tags.get(newest, commit)} # v{newest}"
 
 
+def refresh_images() -> None:
+    """Pin each image to the digest that its tag has now."""
+    text = IMAGES.read_text(encoding="utf-8")
+    IMAGES.write_text(IMAGE.sub(newest_image, text), encoding="utf-8")
+
+
+def newest_image(found: re.Match[str]) -> str:
+    """Return the image with its newest digest, or the present text if no registry is in reach."""
+    inspect = ["docker", "buildx", "imagetools", "inspect", "--format", "{{.Manifest.Digest}}"]
+    try:
+        result = subprocess.run([*inspect, found[1]], capture_output=True, text=True, check=False)
+    except FileNotFoundError as error:
+        sys.exit(f"{error}. Install Docker, which reads the digests of images.")
+    digest = result.stdout.strip()
+    if result.returncode != 0 or not re.fullmatch("sha256:[0-9a-f]{64}", digest):
+        print(f"{found[0]} stays: its digest cannot be read: {result.stderr.strip()}")
+        return found[0]
+    return f"{found[1]}@{digest}"
+
+
 def prove() -> None:
     """Both variants lint themselves and pass their tests."""
     for influxdb in ("true", "false"):
         with tempfile.TemporaryDirectory() as folder:
             run(
                 *(sys.executable, "-m", "cookiecutter", "--no-input", "-o", folder, str(ROOT)),
-                *(f"project_slug={PLACEHOLDER}", f"include_influxdb={influxdb}"),
+                *(f"project_slug={SLUG}", f"include_influxdb={influxdb}"),
             )
             for target in ("lint", "test"):
                 print(f"include_influxdb={influxdb}: make {target}", flush=True)
-                run("make", target, cwd=Path(folder, PLACEHOLDER))
+                run("make", target, cwd=Path(folder, SLUG))
 
 
 def main() -> int:
@@ -159,6 +164,7 @@ def main() -> int:
         run(UV, "lock", "--quiet", "--upgrade")
         refresh_uv()
         refresh_actions()
+        refresh_images()
     if not options.no_prove:
         prove()
     print(run("git", "--no-pager", "diff", "--stat") or "Everything was current.")

@@ -133,7 +133,7 @@ def test_a_false_alarm_can_be_let_through(project: BakedProject) -> None:
 )
 def test_an_env_enc_in_the_clear_is_refused(project: BakedProject, text: str) -> None:
     said = refused(project, **{".env.enc": text, "services/x/.env.enc": text})
-    assert "\n.env.enc is not encrypted. Run scripts/secrets-encrypt.sh" in said
+    assert "\n.env.enc is not encrypted. Run make secrets-encrypt" in said
     assert "\nservices/x/.env.enc is not encrypted" in said
     assert "correct-horse" not in said
 

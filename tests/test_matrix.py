@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.baked import BakedProject, run
-from tests.combinations import COMBINATIONS, REPRESENTATIVES
+from tests.combinations import COMBINATIONS, REPRESENTATIVES, combinations
 from tests.conftest import Bake
 from tests.tools import needs, slow_after_first
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.real
 @pytest.fixture
 def projects(bake: Bake) -> list[BakedProject]:
     """One repository for each set of answers."""
-    return [bake(**combination.values[0]) for combination in COMBINATIONS]
+    return [bake(**answers) for answers in combinations()]
 
 
 @needs("git")

@@ -19,9 +19,12 @@ from tests.tools import needs
 
 USED = re.compile(r"""cookiecutter(?:\.|\.get\(['"]|\[['"])([A-Za-z_][A-Za-z0-9_]*)""")
 # Set by the engine itself, or attributes of the context.
-# `json` is the ending of cookiecutter.json, where a text names it.
-ENGINE = {"_output_dir", "_repo_dir", "_template", "_checkout", "get", "json"}
-READ_BY_JINJA = ("{{", "hooks/", "templates/assistant.md", "cookiecutter.json")
+# `json` is the ending of cookiecutter.json, and the others after it are modules of cookiecutter.
+ENGINE = {
+    *("_output_dir", "_repo_dir", "_template", "_checkout", "get"),
+    *("json", "exceptions", "main", "prompt", "utils"),
+}
+READ_BY_JINJA = ("{{", "hooks/", "cookiecutter.json")
 CARRIED = "templates/service/"
 EXPECTED_FILES = Path(__file__).parent / "expected_files.txt"
 

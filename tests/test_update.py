@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 
 from tests.baked import ROOT, TEMPLATE, BakedProject, publish, run
 from tests.conftest import Cookiecutter
-from tests.tools import needs
+from tests.tools import needs, slow_after_first
 
 pytestmark = [
     pytest.mark.real,
@@ -105,7 +106,7 @@ class Published:
         change("Makefile", "## Show this list", "## Show this newer list")
         change("pyproject.toml", "timeout = 120", "timeout = 121")
         (generated / "docs/newer.md").write_text("# Newer\n\nIt was not there last year.\n")
-        (generated / "renovate.json").unlink()
+        (generated / "docs/containers.md").unlink()
         poller = self.path / "service-template/templates/poller/main.py"
         replace_in(poller, '"""', '"""Newer: ')
         self.commit("Next year")
@@ -138,7 +139,10 @@ def by_cruft(
     cruft = (sys.executable, "-m", "cruft", "create", "--no-input")
     run(*cruft, "--output-dir", output, f"file://{origin.path}")
     project = BakedProject(output / SLUG, environments=environments)
+    project.run("git", "init", "--quiet")
     project.run("make", "setup")
+    project.run("git", "add", "--all")
+    project.run("git", "commit", "--quiet", "--no-verify", "--message", "Start")
     return project
 
 
@@ -255,7 +259,7 @@ def update_and_check(
     return done.stdout
 
 
-@pytest.mark.parametrize("version", RELEASES)
+@pytest.mark.parametrize("version", slow_after_first(RELEASES))
 def test_from_every_release(make: Maker, tmp_path: Path, version: str) -> None:
     origin = Published(tmp_path / "template", version)
     project = make(origin)
@@ -265,6 +269,7 @@ def test_from_every_release(make: Maker, tmp_path: Path, version: str) -> None:
     update_and_check(project, origin, make(origin, "fresh"), ALL_TESTS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_to_next_years(make: Maker, tmp_path: Path, way: Make) -> None:
     origin = Published(tmp_path / "template")
@@ -292,6 +297,7 @@ def test_a_template_that_is_named_from_where_the_user_is(tmp_path: Path, named: 
     assert BakedProject(outer / SLUG).json(".cruft.json")["template"] == str(origin.path)
 
 
+@pytest.mark.slow
 def test_a_change_on_both_sides_is_shown_and_can_be_settled(make: Maker, tmp_path: Path) -> None:
     origin = Published(tmp_path / "template")
     project = make(origin)
@@ -322,6 +328,7 @@ def test_a_change_on_both_sides_is_shown_and_can_be_settled(make: Maker, tmp_pat
     assert "nothing newer" in project.run("make", "template-check").stdout
 
 
+@pytest.mark.slow
 def test_dependencies_of_both_sides_stay(make: Maker, tmp_path: Path) -> None:
     """In the lock the two are neighbours, where no merge can succeed: it is made anew."""
     origin = Published(tmp_path / "template")
@@ -383,6 +390,83 @@ def test_a_commit_that_the_template_has_no_more_is_told_in_few_words(
     commit(project, "Another commit")
     done = project.run("scripts/template-update.sh", check=False)
     assert done.returncode == 2
-    assert "history hold the commit 1111" in done.stderr
+    assert "history does not hold the commit 1111" in done.stderr
     assert len(done.stderr.splitlines()) < 8
     assert project.run("git", "status", "--porcelain").stdout == ""
+
+
+@pytest.fixture
+def no_make(tmp_path: Path) -> dict[str, str | None]:
+    """An environment whose `make` does nothing: linting and testing are the subject elsewhere."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/make").symlink_to("/bin/true")
+    return {"PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+
+
+def test_settings_of_git_do_not_keep_an_update_out(
+    make: Maker, tmp_path: Path, no_make: dict[str, str | None]
+) -> None:
+    origin = Published(tmp_path / "template")
+    project = make(origin)
+    for name, value in {"apply.whitespace": "error", "diff.context": "0"}.items():
+        project.run("git", "config", name, value)
+    origin.become_next_years()
+    origin.change("docs/patterns.md", "\nNewer.\n", "\nNewer.  \n")
+    origin.commit("With a space at the end of a line")
+    project.run("scripts/template-update.sh", env=no_make)
+    assert "\nNewer.  \n" in project.read("docs/patterns.md")
+    assert project.json(".cruft.json")["commit"] == origin.git("rev-parse", "HEAD").strip()
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_file_of_the_users_with_the_name_of_a_new_one_is_a_visible_conflict(
+    make: Maker, tmp_path: Path, no_make: dict[str, str | None], ignored: bool
+) -> None:
+    origin = Published(tmp_path / "template")
+    project = make(origin)
+    project.file("docs/newer.md").write_text("Ours.\n")
+    if ignored:
+        project.file(".git/info/exclude").write_text("docs/newer.md\n")
+    else:
+        commit(project, "Ours")
+    origin.become_next_years()
+    done = project.run("scripts/template-update.sh", env=no_make, check=False)
+    assert done.returncode == 1
+    name = "docs/newer.md.rej" if ignored else "docs/newer.md"
+    assert f"\n  {name}\n" in done.stdout
+    assert "It was not there last year." in project.read(name)
+    assert "Ours.\n" in project.read("docs/newer.md")
+    assert "Newer." in project.read("docs/patterns.md")
+
+
+@pytest.mark.parametrize(
+    ("does", "code", "said"),
+    [
+        ("echo 'fatal: Could not resolve host' >&2; exit 128", 2, "Could not resolve host"),
+        ('kill -INT -- "-$(cat "${0%/bin/git}/leader")"', 130, "Interrupted."),
+    ],
+    ids=["network", "Ctrl-C"],
+)
+def test_an_update_that_is_cut_short_begins_again_the_next_time(
+    make: Maker, tmp_path: Path, no_make: dict[str, str | None], does: str, code: int, said: str
+) -> None:
+    origin = Published(tmp_path / "template")
+    project = make(origin)
+    origin.become_next_years()
+    git = tmp_path / "bin/git"
+    git.write_text(
+        f'#!/usr/bin/env bash\nfor word; do [ "$word" != clone ] || {{ {does}; }}; done\n'
+        f'exec {shutil.which("git")} "$@"\n'
+    )
+    git.chmod(0o755)
+    leader = 'echo $$ >"$0/leader"; exec scripts/template-update.sh'
+    group = ("setsid", "--wait", "sh", "-c", leader, tmp_path)
+    done = project.run(*group, env=no_make, check=False)
+    assert done.returncode == code
+    assert said in done.stderr
+    assert "history" not in done.stderr
+    assert "Traceback" not in done.stderr
+    assert project.run("git", "status", "--porcelain").stdout == ""
+    git.unlink()
+    project.run("scripts/template-update.sh", env=no_make)
+    assert project.file("docs/newer.md").is_file()

@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import shutil
 import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import yaml
@@ -24,7 +27,10 @@ def load(name: str) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    # As a program it finds its neighbours.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "scripts")
+        spec.loader.exec_module(module)
     return module
 
 
@@ -75,7 +81,7 @@ def test_doctor_finds_what_is_wrong_and_says_how_to_mend_it(
     for name, fix in {
         "git hooks": "scripts/install-hooks.sh",
         ".env": "chmod 600 .env",
-        ".env.enc": "make secrets-recipients ARGS=\"add age1",
+        ".env.enc": 'make secrets-recipients ARGS="add age1',
         "lock": "make lock",
     }.items():
         assert findings[name]["status"] == "FAIL", findings[name]
@@ -120,7 +126,7 @@ def test_doctor_needs_nothing_but_python_and_git(bake_copy: Bake, tmp_path: Path
     for name in ("git", "bash", "env", "sh", "sed", "dirname", "mktemp", "rm", "mkdir", "cat"):
         (tools / name).symlink_to(shutil.which(name) or name)
     findings = doctor(project, PATH=str(tools))
-    for name in ("docker", "age", "sops", "base image"):
+    for name in ("docker", "age", "sops"):
         assert findings[name]["status"] == "WARN", findings[name]
     assert findings["git"]["status"] == "PASS"
 
@@ -200,7 +206,7 @@ def test_hooks_that_are_kept_elsewhere(bake_copy: Bake, tmp_path: Path) -> None:
     shutil.copytree(project.path, inner, ignore=shutil.ignore_patterns(".git"))
     run("git", "init", "--quiet", inner.parent)
     around = doctor(BakedProject(inner, environments=project.environments))["git hooks"]
-    assert (around["status"], "around this folder" in around["detail"]) == ("WARN", True)
+    assert (around["status"], "around this one" in around["detail"]) == ("WARN", True)
 
 
 @needs("git")
@@ -218,66 +224,11 @@ def test_doctor_by_make_prints_json_alone(bake: Bake) -> None:
     assert json.loads(loud.stdout) == json.loads(done.stdout)
 
 
-# --- the record of the template ------------------------------------------------------------------
-
-
-@needs("git")
-@pytest.mark.parametrize(
-    ("address", "recorded"),
-    [
-        ("https://bob:s3cret@example.org/t.git", "https://example.org/t.git"),
-        ("https://s3cret@example.org/t.git", "https://example.org/t.git"),
-        ("git@example.org:t.git", "git@example.org:t.git"),
-        ("ssh://git@example.org/t.git", "ssh://git@example.org/t.git"),
-    ],
-)
-def test_credentials_in_the_address_are_not_recorded(
-    bake_copy: Bake, template: Path, tmp_path: Path, address: str, recorded: str
-) -> None:
-    project, clone = bake_copy(), tmp_path / "template"
-    run("git", "clone", "--quiet", template, clone)
-    run("git", "remote", "set-url", "origin", address, cwd=clone)
-    project.file(".cruft.json").unlink()
-    answers = json.dumps({"_repo_dir": str(clone), "_template": address})
-    said = project.run(sys.executable, "scripts/record_template.py", stdin=answers)
-    assert project.json(".cruft.json")["template"] == recorded
-    assert "s3cret" not in project.read(".cruft.json") + said.stdout + said.stderr
-
-
-@needs("git")
-def test_the_record_by_hand(bake_copy: Bake) -> None:
-    project = bake_copy()
-    project.file(".cruft.json").unlink()
-    record = (sys.executable, "scripts/record_template.py")
-    assert "usage" in project.run(*record, "--help").stdout
-    done = project.run(*record, stdin="", check=False)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert not project.file(".cruft.json").exists()
-
-
-@pytest.mark.docker
-@pytest.mark.real
-@pytest.mark.xdist_group("docker")
-def test_doctor_sees_an_old_base_image(bake_copy: Bake) -> None:
-    project = bake_copy()
-    name = "doctor-test-base:latest"
-    with project.file(".env").open("a") as stream:
-        stream.write(f"BASE_IMAGE='{name}'\n")
-    try:
-        assert doctor(project)["base image"]["status"] == "WARN"
-        project.run("scripts/build-base.sh", "--quiet", timeout=600)
-        assert doctor(project)["base image"]["status"] == "PASS"
-        with project.file("base/requirements.txt").open("a") as stream:
-            stream.write("# newer\n")
-        assert doctor(project)["base image"]["status"] == "FAIL"
-    finally:
-        run("docker", "image", "rm", "--force", name, check=False)
-
-
 # --- refreshing ---------------------------------------------------------------------------------
 
 
 @pytest.mark.real
+@pytest.mark.slow
 @needs("git")
 def test_refreshing_without_upgrading_finds_all_in_step(tmp_path: Path) -> None:
     """Locks, exports and reserved names are those that the template's pyproject.toml gives."""
@@ -322,6 +273,37 @@ def test_an_action_gets_the_commit_of_its_newest_release(
     )
     assert newest_action("octo/none", "", "1" * 40, "1.2.3").endswith(f"@{'1' * 40} # v1.2.3")
     assert "octo/none stays at v1.2.3" in capsys.readouterr().out
+
+
+REGISTRY = f"""#!/bin/sh
+[ "$*" = "buildx imagetools inspect --format {{{{.Manifest.Digest}}}} python:3.13-slim" ] ||
+  {{ echo no route to host >&2; exit 1; }}
+echo sha256:{"a" * 64}
+"""
+
+
+def test_an_image_gets_the_digest_of_its_tag(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a stand-in for a registry that has one of three images."""
+    docker = tmp_path / "docker"
+    docker.write_text(REGISTRY)
+    docker.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    refresh = load("refresh")
+    monkeypatch.setattr(refresh, "IMAGES", tmp_path / "images.jinja")
+    old = f"x.org/y:2@sha256:{'b' * 64}"
+    text = '{{% set images = {{\n "a": "{}",\n "b": "influxdb:2",\n "c": "{}",\n}} %}}\n'
+    refresh.IMAGES.write_text(text.format(f"python:3.13-slim@sha256:{'0' * 64}", old))
+    refresh.refresh_images()
+    assert refresh.IMAGES.read_text() == text.format(f"python:3.13-slim@sha256:{'a' * 64}", old)
+    assert capsys.readouterr().out.count("stays: its digest cannot be read: no route to host") == 2
+
+
+def test_every_image_is_one_that_a_refresh_pins() -> None:
+    refresh = load("refresh")
+    images = refresh.IMAGES.read_text()
+    assert len(refresh.IMAGE.findall(images)) == images.count('": "')
 
 
 # --- releases -----------------------------------------------------------------------------------
@@ -427,4 +409,80 @@ def test_dependency_upkeep_reads_what_is_pinned(bake: Bake) -> None:
         ecosystems = {entry["package-ecosystem"] for entry in listed}
         assert {"uv", "github-actions"} <= ecosystems
         assert ("docker" in ecosystems) == (folder / "base").exists()
-        assert json.loads((folder / "renovate.json").read_text())["extends"]
+
+
+@pytest.mark.real
+def test_the_workflow_lists_the_packages_of_the_images(bake_copy: Bake) -> None:
+    project = bake_copy()
+    jobs = project.yaml(".github/workflows/dependencies.yml")["jobs"]
+    project.run("bash", "-c", jobs["sbom"]["steps"][1]["run"])
+    listed = project.json(jobs["sbom"]["steps"][2]["with"]["path"])
+    assert listed["bomFormat"] == "CycloneDX"
+    names = {component["name"] for component in listed["components"]}
+    assert set(re.findall(r"(?m)^([\w.-]+)==", project.read("base/requirements.txt"))) <= names
+    assert "pytest" not in names
+
+
+class Vulnerabilities(BaseHTTPRequestHandler):
+    """A database without an entry, which keeps the names of the packages."""
+
+    asked: ClassVar[set[str]] = set()
+
+    def do_POST(self) -> None:
+        queries = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["queries"]
+        self.asked.update(query["package"]["name"] for query in queries)
+        body = json.dumps({"results": [{} for _ in queries]}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@pytest.mark.real
+def test_the_workflow_audits_every_locked_package(bake_copy: Bake) -> None:
+    project = bake_copy()
+    step = project.yaml(".github/workflows/dependencies.yml")["jobs"]["audit"]["steps"][1]["run"]
+    with ThreadingHTTPServer(("127.0.0.1", 0), Vulnerabilities) as server:
+        Thread(target=server.serve_forever).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        project.run("bash", "-c", f"{step} --service-url {address}")
+        server.shutdown()
+    assert {"httpx", "pydantic", "pytest"} <= Vulnerabilities.asked
+
+
+@pytest.mark.real
+@needs("git")
+@pytest.mark.parametrize("stale", [True, False])
+def test_requirements_are_exported_on_the_branch_of_dependabot(
+    bake_copy: Bake, tmp_path: Path, stale: bool
+) -> None:
+    project = bake_copy()
+    run("git", "init", "--quiet", "--bare", tmp_path / "github")
+    project.run("git", "remote", "add", "origin", tmp_path / "github")
+    requirements = project.read("base/requirements.txt")
+    if stale:
+        project.file("base/requirements.txt").write_text(requirements + "outdated==1.0\n")
+        project.run("git", "commit", "--quiet", "--no-verify", "--all", "--message", "Bump")
+    gh = tmp_path / "bin" / "gh"
+    gh.parent.mkdir()
+    gh.write_text(GH)
+    gh.chmod(0o755)
+    calls = tmp_path / "calls"
+    calls.touch()
+    job = project.yaml(".github/workflows/dependabot.yml")["jobs"]["lock"]
+    env = {
+        "PATH": f"{gh.parent}{os.pathsep}{os.environ['PATH']}",
+        "CALLS": str(calls),
+        "BRANCH": "dependabot/uv/python-1",
+    }
+    for step in job["steps"]:
+        if "run" in step:
+            project.run("bash", "-eo", "pipefail", "-c", step["run"], env=env)
+    if not stale:
+        assert calls.read_text() == ""
+        return
+    exported = "dependabot/uv/python-1:base/requirements.txt"
+    assert run("git", "show", exported, cwd=tmp_path / "github").stdout == requirements
+    assert "workflow run ci.yml --ref dependabot/uv/python-1" in calls.read_text()
+    # A dispatched run needs the trigger.
+    assert "workflow_dispatch" in project.yaml(".github/workflows/ci.yml")[True]

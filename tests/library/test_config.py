@@ -148,3 +148,63 @@ def test_problems_and_representations_never_show_a_value(monkeypatch: pytest.Mon
     assert "hunter2" not in repr(caught.value)
     # A traceback that is logged would print what caused the error.
     assert caught.value.__context__ is None
+
+
+@pytest.mark.parametrize(
+    "host", ["mqtt://broker", "broker:1883", "user@broker", "broker\n", "bro ker", "[::1]", "a..b"]
+)
+def test_the_broker_must_be_a_host_name(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    monkeypatch.setenv("MQTT_HOST", host)
+    [problem] = problems_of(Settings)
+    assert problem.startswith("MQTT_HOST: must be a host name or an IP address")
+
+
+@pytest.mark.parametrize("host", ["mqtt", "mqtt.example.com", "192.0.2.1", "::1", "brücke.local"])
+def test_host_names_and_addresses(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    monkeypatch.setenv("MQTT_HOST", host)
+    assert load_settings(Settings).mqtt_host == host
+
+
+@pytest.mark.parametrize("prefix", ["/home", "home/", "a//b", "home/+", "#", "my home"])
+def test_a_topic_prefix_is_explained(monkeypatch: pytest.MonkeyPatch, prefix: str) -> None:
+    monkeypatch.setenv("TOPIC_PREFIX", prefix)
+    [problem] = problems_of(Settings)
+    assert problem.startswith("TOPIC_PREFIX: must be levels separated by /, such as home/services")
+
+
+def test_a_secret_must_not_end_in_a_line_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MQTT_PASSWORD", "hunter2\n")
+    assert problems_of(Settings) == ["MQTT_PASSWORD: must not contain a line end"]
+
+
+class SecretSettings(Settings):
+    meter_token: SecretStr = Field(default=SecretStr(""), validation_alias="METER_TOKEN")
+
+
+def test_secrets_come_from_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "password").write_text("from a file\r\n", encoding="utf-8")
+    (tmp_path / "token").write_text("a token", encoding="utf-8")
+    monkeypatch.setenv("MQTT_PASSWORD_FILE", str(tmp_path / "password"))
+    # The file wins, because a first .env has a random password.
+    (tmp_path / ".env").write_text(
+        f"MQTT_PASSWORD='random'\nMETER_TOKEN_FILE='{tmp_path}/token'\n", encoding="utf-8"
+    )
+    monkeypatch.setitem(SecretSettings.model_config, "env_file", ".env")
+    settings = load_settings(SecretSettings)
+    assert settings.mqtt_password.get_secret_value() == "from a file"
+    assert settings.meter_token.get_secret_value() == "a token"
+
+
+def test_a_missing_secret_file_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MQTT_PASSWORD_FILE", "/run/secrets/missing")
+    problem = "MQTT_PASSWORD_FILE: cannot read /run/secrets/missing: FileNotFoundError"
+    assert problems_of(Settings) == [problem]
+
+
+@pytest.mark.parametrize("name", ["MQTT_TLS_CA_FILE", "MQTT_TLS_CERT_FILE", "MQTT_TLS_KEY_FILE"])
+def test_tls_files_must_exist_with_tls(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "/missing.pem")
+    load_settings(Settings)
+    monkeypatch.setenv("MQTT_TLS", "true")
+    [problem] = problems_of(Settings)
+    assert problem.startswith(f"{name}: /missing.pem does not exist")

@@ -1,8 +1,11 @@
 """The diagnosis, with a broker, without one, and with steps that break."""
 
 import asyncio
+import ssl
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -92,6 +95,58 @@ def test_a_ca_file_that_is_no_certificate(run: Run, tmp_path: Path) -> None:
     assert results["mqtt"]["status"] == "FAIL"
     assert "MQTT_TLS_CA_FILE" in results["mqtt"]["detail"]
     assert "PEM" in results["mqtt"]["fix"]
+
+
+@pytest.mark.integration
+@pytest.mark.filterwarnings("ignore:unclosed <ssl.SSLSocket:ResourceWarning")
+def test_a_ca_without_key_usage_and_the_commands_that_fix_it(
+    run: Run,
+    make_mosquitto: Callable[..., Mosquitto],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(diagnose, "_MQTT_TIMEOUT_SECONDS", 2.0)
+    create_context = ssl.create_default_context
+
+    def create_strict_context(**options: Any) -> ssl.SSLContext:
+        """Create the context of Python 3.13 in every version."""
+        context = create_context(**options)
+        context.verify_flags |= ssl.VERIFY_X509_STRICT
+        return context
+
+    monkeypatch.setattr(ssl, "create_default_context", create_strict_context)
+    configuration = tmp_path / "openssl.cnf"
+    configuration.write_text(
+        "[req]\ndistinguished_name = name\nx509_extensions = ca\n[name]\n[ca]\n"
+        "basicConstraints = critical,CA:TRUE\n"
+    )
+
+    def shell(script: str) -> None:
+        subprocess.run(["sh", "-ec", script], cwd=tmp_path, check=True, capture_output=True)  # noqa: S603, S607
+
+    def diagnosis() -> dict[str, str]:
+        mosquitto = make_mosquitto(
+            options=f"certfile {tmp_path}/mqtt.crt\nkeyfile {tmp_path}/mqtt.key\n"
+        )
+        mosquitto.start()
+        _, results = run(
+            "--step",
+            "mqtt",
+            MQTT_HOST="localhost",
+            MQTT_PORT=str(mosquitto.port),
+            MQTT_TLS="true",
+            MQTT_TLS_CA_FILE=f"{tmp_path}/ca.crt",
+        )
+        return results["mqtt"]
+
+    _, *commands = diagnose._NEW_CA.format(host="localhost").splitlines()
+    script = "\n".join(commands)
+    shell(script.replace("-addext keyUsage=critical,keyCertSign,cRLSign", "-config openssl.cnf"))
+    rejected = diagnosis()
+    assert rejected["status"] == "FAIL"
+    assert "key usage extension" in rejected["detail"]
+    shell("\n".join(rejected["fix"].splitlines()[1:]))
+    assert diagnosis()["status"] == "PASS"
 
 
 @pytest.mark.integration

@@ -72,7 +72,6 @@ async def test_a_request_under_way_at_the_stop_gets_a_response_within_the_time_l
     monkeypatch.setattr(service.mqtt, "request", request)
     server = service.instance.server
     server.config.timeout_graceful_shutdown = graceful_seconds
-    await soon(server.listening.wait())
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}") as client:
         posting = asyncio.create_task(client.post(COMMANDS, json={"command": "refresh"}))
         await soon(asked.wait())
@@ -98,7 +97,7 @@ async def test_a_signal_stops_it_in_order() -> None:
         async with asyncio.timeout(PATIENCE_SECONDS):
             async for line in process.stdout:
                 lines.append(json.loads(line))
-                if lines[-1]["event"].startswith("Uvicorn running"):
+                if lines[-1]["event"] == "http_listening":
                     process.send_signal(signal.SIGTERM)
             assert await process.wait() == 0
     finally:
@@ -109,12 +108,18 @@ async def test_a_signal_stops_it_in_order() -> None:
     assert lines[-1]["event"] == "service_stopped"
 
 
-async def test_stops_in_order_when_its_port_is_taken(start_service: StartService) -> None:
-    service = await start_service(NAME, http_port=0)
+async def test_a_port_in_use_is_named_in_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        settings = service.settings.model_copy(update={"http_port": taken.getsockname()[1]})
-        second = type(service.instance)(settings)
-        second.mqtt = service.mqtt
-        with pytest.raises(OSError, match="cannot listen"):
-            await second.start()
-    assert service.mqtt.disconnected
+        port = taken.getsockname()[1]
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            ROOT / f"services/{NAME}/main.py",
+            env={**os.environ, "PYTHONPATH": str(ROOT), "EXAMPLE_SERVICE_HTTP_PORT": str(port)},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        output, errors = await soon(process.communicate())
+    assert (process.returncode, output) == (os.EX_CONFIG, b"")
+    problem = f"{NAME}: EXAMPLE_SERVICE_HTTP_PORT: cannot listen on 127.0.0.1:{port}: "
+    assert errors.decode().startswith(problem)
+    assert errors.count(b"\n") == 1

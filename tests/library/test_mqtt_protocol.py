@@ -6,8 +6,10 @@ import logging
 import struct
 import threading
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
+import structlog
 
 from shared.mqtt import MQTTClient, NotConnectedError, PublishTimeoutError
 from tests.library.conftest import MakeClient
@@ -185,6 +187,26 @@ async def test_a_refused_connection_is_reported(
     assert not client.connected
     scripted.connack = b"\0\0"
     await soon(client.wait_connected())
+
+
+@pytest.mark.parametrize(
+    ("username", "is_sent"), [("sensor", True), ("services", False), ("", False)]
+)
+async def test_a_user_name_without_a_password(
+    scripted: ScriptedBroker,
+    make_settings: Any,
+    logger: structlog.stdlib.BoundLogger,
+    username: str,
+    is_sent: bool,
+) -> None:
+    settings = make_settings(
+        mqtt_host=scripted.host, mqtt_port=scripted.port, mqtt_username=username
+    )
+    client = MQTTClient.from_settings(settings, "tested", logger)
+    client.connect_background()
+    flags = (await scripted.next(Kind.CONNECT)).body[7]
+    assert (bool(flags & 0x80), bool(flags & 0x40)) == (is_sent, False)
+    await client.disconnect()
 
 
 async def test_a_broker_that_rejects_the_protocol_is_reported(

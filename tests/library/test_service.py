@@ -100,6 +100,11 @@ def test_an_attribute_of_the_base_class_is_rejected() -> None:
             _tasks = None  # type: ignore[assignment]
 
 
+def test_the_client_id_may_hold_the_name_of_the_service(make_settings: MakeSettings) -> None:
+    service = Probe(make_settings(mqtt_client_id="plant-{service}"))
+    assert service.mqtt.client_id == "plant-probe"
+
+
 # Lifecycle
 
 

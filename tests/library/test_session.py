@@ -85,3 +85,20 @@ def test_where_nothing_can_be_written_it_is_not_kept(tmp_path: Path, logger: Bou
         session = Session.claim(tmp_path / "data" / "session.json", "heater", logger)
     assert not session.persistent
     assert [(log["event"], log["log_level"]) for log in logs] == [("session_not_kept", "warning")]
+
+
+def test_an_own_client_id(path: Path, logger: BoundLogger) -> None:
+    first = Session.claim(path, "heater", logger, client_id="plant-1")
+    first.save()
+    second = Session.claim(path, "heater", logger, client_id="plant-1")
+    first.close()
+    assert first.client_id == "plant-1"
+    # Two clients with one client id would disconnect each other.
+    assert second.client_id != "plant-1"
+    next_start = Session.claim(path, "heater", logger, client_id="plant-1")
+    assert (next_start.client_id, next_start.persistent) == ("plant-1", True)
+    next_start.close()
+    changed = Session.claim(path, "heater", logger)
+    assert changed.client_id.startswith("heater-")
+    assert not changed.persistent
+    changed.close()

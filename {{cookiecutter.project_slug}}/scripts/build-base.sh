@@ -5,6 +5,5 @@
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
-BASE_REQUIREMENTS=$(git hash-object base/requirements.txt)
-export BASE_REQUIREMENTS
-exec docker compose build "$@" base
+
+docker compose build "$@" base

@@ -151,6 +151,9 @@ class Comparison:
                 yield f'field "{inner}" is {"optional" if self.is_sent else "required"} now'
             if key in writes:
                 yield from self.problems(inner, writes[key], reads.get(key, allowed))
+            elif "properties" not in written:
+                # A mapping may hold a value under any key.
+                yield from self.problems(inner, others, reads[key])
         yield from self.problems(f"{path}.*".removeprefix("."), others, allowed)
 
     def from_to(self, written: object, read: object) -> str:

@@ -3,7 +3,7 @@
 
     scripts/doctor.py [--json]
 
-Standard library only. Exit code 1 when something has failed; a warning is no failure.
+Standard library only. Exit code 1 when something has failed. A warning is not a failure.
 """
 
 from __future__ import annotations
@@ -12,31 +12,32 @@ import argparse
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 _COLOURS = {"PASS": 32, "WARN": 33, "FAIL": 31}
-# Tool, how it tells its version, the oldest that will do, whether it is needed, what for.
+# Tool, command that prints its version, the oldest that will do, its purpose.
 _TOOLS = [
-    ("git", ["git", "--version"], "", True, "history and hooks"),
+    # GIT_CONFIG_COUNT, which scripts/template-update.sh sets, came with 2.31.
+    ("git", ["git", "--version"], "2.31", "history and hooks"),
+    ("uv", ["uv", "--version"], "0.8", "everything; scripts/uv keeps its own in .tools/"),
     # The server's: start_interval of a health check came with 25.
-    ("docker", ["docker", "version", "--format", "{{.Server.Version}}"], "25", False, "containers"),
+    ("docker", ["docker", "version", "--format", "{{.Server.Version}}"], "25", "containers"),
     # `required` of an env_file came with 2.24.
-    ("docker compose", ["docker", "compose", "version"], "2.24", False, "containers"),
-    ("mosquitto", ["mosquitto", "-h"], "", False, "tests with a real broker"),
-    ("age", ["age", "--version"], "", False, "secrets"),
-    ("sops", ["sops", "--disable-version-check", "--version"], "", False, "secrets"),
+    ("docker compose", ["docker", "compose", "version"], "2.24", "containers"),
+    ("mosquitto", ["mosquitto", "-h"], "", "tests with a real broker"),
+    ("age", ["age", "--version"], "", "secrets"),
+    ("sops", ["sops", "--disable-version-check", "--version"], "3.11", "secrets"),
 ]
+_MISSING = 127
 
 
-@dataclass(frozen=True)
-class Finding:
-    """What one check has found: PASS, WARN or FAIL, and what to do."""
+class Finding(NamedTuple):
+    """The result of one check: PASS, WARN or FAIL, and what to do."""
 
     check: str
     status: str
@@ -44,31 +45,39 @@ class Finding:
     fix: str = ""
 
 
-def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(*command: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run a command in the repository; a missing program counts as exit code 127."""
+    foreign = {"GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR"}
+    environment = {name: value for name, value in os.environ.items() if name not in foreign}
     path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
+    environment |= {"PATH": path, "LC_ALL": "C", **variables}
     try:
         return subprocess.run(
-            command,
-            cwd=ROOT,
-            env={**os.environ, "PATH": path, **environment},
-            capture_output=True,
-            text=True,
-            check=False,
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
             timeout=120,
-        )
+        )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
-        return subprocess.CompletedProcess(command, 127, "", str(error))
+        return subprocess.CompletedProcess(command, _MISSING, "", str(error))
+
+
+def reason(result: subprocess.CompletedProcess[str]) -> str:
+    """Return what a command that failed said itself, on one line."""
+    return " ".join(result.stderr.split()) or f"exit code {result.returncode}"
 
 
 def check_tools() -> list[Finding]:
-    findings = [_check_python(), _check_uv()]
-    for name, command, oldest, is_needed, purpose in _TOOLS:
+    wanted = (ROOT / ".python-version").read_text(encoding="utf-8").strip()
+    result = run("scripts/uv", "python", "find", "--no-project", wanted)
+    findings = [Finding("python", "PASS", wanted)]
+    if result.returncode:
+        fix = f"scripts/uv python install {wanted}"
+        findings = [Finding("python", "WARN", f"{wanted}: {reason(result)}", fix)]
+    for name, command, oldest, purpose in _TOOLS:
         result = run(*command)
-        # Of what goes to stderr, an address may look like a version.
+        # An address on stderr may look like a version.
         found = re.search(r"v?(\d+\.\d+(\.\d+)?)", result.stdout)
-        if result.returncode == 127:  # noqa: PLR2004
-            status = "FAIL" if is_needed else "WARN"
+        if result.returncode == _MISSING:
+            status = "FAIL" if name == "git" else "WARN"
             findings.append(Finding(name, status, f"missing ({purpose})", f"install {name}"))
         elif result.returncode and not found:
             fix = f"see what `{' '.join(command)}` says"
@@ -85,26 +94,15 @@ def _parts(version: str) -> list[int]:
     return [int(part) for part in version.split(".")]
 
 
-def _check_python() -> Finding:
-    wanted = (ROOT / ".python-version").read_text(encoding="utf-8").strip()
-    result = run("scripts/uv", "python", "find", wanted)
-    if result.returncode == 0:
-        return Finding("python", "PASS", wanted)
-    return Finding("python", "WARN", f"{wanted} is missing", f"scripts/uv python install {wanted}")
-
-
-def _check_uv() -> Finding:
-    result = run("uv", "--version")
-    if result.returncode == 0:
-        return Finding("uv", "PASS", result.stdout.split()[1])
-    return Finding("uv", "WARN", "not on PATH; scripts/uv keeps its own in .tools/", "install uv")
-
-
 def check_git() -> list[Finding]:
-    if run("git", "rev-parse", "--git-dir").returncode != 0:
-        return [Finding("git repository", "FAIL", "there is none", "scripts/init-git.sh")]
-    if run("git", "rev-parse", "--show-prefix").stdout.strip():
-        detail, fix = "those of the repository around this folder", 'have them run "make lint" here'
+    result = run("git", "rev-parse", "--show-prefix")
+    if result.returncode:
+        fix = "git init && make setup"
+        if "not a git repository" not in result.stderr:
+            fix = "do what git says"
+        return [Finding("git repository", "FAIL", reason(result).removeprefix("fatal: "), fix)]
+    if result.stdout.strip():
+        detail, fix = "those of the repository around this one", 'have them run "make lint" here'
         return [Finding("git hooks", "WARN", detail, fix)]
     hook = run("git", "rev-parse", "--git-path", "hooks/pre-commit").stdout.strip()
     path = ROOT / hook
@@ -131,38 +129,19 @@ def check_secrets() -> list[Finding]:
 def check_lock() -> list[Finding]:
     result = run("scripts/lock.sh", "--check")
     if result.returncode == 0:
-        return [Finding("lock", "PASS", "uv.lock and the exported requirements are in step")]
-    lines = result.stderr.strip().splitlines()
-    return [Finding("lock", "FAIL", lines[-1] if lines else "out of step", "make lock")]
-
-
-def check_base_image() -> list[Finding]:
-    if run("docker", "info").returncode != 0:
-        return [Finding("base image", "WARN", "Docker does not answer", "start Docker")]
-    compose = run("docker", "compose", "config", "--images", "base")
-    image = compose.stdout.strip()
-    if compose.returncode != 0:
-        fix = "see what `docker compose config` says"
-        return [Finding("base image", "WARN", "Compose does not name it", fix)]
-    template = '{{index .Config.Labels "base.requirements"}}'
-    result = run("docker", "image", "inspect", "--format", template, image)
-    if result.returncode != 0:
-        return [Finding("base image", "WARN", "not built yet", "make build-base")]
-    if result.stdout != run("git", "hash-object", "base/requirements.txt").stdout:
-        detail = "older than base/requirements.txt"
-        return [Finding("base image", "FAIL", detail, "make up, which builds it again")]
-    return [Finding("base image", "PASS", "built from the current requirements")]
+        return [Finding("lock", "PASS", "uv.lock and the exported requirements are up to date")]
+    if result.returncode == 1:
+        return [Finding("lock", "FAIL", reason(result), "make lock")]
+    return [Finding("lock", "WARN", f"not checked: {reason(result)}", "scripts/lock.sh --check")]
 
 
 def check_permissions() -> list[Finding]:
     """Containers have users of their own, who have to read what is mounted."""
     for folder in (ROOT / "infrastructure", ROOT / "shared"):
         for path in (folder, *folder.rglob("*")):
-            # Python does without these.
-            if "__pycache__" in path.parts:
-                continue
             wanted = 0o005 if path.is_dir() else 0o004
-            if path.exists() and path.stat().st_mode & wanted != wanted:
+            # Python does without its caches.
+            if "__pycache__" not in path.parts and path.stat().st_mode & wanted != wanted:
                 detail = f"containers cannot read {path.relative_to(ROOT)}"
                 fix = "chmod -R go+rX infrastructure shared services"
                 return [Finding("permissions", "FAIL", detail, fix)]
@@ -183,8 +162,8 @@ def check_template() -> list[Finding]:
         return [Finding("template", "FAIL", detail, "git log -- .cruft.json shows when it could")]
     known = f"version {version} ({commit[:8]})" if version else commit[:8]
     result = run("git", "ls-remote", "--exit-code", address, "HEAD", GIT_TERMINAL_PROMPT="0")
-    if result.returncode != 0:
-        detail = f"{known}; {address} cannot be reached"
+    if result.returncode:
+        detail = f"{known}; {address} cannot be reached: {reason(result)}"
         return [Finding("template", "WARN", detail, "check the network and .cruft.json")]
     newest = result.stdout.split()[0]
     if newest == commit:
@@ -194,10 +173,10 @@ def check_template() -> list[Finding]:
 
 
 def _how_far(template: str, commit: str) -> str:
-    """How many commits the template is ahead, from a clone without files."""
+    """Return how many commits the template is ahead, from a clone without files."""
     with tempfile.TemporaryDirectory() as folder:
         options = ["--bare", "--quiet", "--filter=tree:0"]
-        if run("git", "clone", *options, template, folder).returncode != 0:
+        if run("git", "clone", *options, template, folder).returncode:
             return ""
         count = run("git", "-C", folder, "rev-list", "--count", f"{commit}..HEAD")
         return f"; commits behind: {count.stdout.strip()}" if count.returncode == 0 else ""
@@ -208,18 +187,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Check this repository and its tools.")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     as_json = parser.parse_args().json
-    checks = [
-        check_tools,
-        check_git,
-        check_secrets,
-        check_lock,
-        check_permissions,
-        check_base_image,
-        check_template,
-    ]
+    checks = (
+        check_tools, check_git, check_secrets, check_lock, check_permissions, check_template,
+    )  # fmt: skip
     findings = [finding for check in checks for finding in check()]
     if as_json:
-        sys.stdout.write(json.dumps([asdict(finding) for finding in findings], indent=2) + "\n")
+        sys.stdout.write(json.dumps([finding._asdict() for finding in findings], indent=2) + "\n")
     else:
         _print(findings)
     return int(any(finding.status == "FAIL" for finding in findings))
@@ -228,12 +201,10 @@ def main() -> int:
 def _print(findings: list[Finding]) -> None:
     coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     width = max(len(finding.check) for finding in findings)
-    for finding in findings:
-        status = finding.status
-        if coloured:
-            status = f"\033[{_COLOURS[status]}m{status}\033[0m"
-        sys.stdout.write(f"{status}  {finding.check:<{width}}  {finding.detail}\n")
-        for line in finding.fix.splitlines():
+    for check, status, detail, fix in findings:
+        shown = f"\033[{_COLOURS[status]}m{status}\033[0m" if coloured else status
+        sys.stdout.write(f"{shown}  {check:<{width}}  {detail}\n")
+        for line in fix.splitlines():
             sys.stdout.write(f"      {'':<{width}}  -> {line}\n")
 
 

@@ -46,7 +46,7 @@ FAILED, SKIPPED, MISSING, WRONG_KEY, DAMAGED = 1, 3, 127, 128, (25, 51)
 RECIPIENT_FIELDS = {
     "age": "recipient", "pgp": "fp", "kms": "arn", "gcp_kms": "resource_id", "hckms": "key_id",
 }  # fmt: skip
-UNSUPPORTED_FIELDS = ("key_groups", "azure_keyvault", "hc_vault_transit_uri", "<<")
+UNSUPPORTED_FIELDS = {"key_groups", "azure_keyvault", "hc_vault_transit_uri", "<<"}
 # A line of .env.enc that gives nothing away.
 ENCRYPTED_LINE = re.compile(
     r"#(ENC\[AES256_GCM,.*\])?|(?!sops_)[^=]+=(ENC\[AES256_GCM,.*\])?|sops_mac=ENC\[.*\]|"
@@ -95,7 +95,7 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """Run a command in the repository. A missing program counts as exit code 127."""
     try:
-        return subprocess.run(  # noqa: S603
+        return subprocess.run(
             command, cwd=ROOT, env=environment, input=stdin, capture_output=True, encoding="utf-8",
             check=False,
         )  # fmt: skip
@@ -189,9 +189,8 @@ def own_public_keys() -> list[str]:
     """Return the public keys of the environment and of this repository, in the order of use."""
     environment = sops_environment()
     identities = [environment.get("SOPS_AGE_KEY", "")]
-    for path in dict.fromkeys([environment.get("SOPS_AGE_KEY_FILE", os.devnull), str(KEY)]):
-        if Path(path).exists():
-            identities.append(Path(path).read_text(encoding="utf-8"))
+    paths = dict.fromkeys([Path(environment.get("SOPS_AGE_KEY_FILE", KEY)), KEY])
+    identities += [path.read_text(encoding="utf-8") for path in paths if path.is_file()]
     if command := environment.get("SOPS_AGE_KEY_CMD"):
         identities.insert(0, run(*shlex.split(command)).stdout)
     return public_keys("\n".join(identities))
@@ -223,72 +222,74 @@ def make_key() -> str:
 # --- .sops.yaml --------------------------------------------------------------------------------
 
 
-def fields_of(node: yaml.Node | None) -> dict[str, yaml.Node]:
-    return {k.value: v for k, v in node.value} if isinstance(node, yaml.MappingNode) else {}
+class Rule:
+    """The rule of .sops.yaml for .env.enc: the first that matches, as in sops."""
 
+    def __init__(self, text: str) -> None:
+        self.text = text
+        # Each recipient, with its node.
+        self.recipients: dict[str, yaml.Node] = {}
+        try:
+            document = self._fields(yaml.compose(text, yaml.SafeLoader))
+            for rule in getattr(document.get("creation_rules"), "value", []):
+                fields = self._fields(rule)
+                regex = fields.get("path_regex")
+                if regex is None or re.search(regex.value, ENCRYPTED.name):
+                    break
+            else:
+                fail(".sops.yaml has no rule for .env.enc. See docs/secrets.md")
+        except (yaml.YAMLError, re.error) as error:
+            fail(f".sops.yaml is not valid: {error}")
+        for field in UNSUPPORTED_FIELDS & fields.keys():
+            self.fail(fields[field], f"{field} is not supported. Use sops itself")
+        for field in RECIPIENT_FIELDS.keys() & fields.keys():
+            node = fields[field]
+            for item in node.value if isinstance(node, yaml.SequenceNode) else [node]:
+                if not isinstance(item, yaml.ScalarNode):
+                    self.fail(item, "this form of a recipient is not supported. Use sops itself")
+                keys = filter(None, map(str.strip, item.value.split(",")))
+                self.recipients |= dict.fromkeys(keys, item)
+        if not self.recipients:
+            fail(".sops.yaml names no recipient for .env.enc. Add your age key")
 
-def items_of(node: yaml.Node | None) -> list[yaml.Node]:
-    return node.value if isinstance(node, yaml.SequenceNode) else []
+    @staticmethod
+    def _fields(node: yaml.Node | None) -> dict[str, yaml.Node]:
+        return {k.value: v for k, v in node.value} if isinstance(node, yaml.MappingNode) else {}
 
+    @staticmethod
+    def fail(node: yaml.Node, problem: str) -> NoReturn:
+        fail(f".sops.yaml, line {node.start_mark.line + 1}: {problem}")
 
-def fail_at(node: yaml.Node, problem: str) -> NoReturn:
-    fail(f".sops.yaml, line {node.start_mark.line + 1}: {problem}")
+    def comment(self, recipient: str) -> str:
+        """Return the comment behind a recipient, which is a person's name."""
+        rest = self.text[self.recipients[recipient].end_mark.index :]
+        return rest.partition("\n")[0].partition("#")[2].strip()
 
-
-def read_rule(text: str) -> dict[str, yaml.Node]:
-    """Return the fields of the rule for .env.enc: the first that matches, as in sops."""
-    try:
-        rules = fields_of(yaml.compose(text, yaml.SafeLoader)).get("creation_rules")
-        for fields in map(fields_of, items_of(rules)):
-            if "path_regex" not in fields or re.search(fields["path_regex"].value, ENCRYPTED.name):
-                for name in UNSUPPORTED_FIELDS:
-                    if name in fields:
-                        fail_at(fields[name], f"{name} is not supported. Use sops itself")
-                return fields
-    except (yaml.YAMLError, re.error) as error:
-        fail(f".sops.yaml is not valid: {error}")
-    fail(".sops.yaml has no rule for .env.enc. See docs/secrets.md")
-
-
-def read_recipients(text: str) -> dict[str, str]:
-    """Return the recipients in the rule for .env.enc, each with the comment behind it."""
-    fields, lines = read_rule(text), [*text.splitlines(), ""]
-    recipients = {}
-    for name in RECIPIENT_FIELDS.keys() & fields.keys():
-        node = fields[name]
-        for item in items_of(node) or [node]:
-            if not isinstance(item, yaml.ScalarNode):
-                fail_at(item, "this form of a recipient is not supported. Use sops itself")
-            comment = lines[item.end_mark.line][item.end_mark.column :].partition("#")[2]
-            for recipient in filter(None, map(str.strip, item.value.split(","))):
-                recipients[recipient] = comment.strip()
-    return recipients or fail(".sops.yaml names no recipient for .env.enc. Add your age key")
-
-
-def change_rule(text: str, *, remove: str = "", add: str = "", name: str = "") -> str:
-    """Return .sops.yaml with an age key added, removed or replaced in the rule for .env.enc."""
-    node = read_rule(text).get("age")
-    lines = text.splitlines(keepends=True)
-    if isinstance(node, yaml.SequenceNode) and not node.flow_style:
-        places = {item.value: item.start_mark.line for item in node.value}
-        if remove in places:
-            line = lines[places[remove]]
-            lines[places[remove]] = line.replace(remove, add) if add else ""
-        else:
+    def change(self, *, remove: str = "", add: str = "", name: str = "") -> str:
+        """Return the text with a recipient added, removed or replaced, each on a line."""
+        node = self.recipients.get(remove) or list(self.recipients.values())[-1]
+        lines = self.text.splitlines(keepends=True)
+        line = lines[node.start_mark.line]
+        if not remove:
             comment = f" # {name}" if name else ""
-            lines[max(places.values())] += f"{' ' * node.start_mark.column}- {add}{comment}\n"
-    changed = "".join(lines)
-    wanted = {*read_recipients(text), add} - {remove, ""}
-    if set(read_recipients(changed)) != wanted:
-        how = 'change the recipients here by hand, then run: make secrets-recipients ARGS="sync"'
-        fail_at(node, how) if node else fail(f".sops.yaml has no age key: {how}")
-    return changed
+            lines[node.start_mark.line] += f"{line[: node.start_mark.column]}{add}{comment}\n"
+        else:
+            lines[node.start_mark.line] = line.replace(remove, add) if add else ""
+        changed = "".join(lines)
+        try:
+            present = set(Rule(changed).recipients)
+        except SecretsError:
+            present = set()
+        # A rule may have another form than a key on each line.
+        if present != {*self.recipients, add} - {remove, ""}:
+            self.fail(node, 'change this by hand, then run: make secrets-recipients ARGS="sync"')
+        return changed
 
 
-def read_config() -> str:
+def read_rule() -> Rule:
     if not CONFIG.is_file():
         fail(".sops.yaml is missing. Make it, with a key: make setup")
-    return CONFIG.read_text(encoding="utf-8")
+    return Rule(CONFIG.read_text(encoding="utf-8"))
 
 
 # --- .env.enc ----------------------------------------------------------------------------------
@@ -383,7 +384,7 @@ def find_unstorable(text: str) -> list[str]:
 def decrypt() -> str:
     """Return the values in .env.enc, opened by the key in use or by one that a rotation kept."""
     if not ENCRYPTED.is_file():
-        fail(".env.enc is missing. Make it from .env: scripts/secrets-encrypt.sh")
+        fail(".env.enc is missing. Make it from .env: make secrets-encrypt")
     if problems := find_readable(read(ENCRYPTED)):
         fail(".env.enc is not as sops wrote it:", *problems, RESTORE)
     command = ("--config", os.devnull, "decrypt", *DOTENV, ENCRYPTED)
@@ -413,7 +414,7 @@ def verify(encrypted: str, config: Path) -> str:
     """Return what sops has written, unless it is readable or for other recipients."""
     if problems := find_readable(encrypted):
         fail("sops left something readable. .env.enc was not changed:", *problems)
-    if recipients_in(encrypted) != set(read_recipients(config.read_text(encoding="utf-8"))):
+    if recipients_in(encrypted) != Rule(config.read_text(encoding="utf-8")).recipients.keys():
         fail("sops encrypted for others than .sops.yaml names. .env.enc was not changed")
     return encrypted
 
@@ -422,7 +423,7 @@ def save(text: str, before: str, work: Path) -> None:
     """Write .env.enc. A value that did not change keeps its ciphertext, for a readable diff."""
     if problems := find_unstorable(text):
         fail("sops cannot store this. .env.enc was not changed:", *problems)
-    values, recipients = without_blank_lines(text), set(read_recipients(read_config()))
+    values, recipients = without_blank_lines(text), read_rule().recipients.keys()
     if before and recipients_in(read(ENCRYPTED)) == recipients:
         if values == before:
             say(".env.enc is already up to date")
@@ -461,10 +462,10 @@ def init(_: argparse.Namespace) -> None:
         replace(CONFIG, NEW_CONFIG + mine[0] + (f" # {name}\n" if name else "\n"), 0o644)
         made.append(".sops.yaml")
     say(f"Made {', '.join(made)}" if made else f"Already there: {source} and .sops.yaml")
-    if not set(mine) & set(read_recipients(read_config())):
+    if not set(mine) & read_rule().recipients.keys():
         say(f'Ask a recipient to run: make secrets-recipients ARGS="add {mine[0]}"')
     elif not ENV.exists():
-        say("Make .env from .env.enc: scripts/secrets-decrypt.sh")
+        say("Make .env from .env.enc: make secrets-decrypt")
 
 
 def fill_in(example: str) -> str:
@@ -509,7 +510,7 @@ def edit(options: argparse.Namespace) -> None:
     if not shutil.which(editor[0]):
         fail(f"The editor {editor[0]} is missing. Set EDITOR to another one")
     try:
-        code = subprocess.call([*editor, draft], cwd=ROOT)  # noqa: S603
+        code = subprocess.call([*editor, draft], cwd=ROOT)
         if code != 0:
             fail(f"{editor[0]} failed (exit {code}). .env.enc was not changed")
         if read(draft) == before:
@@ -523,7 +524,7 @@ def edit(options: argparse.Namespace) -> None:
             shutil.copyfile(draft, kept)
             sys.stderr.write(f"Your text is kept in {Path(kept).name}\n")
         raise
-    say("Now update .env: scripts/secrets-decrypt.sh")
+    say("Now update .env: make secrets-decrypt")
 
 
 def change_recipients(work: Path, config: str) -> None:
@@ -538,43 +539,42 @@ def change_recipients(work: Path, config: str) -> None:
     say(f"Changed {'.sops.yaml and .env.enc' if ENCRYPTED.is_file() else '.sops.yaml'}. Commit it")
 
 
-def list_recipients(_: argparse.Namespace) -> int:
-    """Show the recipients in .sops.yaml."""
-    mine = own_public_keys()
-    for recipient, comment in read_recipients(read_config()).items():
-        say(" ".join(filter(None, [recipient, comment, "(you)" if recipient in mine else ""])))
-    return 0
+def list_recipients(_: argparse.Namespace) -> None:
+    """Show who can open .env.enc."""
+    rule, mine = read_rule(), own_public_keys()
+    for recipient in rule.recipients:
+        words = [recipient, rule.comment(recipient), "(you)" if recipient in mine else ""]
+        say(" ".join(filter(None, words)))
 
 
 def add_recipient(options: argparse.Namespace) -> None:
-    """Add a recipient to .sops.yaml and .env.enc."""
-    words = options.words
+    """Let a public key open .env.enc."""
     # An SSH key is two words.
-    size = 2 if words[0].startswith("ssh-") and " " not in words[0] else 1
-    recipient, name = " ".join(words[:size]), " ".join(words[size:])
+    size = 2 if options.words[0].startswith("ssh-") and " " not in options.words[0] else 1
+    recipient, name = " ".join(options.words[:size]), " ".join(options.words[size:])
     if recipient.startswith("AGE-"):
         fail("This is a secret key: keep it to yourself. A public key begins with age1")
     if not re.fullmatch(r"age1[0-9a-z]{50,}|ssh-\S+ [\w+/=]+", recipient):
         fail(f"Not a valid public key (age1... or ssh-...): {recipient}")
-    if recipient in read_recipients(read_config()):
+    rule = read_rule()
+    if recipient in rule.recipients:
         say(f"Already a recipient: {recipient}")
         return
     name = "".join(filter(str.isprintable, name))
-    change_recipients(options.work, change_rule(read_config(), add=recipient, name=name))
+    change_recipients(options.work, rule.change(add=recipient, name=name))
 
 
 def remove_recipient(options: argparse.Namespace) -> None:
-    """Remove a recipient from .sops.yaml and .env.enc."""
-    recipient = " ".join(options.words)
-    recipients = read_recipients(read_config())
-    if recipient not in recipients:
+    """Encrypt .env.enc without a public key."""
+    recipient, rule = " ".join(options.words), read_rule()
+    if recipient not in rule.recipients:
         say(f"Not a recipient: {recipient}")
         return
-    if len(recipients) == 1:
+    if len(rule.recipients) == 1:
         fail("This is the only recipient: nobody could open .env.enc without it")
     if recipient in own_public_keys():
         fail("This is your own key: another recipient must remove it")
-    change_recipients(options.work, change_rule(read_config(), remove=recipient))
+    change_recipients(options.work, rule.change(remove=recipient))
     say("It still opens old versions in git. Now change the passwords and tokens themselves")
 
 
@@ -595,10 +595,10 @@ def rotate(options: argparse.Namespace) -> None:
     else:
         fail(f"{shown(KEY)} holds several keys. Leave one in it, then run this again")
     [new_public] = public_keys(new)
-    recipients = read_recipients(read_config())
-    if old in recipients:
-        change_recipients(options.work, change_rule(read_config(), remove=old, add=new_public))
-    elif new_public not in recipients:
+    rule = read_rule()
+    if old in rule.recipients:
+        change_recipients(options.work, rule.change(remove=old, add=new_public))
+    elif new_public not in rule.recipients:
         fail(f"Your key is not a recipient: {old}")
     replace(KEY, new)
     replace(KEY.with_name("age-key.pub"), f"{new_public}\n")
@@ -606,12 +606,12 @@ def rotate(options: argparse.Namespace) -> None:
 
 
 def sync(options: argparse.Namespace) -> None:
-    """Encrypt .env.enc again after .sops.yaml was edited by hand."""
-    wanted = set(read_recipients(read_config()))
-    if ENCRYPTED.is_file() and recipients_in(read(ENCRYPTED)) == wanted:
+    """Encrypt .env.enc again, after .sops.yaml was edited by hand."""
+    rule = read_rule()
+    if ENCRYPTED.is_file() and recipients_in(read(ENCRYPTED)) == rule.recipients.keys():
         say(".env.enc is already up to date with .sops.yaml")
         return
-    change_recipients(options.work, read_config())
+    change_recipients(options.work, rule.text)
 
 
 # --- Checks ------------------------------------------------------------------------------------
@@ -627,7 +627,7 @@ class Finding(NamedTuple):
 
 
 def check() -> Iterator[Finding]:
-    """Judge the key, the recipients, .env.enc and .env. No value is shown."""
+    """Judge the key, .env.enc, its recipients and .env. No value is shown."""
     if variables := key_variables():
         yield Finding("age key", "PASS", f"the one in {' and '.join(variables)}")
     elif not KEY.is_file():
@@ -636,54 +636,54 @@ def check() -> Iterator[Finding]:
         yield Finding("age key", "FAIL", "others can read it", f"chmod 600 {shown(KEY)}")
     else:
         yield Finding("age key", "PASS", "there, and readable by you alone")
-    yield from check_encrypted()
-    yield from check_env()
-
-
-def check_encrypted() -> Iterator[Finding]:
     if not ENCRYPTED.is_file():
-        yield Finding(".env.enc", "WARN", "not there yet", "scripts/secrets-encrypt.sh")
-        return
-    try:
-        recipients = set(read_recipients(read_config()))
-        if recipients_in(read(ENCRYPTED)) != recipients:
-            fix = 'make secrets-recipients ARGS="sync"'
-            yield Finding("recipients", "FAIL", ".env.enc is for others than .sops.yaml names", fix)
-        values = decrypt()
-    except SecretsError as error:
-        status = "WARN" if error.code == MISSING else "FAIL"
-        detail, _, fix = str(error).partition("\n")
-        yield Finding(".env.enc", status, detail, fix or "see docs/secrets.md")
-        return
-    yield Finding(".env.enc", "PASS", "your key opens it")
-    if ENV.is_file() and without_blank_lines(read(ENV)) != values:
-        newer = ENV.stat().st_mtime > ENCRYPTED.stat().st_mtime
-        state, way = ("newer", "encrypt") if newer else ("older", "decrypt")
-        detail = f".env is {state} than .env.enc, and has other values"
-        yield Finding("values", "WARN", detail, f"scripts/secrets-{way}.sh")
+        yield Finding(".env.enc", "WARN", "not there yet", "make secrets-encrypt")
+    else:
+        try:
+            if recipients_in(read(ENCRYPTED)) != read_rule().recipients.keys():
+                detail = ".env.enc is for others than .sops.yaml names"
+                yield Finding("recipients", "FAIL", detail, 'make secrets-recipients ARGS="sync"')
+            decrypt()
+            yield Finding(".env.enc", "PASS", "your key opens it")
+        except SecretsError as error:
+            status = "WARN" if error.code == MISSING else "FAIL"
+            detail, _, fix = str(error).partition("\n")
+            yield Finding(".env.enc", status, detail, fix or "see docs/secrets.md")
+    if ENV.is_file():
+        yield from find_stale()
+        yield from check_env()
+    else:
+        way = "make secrets-decrypt" if ENCRYPTED.is_file() else "make setup"
+        yield Finding(".env", "WARN", "missing", way)
 
 
 def check_env() -> Iterator[Finding]:
+    """Judge .env."""
     import dotenv_file  # noqa: PLC0415 - `init` runs without python-dotenv
 
-    if not ENV.is_file():
-        fix = "scripts/secrets-decrypt.sh" if ENCRYPTED.is_file() else "make setup"
-        yield Finding(".env", "WARN", "missing", fix)
-        return
-    text = read(ENV)
     if ENV.stat().st_mode & 0o077:
         yield Finding(".env", "FAIL", "others can read it", "chmod 600 .env")
     else:
         yield Finding(".env", "PASS", "there, and readable by you alone")
-    if problems := find_unstorable(text):
-        yield Finding("values", "FAIL", "sops cannot store it", "\n".join(problems))
-    if lines := dotenv_file.find_ambiguous(text):
+    if problems := find_unstorable(read(ENV)):
+        yield Finding("values", "FAIL", "sops cannot store .env", "\n".join(problems))
+    if lines := dotenv_file.find_ambiguous(read(ENV)):
         detail = f"Compose and Python read these lines differently: {', '.join(map(str, lines))}"
         yield Finding("values", "FAIL", detail, "write NAME='value', without ' and \\ in the value")
-    names = dotenv_file.read(EXAMPLE, warn=False).keys() - dotenv_file.read(ENV, warn=False).keys()
-    if names:
-        detail = f".env has no {', '.join(sorted(names))}"
-        yield Finding("values", "WARN", detail, "copy the lines from .env.example")
+    values, example = (dotenv_file.read(path, warn=False) for path in (ENV, EXAMPLE))
+    if names := ", ".join(sorted(example.keys() - values.keys())):
+        fix = "copy the lines from .env.example"
+        yield Finding("values", "WARN", f".env has no {names}", fix)
+
+
+def find_stale() -> Iterator[Finding]:
+    """Judge whether .env and .env.enc hold the same values, if both are there to be read."""
+    with contextlib.suppress(SecretsError, FileNotFoundError):
+        if without_blank_lines(read(ENV)) != decrypt():
+            newer = ENV.stat().st_mtime > ENCRYPTED.stat().st_mtime
+            state, way = ("newer", "encrypt") if newer else ("older", "decrypt")
+            detail = f".env is {state} than .env.enc, and has other values"
+            yield Finding("values", "WARN", detail, f"make secrets-{way}")
 
 
 def scan(files: list[str]) -> Iterator[str]:
@@ -697,7 +697,7 @@ def scan(files: list[str]) -> Iterator[str]:
     for file in files:
         text = Path(file).read_text(encoding="utf-8", errors="replace")
         if Path(file).name == ENCRYPTED.name and (problems := find_readable(text)):
-            yield f"{file} is not encrypted. Run scripts/secrets-encrypt.sh:"
+            yield f"{file} is not encrypted. Run make secrets-encrypt:"
             yield from problems
         for number, line in enumerate(text.split("\n"), 1):
             for kind, pattern in patterns.items():
@@ -709,23 +709,20 @@ def scan(files: list[str]) -> Iterator[str]:
 
 
 def show_check(options: argparse.Namespace) -> int:
-    """Check the key, the recipients, .env.enc and .env."""
-    if options.stale:
-        findings = [finding for finding in check_encrypted() if finding.check == "values"]
-    else:
-        findings = list(check())
+    """Check the key, the recipients and the values."""
+    findings = list(find_stale() if options.stale else check())
     if options.json:
         say(json.dumps([finding._asdict() for finding in findings]))
-    else:
-        for finding in findings:
-            say(f"{finding.status}  {finding.check}: {finding.detail}")
-            for line in filter(None, finding.fix.split("\n")):
-                say(f"      -> {line}")
+        return 0
+    for finding in findings:
+        say(f"{finding.status}  {finding.check}: {finding.detail}")
+        for line in finding.fix.splitlines():
+            say(f"      -> {line}")
     return int(any(finding.status == "FAIL" for finding in findings))
 
 
 def show_scan(options: argparse.Namespace) -> int:
-    """Find values of .env and other secrets in files."""
+    """Find secrets in files."""
     found = list(scan(options.files))
     for line in found:
         say(line)
@@ -734,37 +731,48 @@ def show_scan(options: argparse.Namespace) -> int:
     return int(bool(found))
 
 
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Manage .env, .env.enc and its recipients.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    recipients = commands.add_parser("recipients", help="Show or change who can open .env.enc.")
+    actions = recipients.add_subparsers(required=True, metavar="ACTION")
+    parsers = {}
+    for group, name, function in (
+        (commands, "init", init),
+        (commands, "encrypt", encrypt_env),
+        (commands, "decrypt", decrypt_env),
+        (commands, "edit", edit),
+        (commands, "check", show_check),
+        (commands, "scan", show_scan),
+        (actions, "list", list_recipients),
+        (actions, "add", add_recipient),
+        (actions, "remove", remove_recipient),
+        (actions, "rotate", rotate),
+        (actions, "sync", sync),
+    ):
+        parsers[name] = group.add_parser(name, help=function.__doc__)
+        parsers[name].set_defaults(function=function)
+    parsers["add"].add_argument("words", nargs="+", metavar="KEY [NAME]")
+    parsers["remove"].add_argument("words", nargs="+", metavar="KEY")
+    parsers["check"].add_argument("--json", action="store_true", help="print JSON")
+    parsers["check"].add_argument("--stale", action="store_true", help="only compare the values")
+    parsers["scan"].add_argument("files", nargs="*", metavar="FILE")
+    return parser.parse_args()
+
+
+READ_ONLY = (list_recipients, show_check, show_scan)
+
+
 def main() -> int:
     """Run one command."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda caught, _: sys.exit(128 + caught))
-    parser = argparse.ArgumentParser(description="Manage .env, .env.enc and its recipients.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    changes = {"init": init, "encrypt": encrypt_env, "decrypt": decrypt_env, "edit": edit}
-    for name, change in changes.items():
-        commands.add_parser(name, help=change.__doc__).set_defaults(change=change)
-    recipients = commands.add_parser("recipients", help="show or change who can open .env.enc")
-    actions = recipients.add_subparsers(required=True, metavar="ACTION")
-    actions.add_parser("list", help=list_recipients.__doc__).set_defaults(show=list_recipients)
-    for name, change in {"add": add_recipient, "remove": remove_recipient}.items():
-        action = actions.add_parser(name, help=change.__doc__)
-        action.add_argument("words", nargs="+", metavar="KEY" if name == "remove" else "KEY [NAME]")
-        action.set_defaults(change=change)
-    for name, change in {"rotate": rotate, "sync": sync}.items():
-        actions.add_parser(name, help=change.__doc__).set_defaults(change=change)
-    checker = commands.add_parser("check", help=show_check.__doc__)
-    checker.add_argument("--json", action="store_true", help="print the findings as JSON")
-    checker.add_argument("--stale", action="store_true", help="only compare .env with .env.enc")
-    checker.set_defaults(show=show_check)
-    scanner = commands.add_parser("scan", help=show_scan.__doc__)
-    scanner.add_argument("files", nargs="*", metavar="FILE")
-    scanner.set_defaults(show=show_scan)
-    options = parser.parse_args()
+    options = parse_arguments()
     try:
-        if "show" in options:
-            return int(options.show(options))
+        if options.function in READ_ONLY:
+            return options.function(options) or 0
         with workspace() as options.work:
-            options.change(options)
+            options.function(options)
     except SecretsError as error:
         sys.stderr.write(f"{error}\n")
         return SKIPPED if error.code == SKIPPED else FAILED

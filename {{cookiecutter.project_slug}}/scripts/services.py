@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
+import json
 import logging
 import os
 import re
@@ -19,10 +20,10 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import dotenv_file
 import yaml
 from cookiecutter.exceptions import CookiecutterException
 from cookiecutter.main import cookiecutter
-from dotenv import dotenv_values
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -32,11 +33,11 @@ from shared.files import atomic_write  # noqa: E402
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-TYPES = ("poller", "subscriber", "http-api")
 COMPOSE = "docker-compose.yml"
 EXAMPLE = "docker-compose.override.example.yml"
 OVERRIDES = ("docker-compose.override.yml", "docker-compose.override.yaml")
 SCRATCH = ROOT / ".tools"
+TEMPLATE = ROOT / "templates" / "service"
 
 
 class ServiceError(Exception):
@@ -47,14 +48,15 @@ class Service:
     """The places and spellings of a service's name."""
 
     def __init__(self, name: str) -> None:
-        """Raise ServiceError for a name that could lead to another directory."""
-        if not re.fullmatch("[a-z][a-z0-9-]*", name):
+        """Raise ServiceError for a name that leads to another directory."""
+        if "/" in name or name.startswith("."):
             message = f"{name!r} is not a valid name: use lower-case letters, digits and hyphens."
             raise ServiceError(message)
         self.name = name
         self.directory = ROOT / "services" / name
         self.test = ROOT / "tests" / f"test_{name.replace('-', '_')}.py"
         self.volume = f"{name.replace('-', '_')}_data"
+        self.pattern = f"{re.escape(name)}|{re.escape(self.volume)}"
         self.variables = name.replace("-", "_").upper() + "_"
         words = f"{name.removesuffix('-service')}-service".split("-")
         self.class_name = "".join(word.capitalize() for word in words)
@@ -68,18 +70,12 @@ class Service:
 # Compose files
 
 
-class _Loader(yaml.SafeLoader):
-    """Accepts the tags of Compose, such as !reset."""
-
-
-_Loader.add_multi_constructor("!", lambda *_: None)
-
-
-def parse(text: str, name: str) -> dict[str, Any]:
+def parse(text: str | bytes, name: str) -> dict[str, Any]:
     """Return the content of a Compose file; raises ServiceError when it is not valid."""
     try:
-        model = yaml.load(text, Loader=_Loader)  # noqa: S506 - derived from SafeLoader
-    except (yaml.YAMLError, ValueError) as error:
+        # All scalars are strings, and tags of Compose such as !reset mean nothing.
+        model = yaml.load(text, Loader=yaml.BaseLoader)  # noqa: S506
+    except yaml.YAMLError as error:
         message = f"{name} is not valid YAML: {error}"
         raise ServiceError(message) from error
     return model if isinstance(model, dict) else {}
@@ -96,12 +92,14 @@ def listed_in(model: dict[str, Any]) -> list[str]:
 
 def includes(path: Path) -> list[str]:
     """Return the paths that a Compose file includes."""
-    return listed_in(parse(path.read_text(encoding="utf-8"), path.name))
+    content = path.read_bytes()
+    # Most files include nothing, and parsing takes time.
+    return listed_in(parse(content, path.name)) if b"include" in content else []
 
 
 def compose_files() -> list[Path]:
     """Return every Compose file of this directory, with the files that they include."""
-    variables = {**dotenv_values(ROOT / ".env", interpolate=False), **os.environ}
+    variables = {**dotenv_file.read(ROOT / ".env", warn=False), **os.environ}
     separator = variables.get("COMPOSE_PATH_SEPARATOR") or os.pathsep
     named = (variables.get("COMPOSE_FILE") or COMPOSE).split(separator)
     waiting = [ROOT / name for name in (*named, COMPOSE, EXAMPLE, *OVERRIDES)]
@@ -131,23 +129,23 @@ def edit_list(text: str, name: str, *, add: str = "", remove: str = "") -> str:
     Every other byte stays. Raises ServiceError when one line cannot do it.
     """
     before = listed_in(parse(text, name))
-    expected = [path for path in before if path != remove] + ([add] if add not in before else [])
-    expected = [path for path in expected if path]
+    is_new = bool(add) and add not in before
+    expected = [path for path in before if path != remove] + [add] * is_new
     lines = text.splitlines(keepends=True)
     newline = "\r\n" if "\r\n" in text else "\n"
     if not any(line.startswith("include:") for line in lines):
         lines[:0] = [f"include: []{newline}", newline]
     head = next(at for at, line in enumerate(lines) if line.startswith("include:"))
     end = head + 1
-    for at in range(head + 1, len(lines)):
-        if re.match(r"[^\s#-]", lines[at]):
+    for at, line in enumerate(lines[end:], end):
+        if re.match(r"[^\s#-]", line):
             break
-        if lines[at].strip():
+        if re.match(r"\s*[^\s#]", line):
             end = at + 1
-    items = [
-        line for line in lines[head + 1 : end] if line.strip("- \"'\r\n") != remove or not remove
-    ]
-    if add and add not in before:
+    items = lines[head + 1 : end]
+    if remove in before:
+        items = [line for line in items if line.partition(" #")[0].strip("- \"'\r\n") != remove]
+    if is_new:
         indent = items[0].partition("-")[0] if items else "  "
         items.append(f"{indent}- {add}{newline}")
     lines[head] = lines[head].replace("include: []", "include:")
@@ -155,19 +153,20 @@ def edit_list(text: str, name: str, *, add: str = "", remove: str = "") -> str:
         lines[head] = lines[head].replace("include:", "include: []")
     lines[head + 1 : end] = items
     result = "".join(lines)
-    if listed_in(parse(result, name)) != expected:
-        message = (
-            f"{name}: edit its include list by hand. Add: {add or '-'}, remove: {remove or '-'}"
-        )
-        raise ServiceError(message)
-    return result
+    with contextlib.suppress(ServiceError):
+        if listed_in(parse(result, name)) == expected:
+            return result
+    wanted = f"add {add or 'nothing'}, remove {remove or 'nothing'}"
+    message = f"{name}: edit its include list by hand: {wanted}."
+    raise ServiceError(message)
 
 
 def write_lists(*, add: str = "", remove: str = "") -> None:
     """Change all lists, or none when Compose rejects the result or a list cannot be edited."""
     before: dict[Path, str] = {}
     after: dict[Path, str] = {}
-    for path in (ROOT / name for name in (COMPOSE, EXAMPLE, *OVERRIDES)):
+    # The production file comes last, because it tells whether an addition is finished.
+    for path in (ROOT / name for name in (EXAMPLE, *OVERRIDES, COMPOSE)):
         if not path.is_file():
             continue
         text = path.read_bytes().decode()
@@ -182,19 +181,22 @@ def write_lists(*, add: str = "", remove: str = "") -> None:
             add=add and f"services/{add}/{file}",
             remove=remove and f"services/{remove}/{file}",
         )
-    was_valid = not compose_problem()
     for path, text in after.items():
         atomic_write(path, text)
-    if was_valid and (problem := compose_problem()):
+    # An addition breaks nothing, and an older problem is not of this change.
+    if remove and (problem := compose_problem()):
         for path, text in before.items():
             atomic_write(path, text)
-        message = f"Nothing was changed, because Compose rejects the result: {problem}"
-        raise ServiceError(message)
+        if not compose_problem():
+            message = f"Nothing was changed, because Compose rejects the result: {problem}"
+            raise ServiceError(message)
+        for path, text in after.items():
+            atomic_write(path, text)
 
 
 def compose_problem() -> str:
     """Return why Compose rejects the files; nothing when it accepts them or is not installed."""
-    if shutil.which("docker") is None or run("docker", "compose", "version").returncode:
+    if run("docker", "compose", "version").returncode:
         return ""
     own = run("docker", "compose", "config", "--quiet")
     example = run(*("docker", "compose", "-f", COMPOSE, "-f", EXAMPLE, "config", "--quiet"))
@@ -211,16 +213,22 @@ def add(options: argparse.Namespace) -> None:
         message = f"services/{service.name} exists already."
         raise ServiceError(message)
     rendered_test = service.directory / "test_service.py"
-    check_name_is_free(service, finish=service.directory.exists() and not rendered_test.exists())
-    if not service.directory.exists():
+    is_new = not service.directory.exists()
+    check_name_is_free(service, has_test=not is_new and not rendered_test.exists())
+    if is_new:
         with scratch() as folder:
             render(service.name, options.type, options.description, folder).rename(
                 service.directory
             )
     if rendered_test.exists():
         rendered_test.rename(service.test)
-    write_lists(add=service.name)
-    write_documents()
+    try:
+        write_documents()
+        write_lists(add=service.name)
+    except ServiceError:
+        if is_new:
+            delete_code(service)
+        raise
     say(
         f"Added services/{service.name} and {service.test.relative_to(ROOT)}, with one line each in"
     )
@@ -230,10 +238,18 @@ def add(options: argparse.Namespace) -> None:
     )
 
 
-def check_name_is_free(service: Service, *, finish: bool = False) -> None:
+def delete_code(service: Service) -> None:
+    """Delete the directory and the test of a service, and what was generated from its models."""
+    service.test.unlink(missing_ok=True)
+    if service.directory.is_dir():
+        shutil.rmtree(service.directory)
+    write_documents()
+
+
+def check_name_is_free(service: Service, *, has_test: bool = False) -> None:
     """Raise ServiceError when a Compose file or another service's test has the name already."""
-    taken = find(service, rf"^\s+[\"']?({service.name}|{service.volume})[\"']?\s*:")
-    if service.test.exists() and not finish:
+    taken = find(service, rf"^\s+[\"']?({service.pattern})[\"']?\s*:")
+    if service.test.exists() and not has_test:
         taken.append(str(service.test.relative_to(ROOT)))
     if taken:
         message = f"The name {service.name} is taken: {taken[0]}"
@@ -256,7 +272,7 @@ def render(name: str, kind: str, description: str, folder: Path) -> Path:
     os.environ["SERVICE_REPOSITORY"] = str(ROOT)
     try:
         rendered = cookiecutter(
-            str(ROOT / "templates" / "service"),
+            str(TEMPLATE),
             no_input=True,
             # cookiecutter takes an answer for a Jinja template. These are plain text.
             extra_context={key: text.replace("{", '{{"{"}}') for key, text in answers.items()},
@@ -276,21 +292,18 @@ def write_documents() -> None:
 def remove(options: argparse.Namespace) -> None:
     """Take a service out of the lists, and delete its code unless that is to stay."""
     service = Service(options.name)
-    if not service.directory.is_dir() and not service.listed:
+    if not (service.directory.is_dir() or service.listed or service.test.exists()):
         message = f"There is no service {service.name}."
         raise ServiceError(message)
     check_nothing_needs(service)
-    doomed = [] if options.keep_code else [service.directory, service.test]
     data = f"the volume {service.volume} and .data/{service.name}"
     if not options.yes:
-        confirm(service, doomed, data if options.delete_data else "")
+        confirm(service, keep_code=options.keep_code, data=data if options.delete_data else "")
     if options.delete_data:
         run("docker", "compose", "rm", "--stop", "--force", service.name)
     write_lists(remove=service.name)
-    for path in doomed:
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    if doomed:
-        write_documents()
+    if not options.keep_code:
+        delete_code(service)
     if options.delete_data:
         delete_data(service)
         say(f"Removed {service.name}, {data}.")
@@ -301,19 +314,20 @@ def remove(options: argparse.Namespace) -> None:
 
 def check_nothing_needs(service: Service) -> None:
     """Raise ServiceError when another Compose file mentions the service or its volume."""
-    if lines := find(service, rf"(?<![\w.-])({service.name}|{service.volume})(?![\w-])"):
+    if lines := find(service, rf"(?<![\w.-])({service.pattern})(?![\w-])"):
         message = "\n  ".join([f"{service.name} is still needed:", *lines])
         raise ServiceError(message)
 
 
-def confirm(service: Service, doomed: list[Path], data: str) -> None:
+def confirm(service: Service, *, keep_code: bool, data: str) -> None:
     """Ask on the terminal; raise ServiceError unless the user agrees."""
     if not sys.stdin.isatty():
         message = "There is no terminal to ask on: add --yes."
         raise ServiceError(message)
-    if doomed:
+    if not keep_code:
         say(f"This deletes services/{service.name} and its test.")
-        if run("git", "status", "--porcelain", "--", *map(str, doomed)).stdout:
+        code = (str(service.directory), str(service.test))
+        if run("git", "status", "--porcelain", "--", *code).stdout:
             say("They hold changes that are in no commit.")
     if data:
         say(f"This deletes {data}.")
@@ -345,7 +359,7 @@ def rename(options: argparse.Namespace) -> None:
     check_nothing_needs(old)
     with scratch() as folder:
         # The template knows which names are valid.
-        shutil.rmtree(render(new.name, TYPES[0], "", folder))
+        shutil.rmtree(render(new.name, "poller", "", folder))
         copy = shutil.copytree(old.directory, folder / new.name)
         for path in copy.rglob("*"):
             if path.is_file() and path.suffix != ".pyc":
@@ -356,18 +370,15 @@ def rename(options: argparse.Namespace) -> None:
     try:
         write_lists(add=new.name, remove=old.name)
     except ServiceError:
-        shutil.rmtree(new.directory)
-        new.test.unlink(missing_ok=True)
+        delete_code(new)
         raise
-    shutil.rmtree(old.directory)
-    old.test.unlink(missing_ok=True)
+    delete_code(old)
     env = ROOT / ".env"
     if env.exists():
         text = re.sub(
             rf"^{old.variables}", new.variables, env.read_text("utf-8"), flags=re.MULTILINE
         )
         atomic_write(env.resolve(), text)
-    write_documents()
     say(f"Renamed {old.name} to {new.name}. These stay behind:")
     say(f"  the volume {old.volume}, since {new.name} starts with a volume of its own")
     say(f"  retained messages of {old.name} on the broker, such as its availability")
@@ -443,7 +454,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog=f"scripts/{command}-service.sh")
     parser.add_argument("name", metavar="NAME", help="such as soil-moisture")
     if command == "new":
-        parser.add_argument("--type", choices=TYPES, default=TYPES[0], help="default: %(default)s")
+        answers = json.loads((TEMPLATE / "cookiecutter.json").read_text(encoding="utf-8"))
+        types = answers["service_type"]
+        parser.add_argument("--type", choices=types, default=types[0], help="default: %(default)s")
         parser.add_argument("--description", default="", metavar="TEXT", help="one line")
     elif command == "remove":
         keep = "only take it out of the Compose files, to which new-service.sh can add it again"

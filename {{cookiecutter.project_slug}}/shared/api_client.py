@@ -3,6 +3,7 @@
 import asyncio
 import email.utils
 import functools
+import ssl
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Self
@@ -69,6 +70,7 @@ class APIClient:
         timeout_seconds: float = 30.0,
         max_retries: int = 3,
         logger: BoundLogger,
+        tls: ssl.SSLContext | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self.base_url = base_url.rstrip("/")
@@ -76,6 +78,7 @@ class APIClient:
         self._timeout_seconds = timeout_seconds
         self._max_retries = max_retries
         self._logger = logger
+        self._tls = tls
         self._transport = transport
         self._client: httpx.AsyncClient | None = None
 
@@ -174,6 +177,7 @@ class APIClient:
                 headers={"Authorization": f"Bearer {token}"} if token else {},
                 # The timeout of httpx applies to each phase. `send` limits the whole request.
                 timeout=self._timeout_seconds,
+                verify=self._tls or True,
                 transport=self._transport,
             )
         return self._client

@@ -1,8 +1,11 @@
 """Settings of all services, from environment variables, `.env` and the defaults below."""
 
+import re
+import ssl
+from collections import ChainMap
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, override
+from typing import Annotated, Any, Literal, override
 
 from dotenv import dotenv_values
 from pydantic import (
@@ -17,6 +20,7 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
+from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
     DotEnvSettingsSource,
@@ -34,13 +38,29 @@ def _split(value: object) -> object:
 
 
 def _host_name(value: str) -> str:
-    # Reject bad host names here: resolving one raises UnicodeError, which would end the network
-    # thread.
     try:
+        # Resolving a bad host name raises UnicodeError, which would end the network thread.
         value.encode("idna")
-    except UnicodeError as error:
-        message = "not a valid host name"
-        raise ValueError(message) from error
+        is_valid = not re.search(r"[\s/@\[]", value) and value.count(":") != 1
+    except UnicodeError:
+        is_valid = False
+    if not is_valid:
+        message = "must be a host name or an IP address, such as mqtt.local. The port is MQTT_PORT"
+        raise ValueError(message)
+    return value
+
+
+def _topic_prefix(value: str) -> str:
+    if not all(re.fullmatch(r"[^+#\s\0]+", level) for level in value.split("/")):
+        message = "must be levels separated by /, such as home/services, without +, # and blanks"
+        raise ValueError(message)
+    return value
+
+
+def _one_line(value: SecretStr) -> SecretStr:
+    if re.search(r"[\r\n]", value.get_secret_value()):
+        message = "must not contain a line end"
+        raise ValueError(message)
     return value
 
 
@@ -57,6 +77,8 @@ def _http_address(value: str) -> str:
 def _upper(value: object) -> object:
     return value.upper() if isinstance(value, str) else value
 
+
+Secret = Annotated[SecretStr, AfterValidator(_one_line)]
 
 type CommaSeparated[T] = Annotated[list[T], NoDecode, BeforeValidator(_split)]
 """A list written as `a, b, c` in the environment: `allowed_ids: CommaSeparated[int] = []`."""
@@ -86,6 +108,35 @@ class _LiteralDotEnvSource(DotEnvSettingsSource):
         }
 
 
+class _SecretFileSource(PydanticBaseSettingsSource):
+    """Reads a secret `NAME` from the file that `NAME_FILE` names, such as a Docker secret."""
+
+    def __init__(
+        self, settings_cls: type[BaseSettings], *sources: PydanticBaseSettingsSource
+    ) -> None:
+        super().__init__(settings_cls)
+        self._variables = ChainMap(*(dict(getattr(source, "env_vars", {})) for source in sources))
+
+    @override
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        name = str(field.validation_alias or field_name)
+        path = self._variables.get(f"{name}_file".lower())
+        if field.annotation is not SecretStr or not path:
+            return None, name, False
+        try:
+            content = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            message = f"{name.upper()}_FILE: cannot read {path}: {type(error).__name__}"
+            raise SettingsError(message) from error
+        return content.removesuffix("\n").removesuffix("\r"), name, False
+
+    @override
+    def __call__(self) -> dict[str, Any]:
+        fields = self.settings_cls.model_fields.items()
+        values = [self.get_field_value(field, field_name) for field_name, field in fields]
+        return {name: value for value, name, _ in values if value is not None}
+
+
 class Settings(BaseSettings):
     """Settings of all services. A service adds its own fields in a subclass.
 
@@ -105,10 +156,8 @@ class Settings(BaseSettings):
         dotenv_filtering="only_existing",
     )
 
-    topic_prefix: str = Field(
-        default="{{ cookiecutter.topic_prefix }}",
-        pattern=r"^[^+#/\s\x00]+(/[^+#/\s\x00]+)*$",
-        description="First level of every MQTT topic",
+    topic_prefix: Annotated[str, AfterValidator(_topic_prefix)] = Field(
+        default="{{ cookiecutter.topic_prefix }}", description="First level of every MQTT topic"
     )
 
     log_level: Annotated[LogLevel, BeforeValidator(_upper)] = Field(
@@ -128,10 +177,19 @@ class Settings(BaseSettings):
     mqtt_port: int = Field(
         default=1883, ge=1, le=65535, description="Port of the broker, usually 8883 with TLS"
     )
-    mqtt_username: str = Field(
-        default="services", description="User name for the broker, only sent with a password"
+    mqtt_transport: Literal["tcp", "websockets"] = Field(
+        default="tcp", description="tcp or websockets"
     )
-    mqtt_password: SecretStr = Field(
+    mqtt_websocket_path: str = Field(default="/mqtt", description="Path of the broker's WebSocket")
+    mqtt_client_id: str = Field(
+        default="",
+        description="Client id, with {service} for the name of the service. Empty uses a random id",
+    )
+    mqtt_username: str = Field(
+        default="services",
+        description="User name for the broker. The default is only sent with a password",
+    )
+    mqtt_password: Secret = Field(
         default=SecretStr(""),
         description="Password for the broker, random in a first .env. Empty connects anonymously",
     )
@@ -139,6 +197,12 @@ class Settings(BaseSettings):
     mqtt_tls_ca_file: Path | None = Field(
         default=None,
         description="CA certificate of the broker. Empty uses the CA certificates of the system",
+    )
+    mqtt_tls_cert_file: Path | None = Field(
+        default=None, description="Client certificate, for brokers that require one"
+    )
+    mqtt_tls_key_file: Path | None = Field(
+        default=None, description="Key of the client certificate. Empty if that file holds the key"
     )
     mqtt_keepalive_seconds: int = Field(
         default=30, ge=5, le=65535, description="MQTT keep-alive interval, in seconds"
@@ -154,7 +218,10 @@ class Settings(BaseSettings):
     ha_url: Annotated[str, AfterValidator(_http_address)] = Field(
         default="http://homeassistant.local:8123", description="URL of Home Assistant"
     )
-    ha_token: SecretStr = Field(
+    ha_ca_file: Path | None = Field(
+        default=None, description="CA certificate of Home Assistant. Empty uses those of the system"
+    )
+    ha_token: Secret = Field(
         default=SecretStr(""), description="Long-lived access token of Home Assistant"
     )
     ha_timeout_seconds: float = Field(
@@ -166,7 +233,10 @@ class Settings(BaseSettings):
     influx_url: Annotated[str, AfterValidator(_http_address)] = Field(
         default="http://influxdb:8086", description="URL of InfluxDB"
     )
-    influx_token: SecretStr = Field(
+    influx_ca_file: Path | None = Field(
+        default=None, description="CA certificate of InfluxDB. Empty uses those of the system"
+    )
+    influx_token: Secret = Field(
         default=SecretStr(""),
         description="API token of InfluxDB, random in a first .env, which sets up its container",
     )
@@ -205,10 +275,12 @@ class Settings(BaseSettings):
         description="Timeout for an orderly stop, in seconds. Docker kills after 10",
     )
 
-    @field_validator("mqtt_tls_ca_file")
+    @field_validator("*")
     @classmethod
-    def _is_there_when_needed(cls, value: Path | None, info: ValidationInfo) -> Path | None:
-        if value is not None and info.data.get("mqtt_tls") and not value.is_file():
+    def _exists_if_used(cls, value: object, info: ValidationInfo) -> object:
+        name = info.field_name or ""
+        is_used = info.data.get("mqtt_tls") if name.startswith("mqtt_tls_") else True
+        if name.endswith("_file") and isinstance(value, Path) and is_used and not value.is_file():
             message = f"{value} does not exist. In a container, use the path inside the container"
             raise ValueError(message)
         return value
@@ -229,7 +301,8 @@ class Settings(BaseSettings):
             # Only code may use the name of a field with an alias: `SOURCE` in the environment may
             # belong to another program.
             source.config = {**source.config, "validate_by_name": False}
-        return init_settings, env_settings, dotenv, file_secret_settings
+        files = _SecretFileSource(settings_cls, env_settings, dotenv)
+        return init_settings, files, env_settings, dotenv, file_secret_settings
 
 
 def load_settings[S: Settings](settings_class: type[S]) -> S:
@@ -238,7 +311,8 @@ def load_settings[S: Settings](settings_class: type[S]) -> S:
         return settings_class()
     except ValidationError as error:
         problems = [
-            f"{'.'.join(str(part) for part in problem['loc']).upper()}: {problem['msg']}"
+            f"{'.'.join(str(part) for part in problem['loc']).upper()}: "
+            f"{problem['msg'].removeprefix('Value error, ')}"
             for problem in error.errors(include_url=False, include_context=False)
         ]
     except SettingsError as error:
@@ -247,3 +321,11 @@ def load_settings[S: Settings](settings_class: type[S]) -> S:
         problems = [f".env: cannot be read: {type(error).__name__}"]
     # Raise outside the handlers, because the original errors contain values.
     raise ConfigurationError(problems)
+
+
+def tls_context(name: str, ca_file: Path | None) -> ssl.SSLContext:
+    """Return a TLS context for clients. Raises ConfigurationError for an invalid CA file."""
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except OSError as error:
+        raise ConfigurationError([f"{name}: {ca_file}: {error}"]) from error

@@ -26,6 +26,16 @@ _STEP_TIMEOUT_SECONDS = 30.0
 _MQTT_TIMEOUT_SECONDS = 10.0
 
 
+# Python 3.13 and newer reject a CA certificate without keyUsage.
+_NEW_CA = """create a CA with keyUsage, and with it a new certificate for the broker:
+openssl req -x509 -newkey rsa:2048 -nodes -days 3650 -subj /CN=ca -keyout ca.key -out ca.crt \\
+    -addext keyUsage=critical,keyCertSign,cRLSign
+openssl req -newkey rsa:2048 -nodes -subj /CN={host} -keyout mqtt.key -out mqtt.csr \\
+    -addext subjectAltName=DNS:{host}
+openssl x509 -req -in mqtt.csr -CA ca.crt -CAkey ca.key -days 825 -copy_extensions copy \\
+    -out mqtt.crt"""
+
+
 class Status(StrEnum):
     PASS = "PASS"  # noqa: S105
     WARN = "WARN"
@@ -195,6 +205,9 @@ def _not_connected(error: MQTTError, log: Sequence[Mapping[str, Any]], address: 
             "set MQTT_USERNAME and MQTT_PASSWORD to those of the broker",
         )
     reasons = [entry["reason"] for entry in log if entry["event"] == "mqtt_unreachable"]
+    if reasons and "key usage extension" in reasons[-1]:
+        host = address.rpartition(":")[0]
+        return failed(f"{address}: {reasons[-1]}", _NEW_CA.format(host=host))
     return failed(
         f"{error}: {reasons[-1]}" if reasons else str(error),
         f"start the broker, and check {address} (MQTT_HOST, MQTT_PORT, MQTT_TLS)",

@@ -66,6 +66,7 @@ class _Process:
         self.port = free_port()
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
+        self._guard: subprocess.Popen[bytes] | None = None
 
     def _command(self) -> list[str]:
         raise NotImplementedError
@@ -73,6 +74,12 @@ class _Process:
     def start(self) -> None:
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(self._command(), stdout=log, stderr=log, cwd=ROOT)  # noqa: S603
+        # The end of this process closes the pipe, even if it is killed. The broker must not stay.
+        self._guard = subprocess.Popen(  # noqa: S603
+            ["/bin/sh", "-c", 'read -r _; kill -9 "$1"', "sh", str(self._process.pid)],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+        )
         wait_until_listening(self.port)
 
     def stop(self) -> None:
@@ -93,12 +100,14 @@ class _Process:
             self._process.send_signal(number)
 
     def _end(self, number: signal.Signals) -> None:
-        if self._process is None:
+        if self._process is None or self._guard is None:
             return
         self._signal(number)
         self._signal(signal.SIGCONT)
         self._process.wait(timeout=10)
-        self._process = None
+        self._guard.kill()
+        self._guard.communicate()
+        self._process = self._guard = None
 
 
 class Mosquitto(_Process):

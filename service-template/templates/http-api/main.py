@@ -16,6 +16,7 @@ class {{ cookiecutter.__class }}(BaseService[ServiceSettings]):
 
     async def run(self) -> None:
         self.mqtt.connect_background()
+        self.logger.info("http_listening", host=self.settings.http_host, port=self.server.port)
         serving = self.create_task(self.server.serve(), name="http")
         await self.wait_for_shutdown()
         self.server.should_exit = True

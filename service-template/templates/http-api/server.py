@@ -1,6 +1,5 @@
 """uvicorn as a part of the service, on its event loop."""
 
-import asyncio
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +7,8 @@ from typing import override
 
 import uvicorn
 from fastapi import FastAPI
+
+from shared.config import ConfigurationError
 
 # Within the time that the service gives its run() to end.
 GRACEFUL_STOP_SECONDS = 1
@@ -17,11 +18,10 @@ class EmbeddedServer(uvicorn.Server):
     """Serves until `should_exit` is set."""
 
     def __init__(self, app: FastAPI, host: str, port: int) -> None:
+        """Listen on the address. Raises ConfigurationError if that is not possible."""
         super().__init__(
             uvicorn.Config(
                 app,
-                host=host,
-                port=port,
                 # The service's own logging takes uvicorn's lines as well.
                 log_config=None,
                 access_log=False,
@@ -29,23 +29,22 @@ class EmbeddedServer(uvicorn.Server):
                 timeout_graceful_shutdown=GRACEFUL_STOP_SECONDS,
             )
         )
-        self.listening = asyncio.Event()
-
-    @override
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
-            await super().startup(sockets)
-        except SystemExit as error:
-            # uvicorn would end the process without a word to the broker.
-            message = f"cannot listen on {self.config.host}:{self.config.port}"
-            raise OSError(message) from error
-        self.listening.set()
+            self.listener = socket.create_server((host, port), family=family)
+        except OSError as error:
+            problem = f"cannot listen on {host}:{port}: {error.strerror}"
+            raise ConfigurationError(["{{ cookiecutter.__env }}_HTTP_PORT: " + problem]) from error
 
     @property
     def port(self) -> int:
-        """The port that was bound, once started."""
-        port: int = self.servers[0].sockets[0].getsockname()[1]
+        """The port that was bound."""
+        port: int = self.listener.getsockname()[1]
         return port
+
+    @override
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().serve(sockets or [self.listener])
 
     @override
     @contextmanager

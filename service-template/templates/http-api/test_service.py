@@ -6,7 +6,6 @@ import httpx
 import pytest
 
 from tests.conftest import StartService
-from tests.probes import soon
 from tests.running import StartedService
 
 NAME = "{{ cookiecutter.service_slug }}"
@@ -22,9 +21,8 @@ async def service(start_service: StartService) -> StartedService:
 @pytest.fixture
 async def client(service: StartedService) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the HTTP interface."""
-    server = service.instance.server
-    await soon(server.listening.wait())
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}") as client:
+    address = f"http://127.0.0.1:{service.instance.server.port}"
+    async with httpx.AsyncClient(base_url=address) as client:
         yield client
 
 

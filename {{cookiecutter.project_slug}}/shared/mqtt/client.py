@@ -15,7 +15,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel
 from structlog.stdlib import BoundLogger
 
-from shared.config import ConfigurationError, Settings
+from shared.config import ConfigurationError, Settings, tls_context
 from shared.mqtt.connection import Connection, ReceivedMessage
 from shared.mqtt.dedup import RecentIds
 from shared.mqtt.deprecated import accept_old_arguments
@@ -55,6 +55,8 @@ class MQTTClient:
         username: str = "",
         password: str = "",
         tls: ssl.SSLContext | None = None,
+        transport: Literal["tcp", "websockets"] = "tcp",
+        websocket_path: str = "/mqtt",
         keepalive_seconds: int = 30,
         publish_timeout_seconds: float = 10.0,
         max_queued_messages: int = 1000,
@@ -81,6 +83,8 @@ class MQTTClient:
             username=username,
             password=password,
             tls=tls,
+            transport=transport,
+            websocket_path=websocket_path,
             keepalive_seconds=keepalive_seconds,
             max_queued_messages=max_queued_messages,
             will=(self._availability_topic, encode(last_will)),
@@ -113,23 +117,20 @@ class MQTTClient:
         *,
         session: Session | None = None,
     ) -> Self:
-        """Create a client from the settings. Raises ConfigurationError for an invalid CA file."""
-        tls = None
-        if settings.mqtt_tls:
-            try:
-                tls = ssl.create_default_context(cafile=settings.mqtt_tls_ca_file)
-            except OSError as error:
-                problem = f"MQTT_TLS_CA_FILE: {settings.mqtt_tls_ca_file}: {error}"
-                raise ConfigurationError([problem]) from error
+        """Create a client from the settings. Raises ConfigurationError for invalid TLS files."""
+        username, password = settings.mqtt_username, settings.mqtt_password.get_secret_value()
+        is_default = username == type(settings).model_fields["mqtt_username"].default
         return cls(
             settings.mqtt_host,
             settings.mqtt_port,
             service=service,
             topic_prefix=settings.topic_prefix,
             logger=logger,
-            username=settings.mqtt_username,
-            password=settings.mqtt_password.get_secret_value(),
-            tls=tls,
+            username="" if is_default and not password else username,
+            password=password,
+            tls=_tls_context(settings) if settings.mqtt_tls else None,
+            transport=settings.mqtt_transport,
+            websocket_path=settings.mqtt_websocket_path,
             keepalive_seconds=settings.mqtt_keepalive_seconds,
             publish_timeout_seconds=settings.mqtt_publish_timeout_seconds,
             max_queued_messages=settings.mqtt_max_queued_messages,
@@ -506,3 +507,14 @@ class MQTTClient:
             error_type=type(error).__name__,
             error=text,
         )
+
+
+def _tls_context(settings: Settings) -> ssl.SSLContext:
+    context = tls_context("MQTT_TLS_CA_FILE", settings.mqtt_tls_ca_file)
+    if settings.mqtt_tls_cert_file is not None:
+        try:
+            context.load_cert_chain(settings.mqtt_tls_cert_file, settings.mqtt_tls_key_file)
+        except OSError as error:
+            problem = f"MQTT_TLS_CERT_FILE: {settings.mqtt_tls_cert_file}: {error}"
+            raise ConfigurationError([problem]) from error
+    return context

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import os
 import random
 import socket
 import ssl
@@ -16,7 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Concatenate, NamedTuple
+from typing import Concatenate, Literal, NamedTuple, Protocol
 
 from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
@@ -43,6 +44,17 @@ def _guarded[**P](callback: Callable[Concatenate["Connection", P], None]) -> Cal
             self._logger.exception("mqtt_callback_failed", callback=callback.__name__)
 
     return wrapper
+
+
+class _Socket(Protocol):
+    """Socket of paho: plain, with TLS, or a WebSocket."""
+
+    def fileno(self) -> int: ...
+
+
+def _raw_socket(sock: _Socket) -> socket.socket:
+    """Return a second socket for the TCP connection itself."""
+    return socket.socket(fileno=os.dup(sock.fileno()))
 
 
 class ReceivedMessage(NamedTuple):
@@ -80,6 +92,8 @@ class Connection:
         username: str,
         password: str,
         tls: ssl.SSLContext | None,
+        transport: Literal["tcp", "websockets"],
+        websocket_path: str,
         keepalive_seconds: int,
         max_queued_messages: int,
         will: tuple[str, bytes],
@@ -109,7 +123,9 @@ class Connection:
         self._published: deque[int] = deque()
         self._wake_up_scheduled = False
         self._sent_without_waiting = 0
-        self._client = self._make_client(username, password, tls, will)
+        self._client = self._make_client(username, password, tls, transport, will)
+        if transport == "websockets":
+            self._client.ws_set_options(websocket_path)
 
     @property
     def thread_alive(self) -> bool:
@@ -181,10 +197,9 @@ class Connection:
     def abort(self) -> None:
         """Close the socket without DISCONNECT, so that the broker publishes the last will."""
         sock = self._client.socket()
-        if isinstance(sock, socket.socket):
-            # `sock.shutdown` would remove TLS, and the network thread would read encrypted bytes.
-            with contextlib.suppress(OSError):
-                socket.socket.shutdown(sock, socket.SHUT_RDWR)
+        if sock is not None:
+            with contextlib.suppress(OSError), _raw_socket(sock) as raw:
+                raw.shutdown(socket.SHUT_RDWR)
 
     # Publishing
 
@@ -261,10 +276,19 @@ class Connection:
     # Callbacks of paho, on the network thread
 
     def _make_client(
-        self, username: str, password: str, tls: ssl.SSLContext | None, will: tuple[str, bytes]
+        self,
+        username: str,
+        password: str,
+        tls: ssl.SSLContext | None,
+        transport: Literal["tcp", "websockets"],
+        will: tuple[str, bytes],
     ) -> Client:
         client = Client(
-            CallbackAPIVersion.VERSION2, self._client_id, clean_session=False, manual_ack=True
+            CallbackAPIVersion.VERSION2,
+            self._client_id,
+            clean_session=False,
+            manual_ack=True,
+            transport=transport,
         )
         packet_log = logging.getLogger("paho")
         if packet_log.isEnabledFor(logging.DEBUG):
@@ -276,8 +300,8 @@ class Connection:
             random.uniform(0.5, 1.5),  # type: ignore[arg-type]  # noqa: S311
             MAX_RECONNECT_DELAY_SECONDS,
         )
-        if password:
-            client.username_pw_set(username, password)
+        if username or password:
+            client.username_pw_set(username, password or None)
         if tls is not None:
             client.tls_set_context(tls)
         client.will_set(*will, qos=1, retain=True)
@@ -306,10 +330,10 @@ class Connection:
         self._thread = threading.current_thread()
 
     @_guarded
-    def _on_socket_open(self, _client: Client, _userdata: object, sock: object) -> None:
+    def _on_socket_open(self, _client: Client, _userdata: object, sock: _Socket) -> None:
         # A message that follows an acknowledgement would wait 40 ms for a delayed ACK otherwise.
-        if isinstance(sock, socket.socket):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with _raw_socket(sock) as raw:
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     @_guarded
     def _on_connect(

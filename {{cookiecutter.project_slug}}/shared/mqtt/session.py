@@ -33,19 +33,20 @@ class Session:
         return cls(f"{service}-{secrets.token_hex(4)}")
 
     @classmethod
-    def claim(cls, path: Path, service: str, logger: BoundLogger) -> Self:
+    def claim(cls, path: Path, service: str, logger: BoundLogger, *, client_id: str = "") -> Self:
         """Return the session in the file `path`, which is created if it is missing.
 
         The file stays locked until `close` or the end of the process. A second instance on the
         same volume gets a new session: two clients with one client id would disconnect each other
-        forever. An instance that cannot write the file gets a new session as well.
+        forever. An instance that cannot write the file gets a new session as well. `client_id` is
+        used instead of a random one.
         """
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             logger.warning("session_not_kept", path=str(path), error=error)
-            return cls.new(service)
+            return cls(client_id) if client_id else cls.new(service)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -57,7 +58,9 @@ class Session:
         except ValidationError:
             # The file is new, or a crash has truncated it.
             content = _Content(client_id="", filters=[])
-        if not content.client_id.startswith(f"{service}-"):
+        if client_id and content.client_id != client_id:
+            return cls(client_id, descriptor=descriptor)
+        if not client_id and not content.client_id.startswith(f"{service}-"):
             return cls(cls.new(service).client_id, descriptor=descriptor)
         session = cls(content.client_id, content.filters, descriptor)
         session.persistent = True

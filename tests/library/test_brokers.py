@@ -1,0 +1,64 @@
+"""Brokers of a test run: none outlives it."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.brokers import HOST, EmbeddedBroker
+from tests.conftest import ROOT
+from tests.library.conftest import MakeClient
+from tests.observer import PATIENCE_SECONDS
+from tests.probes import soon
+
+WAITING = """
+import signal
+
+
+def test_waits(broker):
+    print(f"\\nport={broker.port}", flush=True)
+    signal.pause()
+"""
+
+
+def is_listening(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((HOST, port)) == 0
+
+
+@pytest.mark.parametrize("kind", ["embedded", "mosquitto"])
+def test_a_test_run_that_is_killed_leaves_no_broker_behind(kind: str, tmp_path: Path) -> None:
+    file = tmp_path / "test_waiting.py"
+    file.write_text(WAITING)
+    command: list[str | Path] = [
+        *(sys.executable, "-m", "pytest", "-p", "tests.conftest", "-p", "no:cacheprovider"),
+        *("--capture=no", "--rootdir", ROOT, "--config-file", ROOT / "pyproject.toml", file),
+    ]
+    env = {**os.environ, "TEST_BROKER": kind}
+    with subprocess.Popen(  # noqa: S603
+        command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True
+    ) as run:
+        assert run.stdout is not None
+        port = next(int(line[5:]) for line in run.stdout if line.startswith("port="))
+        assert is_listening(port)
+        run.kill()
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while is_listening(port):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+async def test_a_signal_ends_the_embedded_broker_while_a_client_is_connected(
+    tmp_path: Path, make_client: MakeClient
+) -> None:
+    broker = EmbeddedBroker(tmp_path / "log")
+    broker.start()
+    client = make_client(broker)
+    client.connect_background()
+    await soon(client.wait_connected())
+    broker.stop()
+    assert not is_listening(broker.port)
