@@ -438,6 +438,9 @@ class Migration:
             step(*arguments)
         except CannotMoveError as error:
             self.problems.append(f"{part}: {error}")
+        except yaml.composer.ComposerError as error:
+            reason = f"an anchor of {COMPOSE} cannot be used in another file"
+            self.problems.append(f"{part}: {reason} ({error.problem})")
         except yaml.YAMLError as error:
             self.problems.append(f"{part}: {getattr(error, 'problem', error)}")
 
