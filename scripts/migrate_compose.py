@@ -438,6 +438,9 @@ class Migration:
             step(*arguments)
         except CannotMoveError as error:
             self.problems.append(f"{part}: {error}")
+        except yaml.composer.ComposerError as error:
+            reason = f"an anchor of {COMPOSE} cannot be used in another file"
+            self.problems.append(f"{part}: {reason} ({error.problem})")
         except yaml.YAMLError as error:
             self.problems.append(f"{part}: {getattr(error, 'problem', error)}")
 
@@ -570,8 +573,8 @@ class Migration:
         changed = entries(text, "services")
         lines = text.splitlines(keepends=True)
         for name, (start, end) in reversed(changed.items()):
-            if name in names:
-                head, body = split(text, (start, end))
+            head, body = split(text, (start, end))
+            if name in names and "extends:" not in body:
                 dev = f"extends:\n  file: services/{name}/compose.dev.yml\n  service: {name}\n"
                 lines[start:end] = [indent(head, 2), indent(dev + body, 4)]
         text = "".join(lines)
@@ -678,8 +681,9 @@ def main() -> int:
         title = f"Not everything in {COMPOSE} can be moved:\n\n"
         sys.stderr.writelines([title, *problems, BY_HAND])
         return 1
-    for name, text in migration.files.items():
-        write(Path(name), text)
+    # These files are what the next run looks for, so they come last.
+    for name in sorted(migration.files, key=lambda name: name.startswith("services/")):
+        write(Path(name), migration.files[name])
     shared = [name for name in migration.files if name not in OVERRIDES]
     subprocess.run(["git", "add", "--", *shared], check=True)
     for name in shared:

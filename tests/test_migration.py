@@ -341,9 +341,7 @@ def test_what_cannot_be_moved_is_listed_and_nothing_is_changed(
     edit(project, COMPOSE, "x-logging:", "x-limits: &limits\n  mem_limit: 1g\n\nx-logging:")
     edit(project, COMPOSE, "    <<: *service\n", "    <<: [*service, *limits]\n")
     edit(project, COMPOSE, "test: [CMD, influx, ping]", "test: [CMD, influx, ping, --ours]")
-    edit(
-        project, COMPOSE, "  logging: *logging\n\nservices", "  logging: {driver: none}\n\nservices"
-    )
+    edit(project, COMPOSE, "  networks: [internal]\n", "  networks: [internal, proxy]\n")
     commit(project, "Ours")
     project.run("make", "template-update", check=False)
     before = state(project)
@@ -352,18 +350,18 @@ def test_what_cannot_be_moved_is_listed_and_nothing_is_changed(
     assert state(project) == before
     assert "Traceback" not in second.stderr
     listed = [line for line in second.stderr.splitlines() if line.startswith("  - ")][:3]
-    assert "x-service" in listed[0]
-    assert "example-service" in listed[1]
-    assert "services.influxdb.healthcheck.test" in listed[2]
+    assert "you and the template have changed services.service.networks" in listed[0]
+    assert "example-service: an anchor of docker-compose.yml cannot be used" in listed[1]
+    assert "you and the template have changed services.influxdb.healthcheck.test" in listed[2]
 
     # Each is moved by hand, as the message says.
-    edit(project, "base/compose.yml", "driver: json-file", "driver: local")
+    edit(project, "base/compose.yml", "[internal, egress]", "[internal, egress, proxy]")
     by_hand = "services:\n  example-service:\n    image: ours\n"
     project.file("services/example-service/compose.yml").write_text(by_hand)
     project.run("git", "checkout", "--theirs", COMPOSE)
     project.run("scripts/template-update.sh", env=no_make)
     assert project.read("services/example-service/compose.yml") == by_hand
-    assert "driver: local" in project.read("base/compose.yml")
+    assert "[internal, egress, proxy]" in project.read("base/compose.yml")
     assert project.file("services/attic-window/compose.yml").exists()
     assert len(project.yaml(COMPOSE)["include"]) == 3
 

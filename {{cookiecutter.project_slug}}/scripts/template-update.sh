@@ -91,9 +91,11 @@ move_services() {
   git grep --quiet '^x-service:' "$before" -- docker-compose.yml 2>/dev/null || return 1
   work=$(mktemp -d)
   trap 'rm -rf "$work"' EXIT
-  git clone --quiet "$template" "$work/template"
-  git -C "$work/template" checkout --quiet "$ours"
-  scripts/uv run --quiet --frozen python "$work/template/scripts/migrate_compose.py" "$before" || exit 1
+  {
+    git clone --quiet "$template" "$work/template" &&
+      git -C "$work/template" checkout --quiet "$ours" &&
+      scripts/uv run --quiet --frozen python "$work/template/scripts/migrate_compose.py" "$before"
+  } || exit 1
 }
 
 update() {
