@@ -271,7 +271,7 @@ def report(outcomes: list[Outcome]) -> None:
 
 
 def way_here() -> str:
-    """Return what to give to `cd`: relative to the user's directory if the shell names it."""
+    """Return the path for `cd`: from the user's directory if the shell names it, else in full."""
     here = Path.cwd()
     start = Path(os.environ.get("PWD", ""))
     if start.is_absolute() and start.is_dir():
@@ -293,20 +293,23 @@ def show(*lines: str) -> None:
 
 
 def main() -> int:
-    """Run the plan. Return 0 for cookiecutter, which would delete the repository otherwise."""
+    """Run the plan. cookiecutter would delete the repository after any exit code but 0."""
     if "_output_dir" in ANSWERS:
         report([run(step) for step in plan()])
         return 0
     # cruft, which does not set it, renders on create and on every update, and compares: a key or
     # a .git would break the update.
     if not Path("templates/service").is_dir():
-        problem = "The template was cloned without symbolic links: unset core.symlinks"
-        print(problem, file=sys.stderr)
+        print(
+            "The template was cloned without symbolic links: unset core.symlinks", file=sys.stderr
+        )
         return 1
     outcome = run(plan()[0])
     if outcome.status != "done":
         print(f"{outcome.step.title}: {outcome.detail}", file=sys.stderr)
-    print("Rendered for cruft. Run `git init` and `make setup` for its keys and hooks.")
+    print(
+        "Rendered for cruft. `git init` and `make setup` make it a repository with keys and hooks."
+    )
     return 0
 
 

@@ -49,7 +49,7 @@ def ask(project: BakedProject, path: str, **body: Any) -> Any:
 
 
 def command(project: BakedProject, service: str, name: str) -> Any:
-    """What a service answers to a command that came in over HTTP and went on over MQTT."""
+    """Return the reply to a command that comes in over HTTP and goes on over MQTT."""
     return ask(project, f"/api/v1/services/{service}/commands", command=name)
 
 
@@ -58,17 +58,9 @@ def volumes(project: BakedProject) -> list[str]:
     return project.run(*listed).stdout.split()
 
 
-def check(project: BakedProject) -> None:
-    """What the README names after each change."""
-    assert " passed" in project.run("make", "test", python="3.13", timeout=550).stdout
-    project.run("git", "add", "--all")
-    project.run("make", "lint")
-    project.run("make", "up", timeout=580)
-
-
 @needs("git", "python3.13")
 def test_services_come_talk_and_go(repository: BakedProject, cookiecutter: Cookiecutter) -> None:
-    repository.run("scripts/new-service.sh", "watch", "--type", "subscriber")
+    repository.run("scripts/new-service.sh", "listener", "--type", "subscriber")
     repository.run("scripts/new-service.sh", "gateway", "--type", "http-api")
     done = cookiecutter(
         output=repository.path / "services",
@@ -76,24 +68,30 @@ def test_services_come_talk_and_go(repository: BakedProject, cookiecutter: Cooki
         service_name="Soil Moisture",
     )
     assert done.returncode == 0, done.stderr
-    check(repository)
+    repository.run("make", "up", timeout=580)
 
     assert ask(repository, "/api/v1/status")["status"] == "online"
     for poller in ("example-service", "soil-moisture"):
-        answer = command(repository, poller, "refresh")
-        assert answer["status"] == "ok"
-        assert isinstance(answer["result"]["value"], float)
+        reply = command(repository, poller, "refresh")
+        assert reply["status"] == "ok"
+        assert isinstance(reply["result"]["value"], float)
     # What the pollers read has gone to the subscriber as well.
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while not command(repository, "watch", "statistics")["result"]["readings"]:
+    while not command(repository, "listener", "statistics")["result"]["readings"]:
         assert time.monotonic() < deadline
 
-    assert "services-in-docker_watch_data" in volumes(repository)
-    repository.run("scripts/remove-service.sh", "watch", "--delete-data", "--yes")
-    assert "services-in-docker_watch_data" not in volumes(repository)
+    assert "services-in-docker_listener_data" in volumes(repository)
+    repository.run("scripts/remove-service.sh", "listener", "--delete-data", "--yes")
+    assert "services-in-docker_listener_data" not in volumes(repository)
     assert "services-in-docker_gateway_data" in volumes(repository)
-    check(repository)
-    running = repository.run("docker", "compose", "ps", "--services").stdout.split()
-    assert {"example-service", "gateway", "soil-moisture"} <= set(running)
-    assert "watch" not in running
-    assert command(repository, "soil-moisture", "refresh")["status"] == "ok"
+    repository.run("scripts/rename-service.sh", "soil-moisture", "moisture")
+    assert " passed" in repository.run("make", "test", python="3.13", timeout=550).stdout
+    repository.run("git", "add", "--all")
+    repository.run("make", "lint", timeout=550)
+    repository.run("make", "up", timeout=580)
+    running = set(repository.run("docker", "compose", "ps", "--services").stdout.split())
+    assert {"example-service", "gateway", "moisture"} <= running
+    assert "listener" not in running
+    assert command(repository, "moisture", "refresh")["status"] == "ok"
+    repository.run("make", "down")
+    assert not repository.run("docker", "compose", "ps", "--all", "--quiet").stdout

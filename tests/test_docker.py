@@ -6,31 +6,29 @@ import json
 import re
 import shlex
 import shutil
-import signal
-import socket
 import subprocess
 import tarfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.baked import BakedProject, run, user_environment
 from tests.conftest import Bake
+from tests.stack import Stack, replace_in, restored, stack_of, until, write_env
 from tests.tools import needs
 
 pytestmark = [pytest.mark.real, pytest.mark.docker, pytest.mark.xdist_group("docker")]
 
 SERVICE = "example-service"
-# In the table of scripts/status.sh.
+# In the table of scripts/status.py.
 ROW_OF_A_HEALTHY_SERVICE = re.compile(rf"^{SERVICE} +running +healthy ", re.MULTILINE)
-PATIENCE_SECONDS = 90
 HEALTH_MAX_AGE_SECONDS = 8
 # What is hard about values in .env: compose expands, python-dotenv unquotes.
 PASSWORD = 'p $HOME ${X} #no "q" = ü'
@@ -40,31 +38,8 @@ OWN_DESCRIPTION = '  Costs $5, ${HOME}: #1 of "it", 100 % `ok`  '
 DESCRIPTION = """Costs $5, ${HOME} and 'all' #1 "of it": yes"""
 
 
-def until(condition: Callable[[], bool], what: str) -> None:
-    """Poll, since Docker announces none of this; fail with `what`."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {PATIENCE_SECONDS} s: {what}"
-        time.sleep(0.3)
-
-
-@dataclass
-class Stack:
-    """A generated repository whose containers run under a name of their own."""
-
-    project: BakedProject
-    name: str
-
-    @property
-    def env(self) -> dict[str, str | None]:
-        return {"COMPOSE_PROJECT_NAME": self.name, "BASE_IMAGE": f"{self.name}-base:latest"}
-
-    def compose(self, *arguments: str, check: bool = True, timeout: float = 300) -> str:
-        done = self.run("docker", "compose", *arguments, check=check, timeout=timeout)
-        return done.stdout
-
-    def run(self, *command: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
-        return self.project.run(*command, env=self.env, **options)
+class ServiceStack(Stack):
+    """One service, a broker and somebody who listens."""
 
     def deploy(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """With quick health checks, which stand in the override that a deployment leaves out."""
@@ -73,34 +48,10 @@ class Stack:
         env = {**self.env, "COMPOSE_FILE": files}
         return self.project.run(*command, env=env, check=check, timeout=600)
 
-    def exec(self, service: str, *command: str, check: bool = True) -> str:
-        return self.compose("exec", "-T", service, *command, check=check)
-
-    def state(self, service: str) -> dict[str, Any]:
-        rows = self.compose("ps", "--all", "--format", "json").splitlines()
-        found: dict[str, Any] = next(
-            row for row in map(json.loads, rows) if row["Service"] == service
-        )
-        return found
-
-    def started_at(self, service: str) -> str:
-        form = "{{.State.StartedAt}}"
-        return run("docker", "inspect", "--format", form, self.state(service)["ID"]).stdout
-
     def diagnosis(self, service: str = SERVICE) -> dict[str, str]:
         """The status of each step."""
         text = self.exec(service, "python", "diagnose.py", "--json", check=False)
         return {step["step"]: step["status"] for step in json.loads(text)}
-
-    def is_healthy(self, service: str = SERVICE) -> bool:
-        return bool(self.state(service)["Health"] == "healthy")
-
-    def is_unhealthy(self, service: str = SERVICE) -> bool:
-        return bool(self.state(service)["Health"] == "unhealthy")
-
-    def has_logged(self, text: str, service: str = SERVICE) -> bool:
-        # Fails for a moment while the container is being replaced.
-        return text in self.compose("logs", service, check=False)
 
     def messages(self, topic: str, count: int = 1, *, retained: bool = False) -> list[Any]:
         """The next messages on a topic."""
@@ -137,10 +88,6 @@ class Stack:
 
         return collected()
 
-    @property
-    def prefix(self) -> str:
-        return self.project.path.name
-
 
 def event_times(container: str, action: str, *, since: float) -> list[float]:
     """When Docker saw this happen to a container, in seconds since the epoch."""
@@ -148,13 +95,6 @@ def event_times(container: str, action: str, *, since: float) -> list[float]:
     lines = run("docker", "events", "--filter", f"container={container}", *options).stdout
     events = map(json.loads, lines.splitlines())
     return [event["timeNano"] / 1e9 for event in events if event["Action"] == action]
-
-
-def write_env(project: BakedProject, **values: str) -> None:
-    lines = [f"{name}='{value}'\n" for name, value in values.items()]
-    path = project.file(".env")
-    path.write_text("".join(lines), encoding="utf-8")
-    path.chmod(0o600)
 
 
 def hurry(project: BakedProject) -> None:
@@ -167,32 +107,24 @@ def hurry(project: BakedProject) -> None:
     project.file("docker-compose.override.yml").write_text(json.dumps(override), encoding="utf-8")
 
 
-@pytest.fixture(scope="module")
-def make_stack(
-    bake: Bake, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Callable[..., Stack]]:
-    stacks: list[Stack] = []
-
-    def make(env: dict[str, str] | None = None, **answers: Any) -> Stack:
-        original = bake(**answers)
-        target = tmp_path_factory.mktemp("stack") / original.path.name
-        shutil.copytree(original.path, target, symlinks=True)
-        project = BakedProject(target, answers, original.environments)
-        stack = Stack(project, f"test-{uuid.uuid4().hex[:8]}")
-        stacks.append(stack)
-        write_env(project, **(env or {}))
-        hurry(project)
-        stack.run("scripts/build-base.sh", "--quiet", timeout=600)
-        return stack
-
-    yield make
-    for stack in stacks:
-        stack.compose("down", "--volumes", "--rmi", "local", "--timeout", "3", check=False)
-        run("docker", "image", "rm", "--force", f"{stack.name}-base:latest", check=False)
+MakeStack = Callable[..., "ServiceStack"]
 
 
 @pytest.fixture(scope="module")
-def stack(make_stack: Callable[..., Stack]) -> Stack:
+def make_stack(bake: Bake, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeStack]:
+    with ExitStack() as stacks:
+
+        def make(env: dict[str, str] | None = None, **answers: Any) -> ServiceStack:
+            parent = tmp_path_factory.mktemp("stack")
+            made = stacks.enter_context(stack_of(bake(**answers), parent, **(env or {})))
+            hurry(made.project)
+            return ServiceStack(made.project, made.name)
+
+        yield make
+
+
+@pytest.fixture(scope="module")
+def stack(make_stack: MakeStack) -> ServiceStack:
     """The smallest options, with a password that is hard to quote."""
     stack = make_stack(
         env={
@@ -201,24 +133,26 @@ def stack(make_stack: Callable[..., Stack]) -> Stack:
             "OWN_DESCRIPTION": OWN_DESCRIPTION,
             "HEALTH_MAX_AGE_SECONDS": str(HEALTH_MAX_AGE_SECONDS),
             "HEARTBEAT_INTERVAL_SECONDS": "1",
-            # Short, so that there is more than one round in an outage.
+            # Short, so that there is more than one cycle in an outage.
             "MQTT_PUBLISH_TIMEOUT_SECONDS": "2",
             "EXAMPLE_SERVICE_POLL_INTERVAL_SECONDS": "1",
+            # For development only: the service would wait for a debugger otherwise.
+            "DEBUG_SERVICE": SERVICE,
         },
         description=DESCRIPTION,
         include_home_assistant=False,
         include_influxdb=False,
     )
-    stack.compose("up", "--detach", "--build", "--wait", timeout=600)
+    stack.up("--build")
     return stack
 
 
-def test_all_containers_are_healthy(stack: Stack) -> None:
+def test_all_containers_are_healthy(stack: ServiceStack) -> None:
     assert stack.is_healthy("mqtt")
-    assert stack.is_healthy()
+    assert stack.is_healthy(SERVICE)
 
 
-def test_the_service_has_few_rights(stack: Stack) -> None:
+def test_the_service_has_few_rights(stack: ServiceStack) -> None:
     assert stack.exec(SERVICE, "id", "-u").strip() == "10001"
     for folder, is_writable in {
         "/": False,
@@ -238,30 +172,42 @@ def test_the_service_has_few_rights(stack: Stack) -> None:
     assert "NoNewPrivs:\t1" in stack.exec(SERVICE, "cat", "/proc/1/status")
 
 
-def test_docker_holds_the_limits(stack: Stack) -> None:
-    container = run("docker", "inspect", stack.state(SERVICE)["ID"]).stdout
-    config = json.loads(container)[0]["HostConfig"]
-    assert config["Memory"] == 256 * 1024**2
-    assert config["PidsLimit"] == 128
-    assert config["LogConfig"] == {
-        "Type": "json-file",
-        "Config": {"max-file": "3", "max-size": "10m"},
+def test_docker_holds_the_limits(stack: ServiceStack) -> None:
+    config = stack.inspect(SERVICE)["HostConfig"]
+    expected = {
+        "Memory": 256 * 1024**2,
+        "MemorySwap": 256 * 1024**2,
+        "NanoCpus": 1_000_000_000,
+        "PidsLimit": 128,
+        "LogConfig": {"Type": "json-file", "Config": {"max-file": "3", "max-size": "10m"}},
+        "ReadonlyRootfs": True,
+        "CapDrop": ["ALL"],
+        "CapAdd": None,
+        "Tmpfs": {"/tmp": "size=64m"},
+        "Ulimits": [{"Name": "nofile", "Hard": 4096, "Soft": 4096}],
     }
-    assert config["ReadonlyRootfs"] is True
-    assert config["CapDrop"] == ["ALL"]
-    assert not config["CapAdd"]
+    assert {key: config[key] for key in expected} == expected
 
 
-def test_no_port_is_published(stack: Stack) -> None:
+def test_the_broker_reaches_no_other_network_and_no_port_is_published(stack: ServiceStack) -> None:
     assert not any(
-        publisher.get("PublishedPort") for publisher in stack.state(SERVICE)["Publishers"] or []
+        publisher["PublishedPort"]
+        for state in stack.states().values()
+        for publisher in state["Publishers"] or []
     )
-    assert not any(
-        publisher.get("PublishedPort") for publisher in stack.state("mqtt")["Publishers"] or []
-    )
+    for name, has_default_route in {"mqtt": False, SERVICE: True}.items():
+        routes = stack.exec(name, "cat", "/proc/net/route").splitlines()[1:]
+        assert any(route.split()[1] == "00000000" for route in routes) == has_default_route
 
 
-def test_no_layer_of_an_image_holds_a_tool_or_a_secret(stack: Stack, tmp_path: Path) -> None:
+def test_a_debugger_is_for_development(stack: ServiceStack) -> None:
+    """`DEBUG_SERVICE` in .env has no effect: the service has not waited."""
+    assert f"DEBUG_SERVICE='{SERVICE}'" in stack.project.read(".env")
+    assert stack.exec(SERVICE, "printenv", "DEBUG_SERVICE").strip() == ""
+    assert not stack.has_logged("debugger_", SERVICE)
+
+
+def test_no_layer_of_an_image_holds_a_tool_or_a_secret(stack: ServiceStack, tmp_path: Path) -> None:
     saved = tmp_path / "images.tar"
     images = (f"{stack.name}-base", f"{stack.name}-{SERVICE}")
     run("docker", "save", "--output", saved, *images)
@@ -285,7 +231,7 @@ DECOYS = [
 ]
 
 
-def test_nothing_but_code_goes_to_docker(stack: Stack, tmp_path: Path) -> None:
+def test_nothing_but_code_goes_to_docker(stack: ServiceStack, tmp_path: Path) -> None:
     """A Dockerfile that takes all it can get shows what the build context holds."""
     project = stack.project
     dockerfile = tmp_path / "Dockerfile"
@@ -334,7 +280,7 @@ def test_age_keys_do_not_go_to_docker_and_a_garage_keypad_does(
     assert [path.name for path in (tmp_path / "context").iterdir()] == ["main.py"]
 
 
-def test_heartbeats_pass_through_a_broker_that_wants_the_password(stack: Stack) -> None:
+def test_heartbeats_pass_through_a_broker_that_wants_the_password(stack: ServiceStack) -> None:
     heartbeat = stack.messages(f"{SERVICE}/heartbeat")[0]
     assert (heartbeat["status"], heartbeat["service"]) == ("online", SERVICE)
     anonymous = ("mosquitto_sub", "-h", "127.0.0.1", "-t", "#", "-C", "1", "-W", "3")
@@ -343,7 +289,7 @@ def test_heartbeats_pass_through_a_broker_that_wants_the_password(stack: Stack) 
     assert "not authorised" in done.stderr
 
 
-def test_the_password_is_in_no_process_list(stack: Stack) -> None:
+def test_the_password_is_in_no_process_list(stack: ServiceStack) -> None:
     processes = stack.exec(
         "mqtt", "sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '", check=False
     )
@@ -351,7 +297,7 @@ def test_the_password_is_in_no_process_list(stack: Stack) -> None:
     assert PASSWORD not in processes
 
 
-def test_settings_are_the_same_on_the_host_and_in_the_container(stack: Stack) -> None:
+def test_settings_are_the_same_on_the_host_and_in_the_container(stack: ServiceStack) -> None:
     program = (
         "from shared.config import Settings\n"
         "class Own(Settings):\n    own_description: str\n"
@@ -365,7 +311,7 @@ def test_settings_are_the_same_on_the_host_and_in_the_container(stack: Stack) ->
     assert inside == outside == values
 
 
-def test_diagnosis_names_the_broker_alone_when_it_is_away(stack: Stack) -> None:
+def test_diagnosis_names_the_broker_alone_when_it_is_away(stack: ServiceStack) -> None:
     stack.exec(SERVICE, "python", "diagnose.py")
     stack.compose("stop", "mqtt")
     try:
@@ -376,31 +322,31 @@ def test_diagnosis_names_the_broker_alone_when_it_is_away(stack: Stack) -> None:
     assert done.returncode == 1
     failed = [step["step"] for step in json.loads(done.stdout) if step["status"] == "FAIL"]
     assert failed == ["mqtt"]
-    until(stack.is_healthy, "healthy again")
+    until(lambda: stack.is_healthy(SERVICE), "healthy again")
 
 
-def test_a_broker_that_is_killed_is_noticed_and_its_return_heals(stack: Stack) -> None:
-    until(stack.is_healthy, "healthy before")
+def test_a_broker_that_is_killed_is_noticed_and_its_return_heals(stack: ServiceStack) -> None:
+    until(lambda: stack.is_healthy(SERVICE), "healthy before")
     started = stack.started_at(SERVICE)
-    broker, service = stack.state("mqtt")["ID"], stack.state(SERVICE)["ID"]
+    broker, service = stack.ids()["mqtt"], stack.ids()[SERVICE]
     before = time.time()
     stack.compose("kill", "mqtt")
-    until(stack.is_unhealthy, "unhealthy without the broker")
+    until(lambda: stack.is_unhealthy(SERVICE), "unhealthy without the broker")
     killed = event_times(broker, "die", since=before)[0]
     noticed = event_times(service, "health_status: unhealthy", since=before)[0]
     # The last sign of health is older than the kill, and Docker looks for one every second.
     assert HEALTH_MAX_AGE_SECONDS / 2 < noticed - killed < HEALTH_MAX_AGE_SECONDS + 15
     stack.compose("start", "mqtt")
-    until(stack.is_healthy, "healthy after the broker's return")
+    until(lambda: stack.is_healthy(SERVICE), "healthy after the broker's return")
     assert stack.started_at(SERVICE) == started
 
 
-def test_what_a_service_publishes_while_the_broker_is_away_arrives(stack: Stack) -> None:
-    until(stack.is_healthy, "healthy before")
+def test_what_a_service_publishes_while_the_broker_is_away_arrives(stack: ServiceStack) -> None:
+    until(lambda: stack.is_healthy(SERVICE), "healthy before")
     readings = stack.record(f"{SERVICE}/reading")
     stack.compose("kill", "mqtt")
     killed = datetime.now(timezone.utc)
-    until(stack.is_unhealthy, "unhealthy without the broker")
+    until(lambda: stack.is_unhealthy(SERVICE), "unhealthy without the broker")
     returning = datetime.now(timezone.utc)
     stack.compose("start", "mqtt")
     last_round = during_the_outage = 0
@@ -427,9 +373,9 @@ multiple(messages, hostname=settings.mqtt_host, auth=auth)
 """
 
 
-def test_what_is_sent_to_a_service_while_it_is_stopped_arrives(stack: Stack) -> None:
+def test_what_is_sent_to_a_service_while_it_is_stopped_arrives(stack: ServiceStack) -> None:
     """Held by the broker, which restarts before the service can fetch it."""
-    until(stack.is_healthy, "healthy before")
+    until(lambda: stack.is_healthy(SERVICE), "healthy before")
     replies = stack.record("test/reply")
     command = {
         "command": "refresh",
@@ -451,12 +397,12 @@ def test_what_is_sent_to_a_service_while_it_is_stopped_arrives(stack: Stack) -> 
     assert (reply["status"], reply["request_id"]) == ("ok", command["request_id"])
 
 
-def test_messages_that_wait_are_not_written_again_with_every_other(stack: Stack) -> None:
+def test_messages_that_wait_are_not_written_again_with_every_other(stack: ServiceStack) -> None:
     def written() -> int:
         counters = stack.exec("mqtt", "cat", "/proc/1/io")
         return int(re.search(r"wchar: (\d+)", counters)[1])  # type: ignore[index]
 
-    until(stack.is_healthy, "healthy before")
+    until(lambda: stack.is_healthy(SERVICE), "healthy before")
     stack.exec("mqtt", *stack.subscriber("flood", "-c -i away -q 1 -E"))
     before = written()
     topic = f"{stack.prefix}/flood"
@@ -466,7 +412,7 @@ def test_messages_that_wait_are_not_written_again_with_every_other(stack: Stack)
     assert written() - before < 10_000_000
 
 
-def test_a_stop_is_quick_and_leaves_the_offline_status(stack: Stack) -> None:
+def test_a_stop_is_quick_and_leaves_the_offline_status(stack: ServiceStack) -> None:
     before = time.monotonic()
     stack.compose("stop", SERVICE)
     assert time.monotonic() - before < 5
@@ -478,41 +424,76 @@ def test_a_stop_is_quick_and_leaves_the_offline_status(stack: Stack) -> None:
     stack.compose("stop", SERVICE)
     assert time.monotonic() - before < 5
     stack.compose("start", SERVICE)
-    until(stack.is_healthy, "healthy after the start")
+    until(lambda: stack.is_healthy(SERVICE), "healthy after the start")
 
 
-def test_state_outlives_the_containers(stack: Stack) -> None:
+def test_state_outlives_the_containers(stack: ServiceStack) -> None:
     last = stack.messages(f"{SERVICE}/reading")[0]["round"]
     before = time.monotonic()
     stack.compose("down")
     # Nobody has to be killed after 10 s, the broker neither.
     assert time.monotonic() - before < 10
-    stack.compose("up", "--detach", "--wait")
+    stack.up()
     assert stack.messages(f"{SERVICE}/reading")[0]["round"] > last
 
 
-def test_a_change_of_the_shared_library_is_live_without_a_build(stack: Stack) -> None:
+def test_a_change_of_the_shared_library_is_live_without_a_build(stack: ServiceStack) -> None:
     log = stack.project.file("shared/service.py")
     log.write_text(log.read_text().replace('"service_starting"', '"service_starting_anew"'))
     stack.compose("restart", SERVICE)
-    until(lambda: stack.has_logged("service_starting_anew"), "the new line")
-    until(stack.is_healthy, "healthy after the restart")
+    until(lambda: stack.has_logged("service_starting_anew", SERVICE), "the new line")
+    until(lambda: stack.is_healthy(SERVICE), "healthy after the restart")
 
 
-def test_status_is_one_table(stack: Stack) -> None:
-    done = stack.run("scripts/status.sh")
-    lines = done.stdout.splitlines()
-    assert lines[0].split()[:3] == ["SERVICE", "STATE", "HEALTH"]
-    rows = {line.split()[0]: line for line in lines[1:]}
+def table(stack: ServiceStack) -> dict[str, str]:
+    done = stack.run("make", "--silent", "status", check=False)
+    header, *rows = done.stdout.splitlines()
+    assert header.split()[:3] == ["SERVICE", "STATE", "HEALTH"]
+    good = all(re.search(r" running +(healthy|-) ", row) for row in rows)
+    assert done.returncode == (0 if good else 2)
+    return {row.split()[0]: row.removeprefix(row.split()[0]).strip() for row in rows}
+
+
+def test_status_shows_every_fault_in_one_table(stack: ServiceStack) -> None:
+    rows = table(stack)
     assert set(rows) == {"mqtt", SERVICE}
-    assert "s ago" in rows[SERVICE]
-    stack.compose("stop", SERVICE)
-    done = stack.run("scripts/status.sh", check=False)
-    assert (done.returncode, "exited" in done.stdout) == (1, True)
-    stack.compose("start", SERVICE)
+    assert re.match(r"running +healthy +[\d:]+ +\d+ s ago +0 +\d+$", rows[SERVICE])
+    fault = {
+        "extends": {"file": "base/compose.yml", "service": "service"},
+        "image": f"{stack.name}-base",
+        "restart": "no",
+    }
+    grow = ["python", "-c", "x = b'x' * 10**9"]
+    services = {
+        "absent": fault,
+        "exits": {**fault, "command": ["python", "-c", "raise SystemExit(3)"]},
+        "grows": {**fault, "command": grow},
+        "restarts": {**fault, "command": grow, "restart": "on-failure:2"},
+    }
+    with restored(stack.project.file("docker-compose.override.yml")) as override:
+        override.write_text(json.dumps({"services": services}))
+        try:
+            stack.compose("up", "--detach", "--no-build", "exits", "grows", "restarts")
+            until(lambda: "1 out of memory" in table(stack)["grows"], "the memory of one")
+            until(lambda: "3 out of memory" in table(stack)["restarts"], "the memory of another")
+            rows = table(stack)
+        finally:
+            stack.compose("rm", "--stop", "--force", *services)
+    assert rows["absent"].split() == ["absent", *["-"] * 5]
+    assert rows["exits"].startswith("exited (3)")
+    assert re.match(r"exited \(137\) .* 2, 3 out of memory", rows["restarts"])
 
 
-def test_deploy_starts_everything_and_shows_what_is_unhealthy(stack: Stack) -> None:
+def test_make_up_says_what_failed(stack: ServiceStack) -> None:
+    with restored(stack.project.file(f"services/{SERVICE}/main.py")) as main:
+        main.write_text("raise SystemExit('broken on purpose')\n")
+        done = stack.run("make", "up", check=False)
+    assert done.returncode == 2
+    assert "broken on purpose" in done.stdout.split(f"=== last lines of {SERVICE}\n")[1]
+    stack.up("--build")
+
+
+def test_deploy_starts_everything_and_shows_what_is_unhealthy(stack: ServiceStack) -> None:
     # What stays behind of a `docker compose run` is nothing to be healthy.
     leftover = f"{stack.name}-leftover"
     stack.compose("run", "--no-deps", "-T", "--name", leftover, SERVICE, "true")
@@ -536,7 +517,7 @@ def test_deploy_starts_everything_and_shows_what_is_unhealthy(stack: Stack) -> N
     stack.deploy()
 
 
-def test_deploy_restarts_a_broker_whose_configuration_has_changed(stack: Stack) -> None:
+def test_deploy_restarts_a_broker_whose_configuration_has_changed(stack: ServiceStack) -> None:
     stack.deploy()
     started = stack.started_at("mqtt")
     stack.deploy()
@@ -548,24 +529,25 @@ def test_deploy_restarts_a_broker_whose_configuration_has_changed(stack: Stack) 
     stack.deploy()
 
 
-def test_deploy_refuses_a_context_that_does_not_answer(stack: Stack) -> None:
+def test_deploy_refuses_a_context_that_does_not_answer(stack: ServiceStack) -> None:
     done = stack.run("scripts/deploy.sh", "--context", "nowhere", check=False)
     assert done.returncode == 1
     assert "nowhere" in done.stderr
 
 
-def test_deploy_goes_through_a_context(stack: Stack) -> None:
+def test_deploy_goes_through_a_context(stack: ServiceStack) -> None:
     """One that leads to this machine: then what it mounts must stay as it is."""
     endpoint = run("docker", "context", "inspect", "--format", "{{.Endpoints.docker.Host}}").stdout
     before = stack.run("git", "status", "--porcelain").stdout
     started = stack.started_at(SERVICE)
     run("docker", "context", "create", stack.name, "--docker", f"host={endpoint.strip()}")
     try:
-        with development(stack):
+        with restored(stack.project.file("docker-compose.override.yml")) as override:
+            override.write_text(stack.project.read("docker-compose.override.example.yml"))
             done = stack.run("scripts/deploy.sh", "--context", stack.name, timeout=600)
-            assert stack.exec(SERVICE, "pwd") == "/app\n"
-            assert not any(p["PublishedPort"] for p in stack.state(SERVICE)["Publishers"] or [])
-            deployed = stack.started_at(SERVICE)
+        assert stack.exec(SERVICE, "pwd") == "/app\n"
+        assert not stack.inspect("mqtt")["HostConfig"]["PortBindings"]
+        deployed = stack.started_at(SERVICE)
     finally:
         run("docker", "context", "rm", "--force", stack.name)
     assert f"in the context {stack.name}" in done.stdout
@@ -576,7 +558,7 @@ def test_deploy_goes_through_a_context(stack: Stack) -> None:
 
 
 @needs("unshare")
-def test_deploy_brings_what_is_mounted_to_another_host(stack: Stack, tmp_path: Path) -> None:
+def test_deploy_brings_what_is_mounted_to_another_host(stack: ServiceStack, tmp_path: Path) -> None:
     """A mount namespace shows deploy.sh another folder at the path than Docker sees."""
     if run("unshare", "-rm", "true", check=False).returncode != 0:
         pytest.skip("unprivileged namespaces are off")
@@ -596,7 +578,7 @@ def test_deploy_brings_what_is_mounted_to_another_host(stack: Stack, tmp_path: P
             done = stack.run(
                 *("unshare", "-rm", "sh", "-c", deploy, "sh", here, there, stack.name), timeout=600
             )
-            assert stack.has_logged("from the other side")
+            assert stack.has_logged("from the other side", SERVICE)
     finally:
         run("docker", "context", "rm", "--force", stack.name)
         stack.deploy()
@@ -606,160 +588,11 @@ def test_deploy_brings_what_is_mounted_to_another_host(stack: Stack, tmp_path: P
     assert not stale.exists()
 
 
-@contextmanager
-def restored(path: Path) -> Iterator[Path]:
-    before = path.read_text()
-    try:
-        yield path
-    finally:
-        path.write_text(before)
-
-
-@contextmanager
-def development(stack: Stack) -> Iterator[None]:
-    """The override as a developer has it, but on ports that are free."""
-    example = stack.project.read("docker-compose.override.example.yml")
-    free_ports = re.sub(r"127\.0\.0\.1:\d+:", "127.0.0.1::", example)
-    with restored(stack.project.file("docker-compose.override.yml")) as override:
-        override.write_text(free_ports)
-        yield
-    stack.compose("up", "--detach", "--force-recreate", SERVICE)
-    until(stack.is_healthy, "healthy without the override")
-
-
-@contextmanager
-def watching(stack: Stack, log: Path) -> Iterator[None]:
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            ["docker", "compose", "watch"],
-            cwd=stack.project.path,
-            env=user_environment(stack.env),
-            stdout=output,
-            stderr=output,
-        )
-    try:
-        until(lambda: "Watch enabled" in log.read_text(errors="replace"), "the watch")
-        yield
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.wait(timeout=30)
-
-
-def replace_in(path: Path, old: str, new: str) -> None:
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new))
-
-
-def test_the_override_makes_edits_live_with_a_restart(stack: Stack) -> None:
-    with (
-        restored(stack.project.file(f"services/{SERVICE}/main.py")) as main,
-        development(stack),
-    ):
-        stack.compose("up", "--detach", "--wait", timeout=200)
-        replace_in(main, '"reading_published"', '"reading_published_live"')
-        stack.compose("restart", SERVICE)
-        until(lambda: stack.has_logged("reading_published_live"), "the live code")
-
-
-def test_the_override_makes_edits_live_by_watching(stack: Stack, tmp_path: Path) -> None:
-    log = tmp_path / "watch.log"
-    with (
-        restored(stack.project.file(f"services/{SERVICE}/main.py")) as main,
-        restored(stack.project.file("shared/log.py")) as library,
-        development(stack),
-        watching(stack, log),
-    ):
-        broker = stack.state("mqtt")["ID"]
-        replace_in(main, '"reading_published"', '"reading_published_watched"')
-        until(lambda: stack.has_logged("reading_published_watched"), "the service")
-        library.write_text(f"{library.read_text()}\nprint('the library, watched')\n")
-        until(lambda: stack.has_logged("the library, watched"), "the library")
-        assert stack.state("mqtt")["ID"] == broker
-        assert "won't be monitored" not in log.read_text(errors="replace")
-
-
-class DebugAdapter:
-    """The little of the Debug Adapter Protocol that an editor needs to stop at a line."""
-
-    def __init__(self, host: str, port: int) -> None:
-        self._connection = socket.create_connection((host, port), timeout=PATIENCE_SECONDS)
-        self._stream = self._connection.makefile("rb")
-        self._sent = 0
-
-    def __enter__(self) -> DebugAdapter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stream.close()
-        self._connection.close()
-
-    def request(self, command: str, **arguments: Any) -> int:
-        self._sent += 1
-        message = {"seq": self._sent, "type": "request", "command": command}
-        body = json.dumps({**message, "arguments": arguments}).encode()
-        self._connection.sendall(b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
-        return self._sent
-
-    def ask(self, command: str, **arguments: Any) -> dict[str, Any]:
-        number = self.request(command, **arguments)
-        answer = self.wait_for(lambda message: message.get("request_seq") == number)
-        assert answer["success"], answer
-        found: dict[str, Any] = answer.get("body", {})
-        return found
-
-    def event(self, name: str) -> dict[str, Any]:
-        message = self.wait_for(lambda message: message.get("event") == name)
-        found: dict[str, Any] = message.get("body", {})
-        return found
-
-    def wait_for(self, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-        """The next message that fits; those before it are dropped."""
-        while True:
-            length = 0
-            while header := self._stream.readline().strip():
-                length = int(header.removeprefix(b"Content-Length: "))
-            assert length, "the debugger has hung up"
-            message: dict[str, Any] = json.loads(self._stream.read(length))
-            if condition(message):
-                return message
-
-
-def test_an_editor_can_stop_the_service_at_a_line(stack: Stack) -> None:
-    """With what .vscode/launch.json says, spoken to the port that the override publishes."""
-    main = stack.project.file(f"services/{SERVICE}/main.py")
-    lines = main.read_text().splitlines()
-    line = next(number for number, text in enumerate(lines, 1) if '"reading_published"' in text)
-    launch = stack.project.read(".vscode/launch.json")
-    launch = launch.replace("${workspaceFolder}", str(stack.project.path))
-    (entry,) = json.loads(launch)["configurations"]
-    with development(stack):
-        env = {**stack.env, "DEBUG_SERVICE": SERVICE}
-        stack.project.run("docker", "compose", "up", "--detach", env=env)
-        until(lambda: stack.has_logged("debugger_waiting"), "the debugger waits")
-        host, _, port = stack.compose("port", SERVICE, "5678").strip().partition(":")
-        assert host == entry["connect"]["host"] == "127.0.0.1"
-        with DebugAdapter(host, int(port)) as adapter:
-            assert adapter.ask("initialize", adapterID="debugpy")[
-                "supportsConfigurationDoneRequest"
-            ]
-            adapter.request("attach", **entry)
-            adapter.event("initialized")
-            (point,) = adapter.ask(
-                "setBreakpoints", source={"path": str(main)}, breakpoints=[{"line": line}]
-            )["breakpoints"]
-            assert point["verified"]
-            adapter.ask("configurationDone")
-            stopped = adapter.event("stopped")
-            frame = adapter.ask("stackTrace", threadId=stopped["threadId"])["stackFrames"][0]
-            assert (frame["source"]["path"], frame["line"]) == (str(main), line)
-
-
 @pytest.mark.parametrize(
     ("python", "mosquitto"), [("3.12", "eclipse-mosquitto:2"), ("3.14", "eclipse-mosquitto:2.1")]
 )
 def test_the_smallest_stack_on_other_images(
-    make_stack: Callable[..., Stack], python: str, mosquitto: str
+    make_stack: MakeStack, python: str, mosquitto: str
 ) -> None:
     stack = make_stack(python_version=python, include_home_assistant=False, include_influxdb=False)
     # No .env at all, which is how a clone starts, and one under a umask of 077.
@@ -767,8 +600,8 @@ def test_the_smallest_stack_on_other_images(
     stack.project.run("chmod", "-R", "go=", "services")
     compose = stack.project.file("docker-compose.yml")
     replace_in(compose, "eclipse-mosquitto:2\n", f"{mosquitto}\n")
-    stack.compose("up", "--detach", "--build", "--wait", timeout=600)
-    assert stack.is_healthy()
+    stack.up("--build")
+    assert stack.is_healthy(SERVICE)
     version = stack.exec(
         SERVICE, "python", "-c", "import sys; print('%d.%d' % sys.version_info[:2])"
     )
@@ -788,12 +621,12 @@ def influxdb_image() -> Iterator[str]:
     run("docker", "image", "rm", "--force", image)
 
 
-def test_the_default_stack(make_stack: Callable[..., Stack], influxdb_image: str) -> None:
+def test_the_default_stack(make_stack: MakeStack, influxdb_image: str) -> None:
     """All options on."""
     stack = make_stack()
     replace_in(stack.project.file("docker-compose.yml"), "influxdb:2\n", f"{influxdb_image}\n")
-    stack.compose("up", "--detach", "--build", "--wait", timeout=600)
-    assert stack.is_healthy()
+    stack.up("--build")
+    assert stack.is_healthy(SERVICE)
     assert stack.is_healthy("influxdb")
     assert stack.diagnosis() == {
         "config": "PASS",
@@ -804,19 +637,32 @@ def test_the_default_stack(make_stack: Callable[..., Stack], influxdb_image: str
     }
     # It has not set itself up without a token, so the first one is the right one.
     write_env(stack.project, INFLUX_TOKEN="a-token-of-ours")
-    stack.compose("up", "--detach", "--wait")
+    stack.up()
     assert stack.diagnosis()["influxdb"] == "PASS"
     write_env(stack.project, INFLUX_TOKEN="another-token")
-    stack.compose("up", "--detach", "--wait")
+    stack.up()
     assert stack.diagnosis()["influxdb"] == "FAIL"
     # The image can go only after its container.
     stack.compose("down", "--volumes", "--timeout", "3")
 
 
-def test_a_broker_with_tls_as_documented(make_stack: Callable[..., Stack]) -> None:
+def extend_service(project: BakedProject, name: str, block: str) -> None:
+    """Merge a documented block into the Compose file of a service."""
+    path = project.file(f"services/{name}/compose.yml")
+    config = yaml.safe_load(path.read_text())
+    service = config["services"][name]
+    for key, value in yaml.safe_load(block).items():
+        if isinstance(value, list):
+            service[key] = [*dict.fromkeys([*service.get(key, []), *value])]
+        else:
+            service[key] = {**service.get(key, {}), **value}
+    path.write_text(yaml.safe_dump(config))
+
+
+def test_a_broker_with_tls_as_documented(make_stack: MakeStack) -> None:
     stack = make_stack(include_home_assistant=False, include_influxdb=False)
     project = stack.project
-    section = project.read("docs/containers.md").split("## A broker elsewhere, with TLS")[1]
+    section = project.read("docs/containers.md").split("### A broker elsewhere, with TLS")[1]
     env, block = re.findall(r"```(?:bash|yaml)\n(.*?)```", section, re.DOTALL)[:2]
     project.file(".env").write_text(env)
     make_certificates = (
@@ -829,41 +675,39 @@ def test_a_broker_with_tls_as_documented(make_stack: Callable[..., Stack]) -> No
     project.file("infrastructure/broker.conf").write_text(
         "listener 8883\nallow_anonymous true\ncertfile /run/broker.pem\nkeyfile /run/broker.pem\n"
     )
-    broker = """\
-  broker:
-    image: eclipse-mosquitto:2
-    command: mosquitto -c /run/broker.conf
-    volumes:
-      - ./infrastructure/broker.pem:/run/broker.pem:ro
-      - ./infrastructure/broker.conf:/run/broker.conf:ro
-    networks:
-      internal:
-        aliases: [broker.example.org]
-"""
+    extend_service(project, SERVICE, block)
+    broker = {
+        "image": "eclipse-mosquitto:2",
+        "command": "mosquitto -c /run/broker.conf",
+        "volumes": [
+            f"./infrastructure/broker.{suffix}:/run/broker.{suffix}:ro"
+            for suffix in ("pem", "conf")
+        ],
+        "networks": {"internal": {"aliases": ["broker.example.org"]}},
+    }
     override = project.file("docker-compose.override.yml")
-    override.write_text(f"services:\n{block.replace('my-service', SERVICE)}{broker}")
-    stack.compose("up", "--detach", "--build", "--wait", timeout=600)
+    override.write_text(json.dumps({"services": {"broker": broker}}))
+    stack.up("--build")
     assert stack.diagnosis() == {"config": "PASS", "data": "PASS", "mqtt": "PASS"}
     # As the services on the host read it.
     project.uv_run("python", "-c", "from shared.config import Settings; Settings()")
 
 
-def test_a_volume_is_shared_as_documented(make_stack: Callable[..., Stack]) -> None:
+def test_a_volume_is_shared_as_documented(make_stack: MakeStack) -> None:
     stack = make_stack(include_home_assistant=False, include_influxdb=False)
     section = stack.project.read("docs/containers.md").split("## A volume that services share")[1]
     snippet = section.split("```yaml\n")[1].split("```")[0]
-    override = stack.project.file("docker-compose.override.yml")
-    override.unlink()
-    for name in ("producer", "consumer"):
-        stack.run("scripts/new-service.sh", name, "--type", "subscriber")
-    override.write_text(f"services:\n{snippet}")
     folder = section.split("add `")[1].split("`")[0]
+    for name, mode in {"producer": "", "consumer": ":ro"}.items():
+        stack.run("scripts/new-service.sh", name, "--type", "subscriber")
+        block = snippet.replace("my_service", name).replace("/app/exchange", f"/app/exchange{mode}")
+        extend_service(stack.project, name, block)
+        dockerfile = stack.project.file(f"services/{name}/Dockerfile")
+        replace_in(dockerfile, "USER 10001:10001", f"{folder}\nUSER 10001:10001")
     replace_in(
-        stack.project.file("services/producer/Dockerfile"),
-        "USER 10001:10001",
-        f"{folder}\nUSER 10001:10001",
+        stack.project.file("docker-compose.yml"), "  mqtt_data:\n", "  mqtt_data:\n  exchange:\n"
     )
-    stack.compose("up", "--detach", "--build", "--wait", "producer", "consumer", timeout=600)
+    stack.up("--build", "producer", "consumer")
 
     path = "from pathlib import Path; path = Path('/app/exchange/forecast.json')"
     write = f"{path}; from shared.files import write_envelope"
@@ -878,7 +722,7 @@ def test_a_volume_is_shared_as_documented(make_stack: Callable[..., Stack]) -> N
     assert stack.exec("consumer", "ls", "/app/exchange") == "forecast.json\n"
 
 
-def test_a_service_image_adds_little(stack: Stack) -> None:
+def test_a_service_image_adds_little(stack: ServiceStack) -> None:
     def size(image: str) -> int:
         return int(run("docker", "image", "inspect", "--format", "{{.Size}}", image).stdout)
 

@@ -28,9 +28,11 @@ for word; do case $word in --initial-branch*) echo "usage: git init [-q]" >&2; e
 exec {git} "$@"
 """
 # What `uv lock --check` must not depend on.
-UV_TOML = (
-    'exclude-newer = "2024-01-01"\n[[index]]\nurl = "https://example.org/simple"\ndefault = true\n'
-)
+UV_TOML = """exclude-newer = "2024-01-01"
+[[index]]
+url = "https://example.org/simple"
+default = true
+"""
 GITCONFIG = """[user]
 name = Test Author
 email = author@example.org
@@ -312,7 +314,7 @@ def test_each_answer_is_judged_when_it_is_given(tmp_path: Path, key: str) -> Non
 def test_the_command_to_repeat_survives_an_interactive_bash(tmp_path: Path) -> None:
     name = """It is $5 `a` !! "q"'s \\"""
     new = (sys.executable, "scripts/new.py", tmp_path)
-    rejected = run(*new, f"project_name={name}", "first_service=fakes", cwd=ROOT, check=False)
+    rejected = run(*new, f"project_name={name}", "first_service=patterns", cwd=ROOT, check=False)
     command = next(line for line in rejected.stderr.splitlines() if "  make new " in line)
     assert re.findall(r"(\w+)=", command)[:3] == ["NO_INPUT", "OUT", "ARGS"]
     assert "license" not in command

@@ -21,6 +21,7 @@ from markdown_it import MarkdownIt
 from tests.baked import ROOT, TEMPLATE, BakedProject, run, source_files
 from tests.conftest import Bake, Cookiecutter
 from tests.rendering import load_hook, render, typed_context
+from tests.tools import slow_after_first
 
 TRAPS = [
     # YAML, TOML, JSON
@@ -301,7 +302,7 @@ INJECTIONS = [
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("injection", INJECTIONS)
+@pytest.mark.parametrize("injection", slow_after_first(INJECTIONS))
 def test_no_answer_is_executed(cookiecutter: Cookiecutter, tmp_path: Path, injection: str) -> None:
     output = tmp_path / "out"
     answers: dict[str, Any] = dict.fromkeys(FREE_TEXT, injection)

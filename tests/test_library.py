@@ -85,6 +85,23 @@ def test_library_tests_are_clean_under_the_rules_of_the_repository(bake_copy: Ba
     project.uv_run("mypy", "shared", "tests")
 
 
+SECOND_ENDPOINT = '''
+
+@router.get("/name")
+async def read_name(service: Service) -> str:
+    """Name of this service."""
+    return service.name
+'''
+
+
+def test_a_second_endpoint_breaks_no_test_and_no_rule(bake_copy: Bake) -> None:
+    project = bake_copy(**EVERYTHING)
+    with project.file("services/example-service/api.py").open("a", encoding="utf-8") as api:
+        api.write(SECOND_ENDPOINT)
+    project.uv_run("ruff", "check", "--no-cache", "--no-fix", "services")
+    project.uv_run("pytest", "-p", "no:cacheprovider", "tests/test_example_service.py")
+
+
 @pytest.mark.slow
 @pytest.mark.docker
 def test_all_tests_pass_on_the_newest_python(bake_copy: Bake) -> None:

@@ -6,8 +6,9 @@ import functools
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from _pytest.mark import ParameterSet
@@ -22,12 +23,12 @@ def needs(*tools: str) -> pytest.MarkDecorator:
     return pytest.mark.needs(*tools)
 
 
-def slow_after_first(parameters: Sequence[ParameterSet]) -> list[ParameterSet]:
+def slow_after_first(parameters: Iterable[Any]) -> list[ParameterSet]:
     """Mark all parameters but the first as slow."""
-    first, *others = parameters
+    sets = [each if isinstance(each, ParameterSet) else pytest.param(each) for each in parameters]
     return [
-        first,
-        *(pytest.param(*other.values, id=other.id, marks=pytest.mark.slow) for other in others),
+        sets[0],
+        *(pytest.param(*each.values, id=each.id, marks=pytest.mark.slow) for each in sets[1:]),
     ]
 
 

@@ -1,4 +1,4 @@
-"""Place the test of the new service, and let the repository enter the service where it is missing."""
+"""Place the test of the new service, and let the repository add the service to its lists."""
 
 from __future__ import annotations
 

@@ -16,11 +16,13 @@ NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 WINDOWS_DEVICES = {"con", "prn", "aux", "nul"} | {
     f"{p}{n}" for p in ("com", "lpt") for n in range(1, 10)
 }
-# YAML reads these words as a truth value or as null.
-YAML_WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
-# Directories, Compose keys and topic levels of the repository, and the name of a class.
-REPOSITORY_WORDS = {"base", "base-service", "coordinator", "errors", "mqtt", "shared"}
-RESERVED = WINDOWS_DEVICES | YAML_WORDS | REPOSITORY_WORDS
+RESERVED = {
+    "is reserved by Windows, for a device": WINDOWS_DEVICES,
+    "is not text in YAML": {"y", "n", "yes", "no", "on", "off", "true", "false", "null"},
+    "is used by the repository, for a directory, a container, a topic or a class": {
+        *("base", "base-service", "coordinator", "errors", "mqtt", "shared"),
+    },
+}
 MAX_NAME, MAX_TITLE, MAX_DESCRIPTION = 40, 60, 100
 
 # scripts/new-service.sh renders elsewhere and names its repository here.
@@ -35,9 +37,7 @@ def name_problem(value: str) -> str | None:
         return f"must have at most {MAX_NAME} characters"
     if value.startswith("x-"):
         return "must not begin with x-, which Compose takes for an extension"
-    if value in RESERVED:
-        return "is reserved: by Windows, by YAML or for a part of the repository"
-    return None
+    return next((rule for rule, names in RESERVED.items() if value in names), None)
 
 
 def text_problem(value: str, longest: int) -> str | None:
@@ -95,7 +95,8 @@ def find_refusal() -> list[str]:
         return [
             "These answers are not valid:",
             *(
-                f"  - {names.get(name, name)}: {rule} (got {ANSWERS[name]!r}, for example {example!r})"
+                f"  - {names.get(name, name)}: {rule}"
+                f" (got {ANSWERS[name]!r}, for example {example!r})"
                 for name, rule, example in problems
             ),
             "\nNothing was written. With the examples filled in, the command is:\n",

@@ -2,13 +2,10 @@ import asyncio
 import sys
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import structlog
-
-from shared import debugger
 from shared.debugger import wait_for_debugger
 
 
@@ -44,16 +41,13 @@ def debugpy(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDebugpy]:
     fake.wait_for_client.cancel()
 
 
-@pytest.mark.parametrize(("in_container", "host"), [(True, "0.0.0.0"), (False, "127.0.0.1")])  # noqa: S104
-async def test_it_waits_for_a_client_on_all_interfaces_of_a_container_only(
-    debugpy: FakeDebugpy,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    in_container: bool,
-    host: str,
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+async def test_it_waits_for_a_client_on_this_machine_unless_told_otherwise(
+    debugpy: FakeDebugpy, monkeypatch: pytest.MonkeyPatch, host: str
 ) -> None:
-    mark = tmp_path if in_container else tmp_path / "missing"
-    monkeypatch.setattr(debugger, "_CONTAINER_MARKS", (mark,))
+    monkeypatch.delenv("DEBUG_HOST", raising=False)
+    if host != "127.0.0.1":
+        monkeypatch.setenv("DEBUG_HOST", host)
     waiting = asyncio.create_task(wait_for_debugger(asyncio.Event(), structlog.stdlib.get_logger()))
     assert await asyncio.to_thread(debugpy.wait_for_client.entered.wait, 30)
     assert not waiting.done()

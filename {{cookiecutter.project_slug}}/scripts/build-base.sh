@@ -3,5 +3,7 @@
 #
 # Usage: scripts/build-base.sh [OPTION OF docker compose build ...]
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-exec docker compose build "$@" base
+# shellcheck source=scripts/lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+docker compose build "$@" base

@@ -31,7 +31,7 @@ while [ $# -gt 0 ]; do
   esac
 done
 case $timeout in '' | *[!0-9]*) bad "--timeout needs a number of seconds, not '$timeout'" ;; esac
-docker version >/dev/null || { echo "Docker does not answer${DOCKER_CONTEXT:+ in the context $DOCKER_CONTEXT}" >&2; exit 1; }
+need_docker
 
 # copy_mounted_directories: bring what the containers mount to the host of the context
 copy_mounted_directories() {
@@ -75,17 +75,9 @@ while read -r service; do
   fi
 done < <(docker compose config --services)
 if [ ${#anew[@]} -gt 0 ]; then docker compose stop "${anew[@]}"; fi
-code=0
-docker compose up --detach --wait --wait-timeout "$timeout" --remove-orphans || code=$?
-python3 scripts/status.py || code=1
-if [ "$code" != 0 ]; then
-  docker compose ps --all --format '{{.Service}} {{.State}} {{.Health}}' | while read -r service state health; do
-    if [ "$state $health" != "running healthy" ]; then
-      printf '\n=== last lines of %s\n' "$service"
-      # Compose begins every line with the code that empties a line of a terminal.
-      docker compose logs --no-log-prefix --tail 30 "$service" </dev/null | sed $'s/^\033\\[2K//'
-    fi
-  done
-  echo "Not everything is healthy." >&2
+if docker compose up --detach --wait --wait-timeout "$timeout" --remove-orphans; then
+  exec python3 scripts/status.py --logs
 fi
-exit "$code"
+python3 scripts/status.py --logs || true
+echo "Not everything is healthy." >&2
+exit 1

@@ -9,7 +9,6 @@ Standard library only. Exit code 1 when something has failed. A warning is not a
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import re
@@ -25,7 +24,7 @@ _COLOURS = {"PASS": 32, "WARN": 33, "FAIL": 31}
 _TOOLS = [
     # GIT_CONFIG_COUNT, which scripts/template-update.sh sets, came with 2.31.
     ("git", ["git", "--version"], "2.31", "history and hooks"),
-    ("uv", ["uv", "--version"], "0.6", "everything; scripts/uv keeps its own in .tools/"),
+    ("uv", ["uv", "--version"], "0.8", "everything; scripts/uv keeps its own in .tools/"),
     # The server's: start_interval of a health check came with 25.
     ("docker", ["docker", "version", "--format", "{{.Server.Version}}"], "25", "containers"),
     # `required` of an env_file came with 2.24.
@@ -33,10 +32,7 @@ _TOOLS = [
     ("mosquitto", ["mosquitto", "-h"], "", "tests with a real broker"),
     ("age", ["age", "--version"], "", "secrets"),
     ("sops", ["sops", "--disable-version-check", "--version"], "3.11", "secrets"),
-    ("cookiecutter", ["cookiecutter", "--version"], "2.3", "new services, where uv is missing"),
 ]
-# Its absence is not worth a line.
-_OPTIONAL = {"cookiecutter"}
 _MISSING = 127
 
 
@@ -82,8 +78,7 @@ def check_tools() -> list[Finding]:
         found = re.search(r"v?(\d+\.\d+(\.\d+)?)", result.stdout)
         if result.returncode == _MISSING:
             status = "FAIL" if name == "git" else "WARN"
-            if name not in _OPTIONAL:
-                findings.append(Finding(name, status, f"missing ({purpose})", f"install {name}"))
+            findings.append(Finding(name, status, f"missing ({purpose})", f"install {name}"))
         elif result.returncode and not found:
             fix = f"see what `{' '.join(command)}` says"
             findings.append(Finding(name, "WARN", f"does not run ({purpose})", fix))
@@ -140,28 +135,6 @@ def check_lock() -> list[Finding]:
     return [Finding("lock", "WARN", f"not checked: {reason(result)}", "scripts/lock.sh --check")]
 
 
-def check_base_image() -> list[Finding]:
-    result = run("docker", "info")
-    if result.returncode:
-        detail = f"Docker does not respond: {reason(result)}"
-        return [Finding("base image", "WARN", detail, "start Docker")]
-    compose = run("docker", "compose", "config", "--format", "json")
-    try:
-        image = json.loads(compose.stdout)["x-build"]["args"]["BASE_IMAGE"]
-    except (ValueError, KeyError):
-        fix = "see what `docker compose config` says"
-        return [Finding("base image", "WARN", "Compose does not name it", fix)]
-    template = '{{index .Config.Labels "base.requirements"}}'
-    result = run("docker", "image", "inspect", "--format", template, image)
-    if result.returncode:
-        return [Finding("base image", "WARN", "not built yet", "make build-base")]
-    content = (ROOT / "base" / "requirements.txt").read_bytes()
-    if result.stdout.strip() != hashlib.sha256(content).hexdigest():
-        detail = "older than base/requirements.txt"
-        return [Finding("base image", "FAIL", detail, "make up, which builds it again")]
-    return [Finding("base image", "PASS", "built from the current requirements")]
-
-
 def check_permissions() -> list[Finding]:
     """Containers have users of their own, who have to read what is mounted."""
     for folder in (ROOT / "infrastructure", ROOT / "shared"):
@@ -215,9 +188,8 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     as_json = parser.parse_args().json
     checks = (
-        *(check_tools, check_git, check_secrets, check_lock),
-        *(check_permissions, check_base_image, check_template),
-    )
+        check_tools, check_git, check_secrets, check_lock, check_permissions, check_template,
+    )  # fmt: skip
     findings = [finding for check in checks for finding in check()]
     if as_json:
         sys.stdout.write(json.dumps([finding._asdict() for finding in findings], indent=2) + "\n")

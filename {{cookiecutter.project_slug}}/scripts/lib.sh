@@ -12,6 +12,33 @@ shopt -s nullglob
 
 usage() { sed -n '2,/^set /{/^#/s/^# \{0,1\}//p;}' "scripts/$script"; }
 bad() { printf '%s\n\n' "$1" >&2; usage >&2; exit 2; }
+# need_docker: end with one line that names the cause when Docker or Compose does not answer
+need_docker() {
+  local reason page=engine/install/
+  if ! command -v docker >/dev/null; then
+    reason="Docker is not installed."
+  elif ! reason=$(docker version 2>&1 >/dev/null); then
+    case $reason in
+      *"permission denied"*) page=engine/install/linux-postinstall/ ;;
+      *) page=engine/daemon/troubleshoot/ ;;
+    esac
+    reason="Docker does not answer: $(tail -n 1 <<<"$reason")"
+  elif ! docker compose version >/dev/null 2>&1; then
+    reason="Docker Compose is not installed." page=compose/install/
+  else
+    return 0
+  fi
+  echo "$reason See https://docs.docker.com/$page. Without Docker: make run SERVICE=name" >&2
+  exit 1
+}
 no_arguments() { [ $# = 0 ] || bad "Unknown argument $1"; }
+
+# Services that the update from version 0.2 or older has not moved out of docker-compose.yml yet.
+without_compose_file() {
+  local file
+  for file in $(sed -n 's/^  - \(services\/.*\.yml\)$/\1/p' docker-compose.yml) services/*/Dockerfile; do
+    [ -f "${file%/*}/compose.yml" ] || echo "${file%/*}"
+  done
+}
 
 case ${1:-} in -h | --help) usage; exit 0 ;; esac

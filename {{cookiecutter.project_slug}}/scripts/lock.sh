@@ -18,6 +18,11 @@ case ${1:-} in
 esac
 no_arguments "${@:2}"
 
+if read -r service < <(without_compose_file); then
+  echo "$service/compose.yml is missing. Run make template-update again: it moves the service there." >&2
+  exit 1
+fi
+
 new=$(mktemp -d)
 trap 'rm -rf "$new"' EXIT
 stale=0

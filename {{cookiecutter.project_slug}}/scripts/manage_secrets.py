@@ -95,7 +95,7 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """Run a command in the repository. A missing program counts as exit code 127."""
     try:
-        return subprocess.run(  # noqa: S603
+        return subprocess.run(
             command, cwd=ROOT, env=environment, input=stdin, capture_output=True, encoding="utf-8",
             check=False,
         )  # fmt: skip
@@ -510,7 +510,7 @@ def edit(options: argparse.Namespace) -> None:
     if not shutil.which(editor[0]):
         fail(f"The editor {editor[0]} is missing. Set EDITOR to another one")
     try:
-        code = subprocess.call([*editor, draft], cwd=ROOT)  # noqa: S603
+        code = subprocess.call([*editor, draft], cwd=ROOT)
         if code != 0:
             fail(f"{editor[0]} failed (exit {code}). .env.enc was not changed")
         if read(draft) == before:

@@ -9,7 +9,6 @@ A broker is started where none listens on this machine. It belongs to no service
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
 import os
 import shutil
@@ -17,46 +16,40 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import dotenv_file
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import Iterator
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / ".data"
 LOCAL_HOSTS = {"127.0.0.1", "localhost"}
 DEBUG_PORT = 5678
-BROKER_PATIENCE_SECONDS = 20
+BROKER_TIMEOUT_SECONDS = 20
+SAME_SIGNAL_SECONDS = 1.0
 
 
 class CannotRunError(Exception):
     """A condition is missing that the message names."""
 
 
-def find_services(names: list[str], *, is_debug: bool) -> list[Path]:
-    """Return the programs of the services; raises CannotRunError for an unknown name."""
+def find_services(names: list[str]) -> list[Path]:
+    """Return the programs of the services."""
     known = {path.parent.name: path for path in sorted(ROOT.glob("services/*/main.py"))}
-    if is_debug and len(names) != 1:
-        message = "Only one service at a time can wait for the debugger."
-        raise CannotRunError(message)
     if not names or not known.keys() >= set(names):
-        unknown = (
-            f"Unknown service {next(name for name in names if name not in known)}. "
-            if names
-            else ""
-        )
-        message = f"{unknown}Set SERVICE to one of: {', '.join(known) or 'none exists yet'}"
+        unknown = [f"Unknown service {name}. " for name in names if name not in known]
+        message = f"{''.join(unknown)}Set SERVICE to one of: {', '.join(known) or 'none exists yet'}"
         raise CannotRunError(message)
     return [known[name] for name in names]
 
 
 def make_environment() -> dict[str, str]:
     """Return the environment of a service on this machine: `.env` is read by the service itself."""
-    env_file = dotenv_file.read(ROOT / ".env")
-    settings = {**env_file, **os.environ}
+    settings = {**dotenv_file.read(ROOT / ".env"), **os.environ}
     host = settings.get("MQTT_HOST") or "mqtt"
     return {
         **os.environ,
@@ -75,16 +68,8 @@ def listens(host: str, port: int) -> bool:
     return False
 
 
-def start_broker(command: list[str], log: Path) -> subprocess.Popen[bytes]:
-    """Start it in a session of its own, so that Ctrl-C reaches the services first."""
-    with log.open("wb") as output:
-        return subprocess.Popen(
-            command, cwd=ROOT, stdout=output, stderr=output, start_new_session=True
-        )
-
-
-@contextlib.asynccontextmanager
-async def broker(environment: dict[str, str]) -> AsyncIterator[None]:
+@contextlib.contextmanager
+def broker(environment: dict[str, str]) -> Iterator[None]:
     """Start a broker when the services look for one on this machine and none listens."""
     host, port = environment["MQTT_HOST"], int(environment["MQTT_PORT"])
     if host not in LOCAL_HOSTS or listens(host, port):
@@ -96,26 +81,26 @@ async def broker(environment: dict[str, str]) -> AsyncIterator[None]:
             "MQTT_TLS=false MQTT_PORT=1883 make run ..."
         )
         raise CannotRunError(message)
-    log = DATA / "broker.log"
+    log, config = DATA / "broker.log", DATA / "broker.conf"
     command = [sys.executable, "-m", "tests.brokers", str(port)]
-    if mosquitto := shutil.which(
-        "mosquitto", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin"
-    ):
-        config = DATA / "broker.conf"
+    path = f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin"
+    if mosquitto := shutil.which("mosquitto", path=path):
         config.write_text(
             f"listener {port} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\n"
         )
         command = [mosquitto, "-c", str(config)]
-    process = start_broker(command, log)
+    # In a session of its own, so that Ctrl-C does not end the broker before the services.
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=output, stderr=output, start_new_session=True
+        )
     try:
-        async with asyncio.timeout(BROKER_PATIENCE_SECONDS):
-            while not listens(host, port):
-                if process.poll() is not None:
-                    message = (
-                        f"{command[0]} did not start: {log.read_text(errors='replace')[-500:]}"
-                    )
-                    raise CannotRunError(message)
-                await asyncio.sleep(0.05)
+        deadline = time.monotonic() + BROKER_TIMEOUT_SECONDS
+        while not listens(host, port):
+            if process.poll() is not None or time.monotonic() > deadline:
+                message = f"{command[0]} did not start: {log.read_text(errors='replace')[-500:]}"
+                raise CannotRunError(message)
+            time.sleep(0.05)
         say(f"Started {Path(command[0]).name} on port {port}, log in {log.relative_to(ROOT)}")
         yield
     finally:
@@ -123,46 +108,40 @@ async def broker(environment: dict[str, str]) -> AsyncIterator[None]:
         process.wait()
 
 
-async def run(programs: list[Path], *, debug: bool) -> int:
+def run(programs: list[Path], *, debug: bool) -> int:
     """Run the services until all have ended, and return the highest exit code."""
     environment = make_environment()
+    processes: list[subprocess.Popen[bytes]] = []
+    last_signal = 0.0
+
+    def stop(number: int, _frame: object) -> None:
+        """Forward a signal to each service; a second one ends a service that does not stop."""
+        nonlocal last_signal
+        # One Ctrl-C may arrive twice: from the terminal, and a moment later from uv.
+        last_signal, before = time.monotonic(), last_signal
+        for process in processes if last_signal - before > SAME_SIGNAL_SECONDS else []:
+            process.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
+
     DATA.mkdir(exist_ok=True)
-    async with broker(environment):
-        processes = []
+    with broker(environment):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, stop)
         for program in programs:
             name = program.parent.name
-            own = {"DATA_DIR": data_directory(name)}
-            if debug:
-                own["DEBUG_SERVICE"] = name
+            data = DATA / name
+            data.mkdir(exist_ok=True)
+            own = {"DATA_DIR": str(data), "DEBUG_SERVICE": name if debug else ""}
             processes.append(
-                await asyncio.create_subprocess_exec(
-                    sys.executable,
-                    program,
+                subprocess.Popen(
+                    [sys.executable, program],
                     cwd=ROOT,
                     env={**environment, **own},
                     start_new_session=True,
                 )
             )
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, stop, processes, number)
-        codes = await asyncio.gather(*(process.wait() for process in processes))
-        # A negative code is the signal that ended the process.
-        return max(code if code >= 0 else 128 - code for code in codes)
-
-
-def data_directory(name: str) -> str:
-    """Return the directory of a service's state, which is made when it is missing."""
-    path = Path(os.environ.get("DATA_DIR") or DATA / name)
-    path.mkdir(parents=True, exist_ok=True)
-    return str(path)
-
-
-def stop(processes: list[asyncio.subprocess.Process], number: signal.Signals) -> None:
-    """Hand a signal on; a second one ends a service that does not stop."""
-    for process in processes:
-        if process.returncode is None:
-            process.send_signal(signal.SIGTERM if number is signal.SIGHUP else number)
+        codes = [process.wait() for process in processes]
+    # A negative code is the signal that ended the process.
+    return max(code if code >= 0 else 128 - code for code in codes)
 
 
 def debug_container(name: str) -> int:
@@ -173,11 +152,13 @@ def debug_container(name: str) -> int:
     compose = ["docker", "compose", *files]
     # Two instances would share the volume and its session.
     subprocess.run([*compose, "stop", name], cwd=ROOT, check=False)
-    port = f"127.0.0.1:{DEBUG_PORT}:{DEBUG_PORT}"
-    command = ["run", "--rm", "--build", "--use-aliases", "--publish", port, "--env"]
+    publish = ["--publish", f"127.0.0.1:{DEBUG_PORT}:{DEBUG_PORT}", "--env", "DEBUG_HOST=0.0.0.0"]
+    command = ["run", "--rm", "--build", "--use-aliases", "--env", f"DEBUG_SERVICE={name}"]
+    program = [name, "python", "main.py"]
     say(f"Attach the debugger to 127.0.0.1:{DEBUG_PORT}, in VS Code with `Attach to container`.")
-    program = [f"DEBUG_SERVICE={name}", name, "python", "main.py"]
-    code = subprocess.run([*compose, *command, *program], cwd=ROOT, check=False).returncode
+    # Compose receives Ctrl-C as well and stops the container.
+    signal.signal(signal.SIGINT, lambda *_: None)
+    code = subprocess.run([*compose, *command, *publish, *program], cwd=ROOT, check=False).returncode
     say(f"Start {name} again: docker compose up --detach {name}")
     return code
 
@@ -197,10 +178,13 @@ def main() -> int:
     parser.add_argument("--container", action="store_true", help="debug in the service's container")
     options = parser.parse_args()
     try:
-        programs = find_services(options.services, is_debug=options.debug)
-        if options.debug and options.container:
+        programs = find_services(options.services)
+        if options.debug and len(programs) > 1:
+            message = "Only one service at a time can wait for the debugger."
+            raise CannotRunError(message)
+        if options.container:
             return debug_container(options.services[0])
-        return asyncio.run(run(programs, debug=options.debug))
+        return run(programs, debug=options.debug)
     except CannotRunError as error:
         say(str(error))
         return 2

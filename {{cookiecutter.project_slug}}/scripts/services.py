@@ -74,7 +74,7 @@ def parse(text: str | bytes, name: str) -> dict[str, Any]:
     """Return the content of a Compose file; raises ServiceError when it is not valid."""
     try:
         # All scalars are strings, and tags of Compose such as !reset mean nothing.
-        model = yaml.load(text, Loader=yaml.BaseLoader)  # noqa: S506
+        model = yaml.load(text, Loader=getattr(yaml, "CBaseLoader", yaml.BaseLoader))  # noqa: S506
     except yaml.YAMLError as error:
         message = f"{name} is not valid YAML: {error}"
         raise ServiceError(message) from error
@@ -92,7 +92,9 @@ def listed_in(model: dict[str, Any]) -> list[str]:
 
 def includes(path: Path) -> list[str]:
     """Return the paths that a Compose file includes."""
-    return listed_in(parse(path.read_bytes(), path.name))
+    content = path.read_bytes()
+    # Most files include nothing, and parsing takes time.
+    return listed_in(parse(content, path.name)) if b"include" in content else []
 
 
 def compose_files() -> list[Path]:
@@ -116,7 +118,7 @@ def find(service: Service, pattern: str) -> list[str]:
         f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
         for path in compose_files()
         if service.directory not in path.parents
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        for number, line in enumerate(path.read_text("utf-8", "replace").splitlines(), 1)
         if re.search(pattern, line.partition(" #")[0]) and f"services/{service.name}/" not in line
     ]
 
@@ -179,19 +181,22 @@ def write_lists(*, add: str = "", remove: str = "") -> None:
             add=add and f"services/{add}/{file}",
             remove=remove and f"services/{remove}/{file}",
         )
-    was_valid = not compose_problem()
     for path, text in after.items():
         atomic_write(path, text)
-    if was_valid and (problem := compose_problem()):
+    # An addition breaks nothing, and an older problem is not of this change.
+    if remove and (problem := compose_problem()):
         for path, text in before.items():
             atomic_write(path, text)
-        message = f"Nothing was changed, because Compose rejects the result: {problem}"
-        raise ServiceError(message)
+        if not compose_problem():
+            message = f"Nothing was changed, because Compose rejects the result: {problem}"
+            raise ServiceError(message)
+        for path, text in after.items():
+            atomic_write(path, text)
 
 
 def compose_problem() -> str:
     """Return why Compose rejects the files; nothing when it accepts them or is not installed."""
-    if shutil.which("docker") is None or run("docker", "compose", "version").returncode:
+    if run("docker", "compose", "version").returncode:
         return ""
     own = run("docker", "compose", "config", "--quiet")
     example = run(*("docker", "compose", "-f", COMPOSE, "-f", EXAMPLE, "config", "--quiet"))

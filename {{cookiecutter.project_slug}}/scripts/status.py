@@ -1,8 +1,12 @@
 #!/usr/bin/env python3
 """Show every container in one table; exit code 1 when one is not running or not healthy.
 
-Standard library only. CHECKED is the age of the service's last success at the last health check,
-ERRORS counts the lines of the last hour at level error or above.
+    scripts/status.py [--logs]
+
+Standard library only. LAST SUCCESS is the one that the last health check saw. RESTARTS says how
+often the container ran out of memory, as far as Docker remembers: it keeps the last 256 events.
+ERRORS counts the lines of the last hour at level error or above. `--logs` also prints the last
+lines of each container that is not healthy.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -26,74 +31,82 @@ def docker(*arguments: str) -> str:
         result = subprocess.run(
             ["docker", *arguments],
             cwd=ROOT,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT if arguments[0] == "logs" else subprocess.PIPE,
             text=True,
+            errors="replace",
             check=False,
         )
-    except OSError:
-        sys.exit("Docker is not installed. `make run SERVICE=name` runs a service without it.")
+    except OSError as error:
+        sys.exit(f"docker: {error.strerror}")
     if result.returncode != 0:
-        sys.exit(result.stderr.strip() or f"docker {' '.join(arguments)} failed")
+        sys.exit((result.stderr or result.stdout).strip())
     return result.stdout
 
 
-def find_containers() -> dict[str, dict[str, Any]]:
-    """Return what Docker says of the containers, by service and number."""
-    listed = [
-        json.loads(line)
-        for line in docker("compose", "ps", "--all", "--format", "json").splitlines()
-    ]
-    ids = [row["ID"] for row in listed if "com.docker.compose.oneoff=True" not in row["Labels"]]
-    rows = json.loads(docker("inspect", *ids)) if ids else []
-    uptimes = {row["ID"][:12]: row["Status"] for row in listed}
-    containers = {}
-    for row in rows:
-        labels = row["Config"]["Labels"]
-        number = labels["com.docker.compose.container-number"]
-        row["Uptime"] = re.sub(r"^Up | \(.*", "", uptimes[row["Id"][:12]])
-        containers[f"{labels['com.docker.compose.service']}/{number}"] = row
-    return containers
+def find_containers() -> list[dict[str, Any]]:
+    """Return what Docker knows of each container, with its name in the table."""
+    ids = docker("compose", "ps", "--all", "--quiet").split()
+    containers = json.loads(docker("inspect", *ids)) if ids else []
+    found = []
+    for container in containers:
+        labels = container["Config"]["Labels"]
+        if labels["com.docker.compose.oneoff"] == "False":
+            number = labels["com.docker.compose.container-number"]
+            service = labels["com.docker.compose.service"]
+            found.append(
+                {**container, "Service": service, "Row": f"{service}/{number}".removesuffix("/1")}
+            )
+    return found
 
 
-def describe(name: str, container: dict[str, Any]) -> tuple[str, ...]:
+def describe(container: dict[str, Any], out_of_memory: list[str]) -> tuple[str, ...]:
     """Return the row of one container."""
     state = container["State"]
+    running = state["Status"] == "running"
     health = state.get("Health", {})
     checks = health.get("Log") or [{"Output": ""}]
     success = re.search(r"\d+ s ago", checks[-1]["Output"])
-    restarts = str(container["RestartCount"]) + (", out of memory" if state["OOMKilled"] else "")
-    log = subprocess.run(
-        ["docker", "logs", "--since", "1h", container["Id"]],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        check=False,
-    ).stdout
+    started = datetime.fromisoformat(f"{state['StartedAt'][:19]}+00:00")
+    uptime = timedelta(seconds=int((datetime.now(timezone.utc) - started).total_seconds()))
+    # Docker forgets the flag when it restarts the container.
+    kills = max(out_of_memory.count(container["Id"]), int(state["OOMKilled"]))
+    log = docker("logs", "--since", "1h", container["Id"])
     return (
-        name.removesuffix("/1"),
-        state["Status"],
-        health.get("Status", "-"),
-        container["Uptime"] if state["Running"] else "-",
-        success[0] if success and state["Running"] else "-",
-        restarts,
+        container["Row"],
+        state["Status"] if running else f"{state['Status']} ({state['ExitCode']})",
+        health.get("Status", "-") if running else "-",
+        str(uptime) if running else "-",
+        success[0] if success and running else "-",
+        f"{container['RestartCount']}" + (f", {kills} out of memory" if kills else ""),
         str(sum(bool(_ERROR.search(line)) for line in log.splitlines())),
     )
+
+
+def is_good(row: tuple[str, ...]) -> bool:
+    """Return whether the container of this row runs and is not unhealthy."""
+    return row[1] == "running" and row[2] in {"healthy", "-"}
 
 
 def main() -> int:
     """Print the table."""
     expected = docker("compose", "config", "--services").split()
     containers = find_containers()
+    past = ("--since", "24h", "--until", "0s")
+    kills = docker("events", *past, "--filter", "event=oom", "--format", "{{.Actor.ID}}").split()
     with ThreadPoolExecutor() as pool:
-        rows = list(pool.map(describe, containers, containers.values()))
-    present = {name.partition("/")[0] for name in containers}
+        rows = list(pool.map(describe, containers, [kills] * len(containers)))
+    bad = [container for container, row in zip(containers, rows, strict=True) if not is_good(row)]
+    present = {container["Service"] for container in containers}
     rows += [(name, "absent", *["-"] * 5) for name in expected if name not in present]
     widths = [max(map(len, column)) for column in zip(HEADER, *rows, strict=True)]
     for row in (HEADER, *sorted(rows)):
         line = "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
         sys.stdout.write(line.rstrip() + "\n")
-    return int(any(row[1] != "running" or row[2] not in {"healthy", "-"} for row in rows))
+    for container in bad if "--logs" in sys.argv else []:
+        sys.stdout.write(f"\n=== last lines of {container['Row']}\n")
+        sys.stdout.write(docker("logs", "--tail", "30", container["Id"]))
+    return int(not all(map(is_good, rows)))
 
 
 if __name__ == "__main__":

@@ -60,10 +60,8 @@ from unittest.mock import patch
 # Its package has a function of the same name.
 module = importlib.import_module("cruft._commands.update")
 
-
 def write(diff: str, *_: object) -> None:
     Path(sys.argv[1]).write_bytes(diff.encode())
-
 
 with patch.object(module, "_apply_patch", write):
     sys.exit(not module.update(skip_apply_ask=True))
@@ -84,7 +82,25 @@ apply() {
 $(grep '^error: ' "$work/log")"
 }
 
+# Moves the services of version 0.2 and older into services/NAME/compose.yml. 1: nothing to move
+move_services() {
+  local before=HEAD
+  [ -n "$(without_compose_file)" ] || return 1
+  # The commit before the update, where the update was committed already.
+  if git diff --quiet HEAD -- .cruft.json; then before=$(git log -1 --format=%H -- .cruft.json)^; fi
+  git grep --quiet '^x-service:' "$before" -- docker-compose.yml 2>/dev/null || return 1
+  work=$(mktemp -d)
+  trap 'rm -rf "$work"' EXIT
+  git clone --quiet "$template" "$work/template"
+  git -C "$work/template" checkout --quiet "$ours"
+  scripts/uv run --quiet --frozen python "$work/template/scripts/migrate_compose.py" "$before" || exit 1
+}
+
 update() {
+  if move_services; then
+    finish
+    return
+  fi
   if [ -n "$(git status --porcelain)" ]; then
     echo "There are changes that are not committed: commit or stash them first." >&2
     exit 1
@@ -93,7 +109,6 @@ update() {
     echo "The template has nothing newer."
     return
   fi
-  local files file
   work=$(mktemp -d)
   trap 'give_up 130 "Interrupted."' INT TERM
   if ! compare; then
@@ -106,6 +121,12 @@ $(grep -E '^[A-Za-z.]+(Error|Exception)|^ +(stderr|fatal|error):|^(fatal|error):
   apply
   trap - INT TERM
   rm -rf "$work"
+  finish
+}
+
+# Lists what was not merged, or locks, lints and tests.
+finish() {
+  local files file
   for file in "${generated[@]}"; do
     if [ -n "$(git ls-files --unmerged -- "$file")" ]; then
       git checkout --quiet --theirs -- "$file"

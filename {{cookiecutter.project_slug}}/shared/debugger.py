@@ -1,12 +1,11 @@
 """Wait for a debugger before the service starts its work (`DEBUG_SERVICE`)."""
 
 import asyncio
-from pathlib import Path
+import os
 
 from structlog.stdlib import BoundLogger
 
 DEBUG_PORT = 5678
-_CONTAINER_MARKS = (Path("/.dockerenv"), Path("/run/.containerenv"))
 
 
 async def wait_for_debugger(stopping: asyncio.Event, logger: BoundLogger) -> None:
@@ -16,10 +15,9 @@ async def wait_for_debugger(stopping: asyncio.Event, logger: BoundLogger) -> Non
     except ModuleNotFoundError:
         logger.warning("debugger_missing", hint="debugpy is not installed")
         return
-    # A published port needs all interfaces in a container. On a host, listen locally only, because
-    # a debugger may run any code.
-    in_container = any(mark.exists() for mark in _CONTAINER_MARKS)
-    host = "0.0.0.0" if in_container else "127.0.0.1"  # noqa: S104
+    # A debugger may run any code, so it listens locally unless `make debug` says that the port is
+    # published by a container, which needs all interfaces.
+    host = os.environ.get("DEBUG_HOST", "127.0.0.1")
     debugpy.listen((host, DEBUG_PORT))
     logger.info("debugger_waiting", host=host, port=DEBUG_PORT)
     attached = asyncio.create_task(asyncio.to_thread(debugpy.wait_for_client))

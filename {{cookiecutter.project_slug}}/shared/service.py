@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
 from datetime import UTC, datetime
 from functools import cached_property
@@ -45,10 +45,7 @@ _SHARE_OF_HANDLERS = 0.2
 _SHARE_OF_RUN = 0.15
 _SHARE_OF_CANCELLATION = 0.15
 _SHARE_OF_BROKER = 0.3
-_DEFAULT_SIGNAL_HANDLERS: dict[signal.Signals, Any] = {
-    signal.SIGTERM: signal.SIG_DFL,
-    signal.SIGINT: signal.default_int_handler,
-}
+type _SignalHandler = Callable[[int, FrameType | None], Any] | signal.Handlers
 
 
 class BaseService[S: Settings](ABC):
@@ -277,16 +274,16 @@ class BaseService[S: Settings](ABC):
     @contextmanager
     def _stopped_by_signals(self) -> Iterator[None]:
         _running[self] = asyncio.get_running_loop()
-        for number in _DEFAULT_SIGNAL_HANDLERS:
-            # `loop.add_signal_handler` would call nothing while the loop is blocked.
-            signal.signal(number, _stop_all)
+        # `loop.add_signal_handler` would call nothing while the loop is blocked.
+        _handle_signals(_on_signal)
         try:
             yield
         finally:
             del _running[self]
             if not _running:
-                for number, handler in _DEFAULT_SIGNAL_HANDLERS.items():
-                    signal.signal(number, handler)
+                _received_signals.clear()
+                _handle_signals(signal.SIG_DFL)
+                signal.signal(signal.SIGINT, signal.default_int_handler)
 
     async def _serve(self) -> None:
         self._health.forget_previous_run()
@@ -400,18 +397,25 @@ class BaseService[S: Settings](ABC):
 
 
 _running: dict[BaseService[Any], asyncio.AbstractEventLoop] = {}
+_received_signals: list[int] = []
 
 
-def _stop_all(number: int, _frame: FrameType | None) -> None:
-    """Stop all services of this process on the first signal."""
-    if signal.getsignal(number) is signal.SIG_DFL:
-        # The second signal arrived before Python called this function for the first one.
+def _on_signal(number: int, _frame: FrameType | None) -> None:
+    """Stop all services of this process. The second signal ends the process."""
+    # Append first, because Python may call this again before this call ends.
+    _received_signals.append(number)
+    if len(_received_signals) > 1:
+        _handle_signals(signal.SIG_DFL)
         signal.raise_signal(number)
-    for each in _DEFAULT_SIGNAL_HANDLERS:
-        # The system ends the process on the second signal, even if the loop is blocked.
-        signal.signal(each, signal.SIG_DFL)
     for service, loop in _running.items():
         loop.call_soon_threadsafe(service.stop, signal.Signals(number).name)
+        # Python calls no handler during a blocking call into C, but the system needs none.
+        loop.call_soon_threadsafe(_handle_signals, signal.SIG_DFL)
+
+
+def _handle_signals(handler: _SignalHandler) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, handler)
 
 
 def run_service(service_class: type[BaseService[Any]]) -> int:

@@ -18,8 +18,12 @@ LIBRARY = {
     "diagnose",
     "files",
     "health",
+{% if cookiecutter.include_home_assistant %}
     "home_assistant",
+{% endif %}
+{% if cookiecutter.include_influxdb %}
     "influx",
+{% endif %}
     "log",
     "mqtt",
     "redaction",

@@ -1,0 +1,185 @@
+"""`make run`, `make debug ... HOST=1` and the container targets of a machine without Docker."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.baked import BakedProject, run, user_environment
+from tests.conftest import Bake
+from tests.debug_adapter import DebugAdapter
+from tests.stack import background, write_env
+from tests.tools import needs, path_without
+
+pytestmark = [pytest.mark.real, pytest.mark.timeout(180)]
+SERVICE = "example-service"
+NAMES = (SERVICE, "gateway", "listener")
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def is_listening(port: int, host: str = "127.0.0.1") -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((host, port)) == 0
+
+
+@pytest.fixture(scope="module")
+def project(bake: Bake, tmp_path_factory: pytest.TempPathFactory) -> BakedProject:
+    """Three services, one of each type."""
+    original = bake(include_home_assistant=False, include_influxdb=False)
+    path = tmp_path_factory.mktemp("run") / original.path.name
+    run("cp", "--archive", original.path, path)
+    project = BakedProject(path, original.answers, original.environments)
+    project.run("scripts/new-service.sh", "listener", "--type", "subscriber")
+    project.run("scripts/new-service.sh", "gateway", "--type", "http-api")
+    write_env(project, GATEWAY_HTTP_PORT=str(free_port()))
+    return project
+
+
+def start(project: BakedProject, *options: str, **env: str) -> Any:
+    """Run scripts/run.py as the Makefile does: make itself would report Ctrl-C as a failure."""
+    command = ("uv", "run", "--frozen", "--quiet", "python", "scripts/run.py", *options)
+    environment = user_environment({**project.environment(), **env})
+    return background(*command, cwd=project.path, env=environment)
+
+
+def test_three_services_share_a_broker_that_ends_last(project: BakedProject) -> None:
+    port = free_port()
+    with start(project, *NAMES, MQTT_PORT=str(port)) as output:
+        output.wait_for(rf"Started mosquitto on port {port}|Started python\S* on port {port}")
+        output.wait_for(*(f"mqtt_connected.*{name}|{name}.*mqtt_connected" for name in NAMES))
+        assert is_listening(port)
+        assert output.interrupt() == 0
+        # Each has said that it is offline, which needs the broker.
+        output.wait_for(*(f"service_stopped.*{name}|{name}.*service_stopped" for name in NAMES))
+    said = "".join(output.lines)
+    assert "Traceback" not in said
+    assert not is_listening(port)
+    broker = project.read(".data/broker.log")
+    if "mosquitto" in broker:
+        for name in NAMES:
+            assert re.search(rf"Client \S*{name}\S* .*disconnected", broker), broker
+        assert not re.search(r"Client (?!<unknown>).* closed its connection", broker), broker
+
+
+@needs("mosquitto", "mosquitto_sub")
+def test_a_broker_of_the_user_is_left_alone(project: BakedProject) -> None:
+    port = free_port()
+    listen = ("mosquitto_sub", "-p", str(port), "-t", f"{project.path.name}/+/availability")
+    with subprocess.Popen(["mosquitto", "-p", str(port)], stderr=subprocess.DEVNULL) as broker:
+        try:
+            with start(project, SERVICE, MQTT_PORT=str(port)) as output:
+                output.wait_for("mqtt_connected")
+                assert output.interrupt() == 0
+            assert "Started" not in "".join(output.lines)
+            assert broker.poll() is None
+            (status,) = run(*listen, "-C", "1", "-W", "10").stdout.splitlines()
+            assert json.loads(status)["status"] == "offline"
+        finally:
+            broker.terminate()
+
+
+def test_an_env_file_of_an_editor_on_windows_is_read(bake_copy: Bake) -> None:
+    project, port = bake_copy(), free_port()
+    text = f"\ufeffexport MQTT_PORT = {port} # mine\r\n\texport  MQTT_TLS=true\r\n"
+    project.file(".env").write_text(text)
+    done = project.uv_run("python", "scripts/run.py", SERVICE, check=False)
+    assert f"MQTT_TLS is on and no broker listens on port {port}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "env", "message"),
+    [
+        ([SERVICE], {"MQTT_TLS": "true"}, "MQTT_TLS is on and no broker listens on port"),
+        ([], {}, "Set SERVICE to one of: example-service, gateway, listener"),
+        (
+            ["../services/listener"],
+            {},
+            "Unknown service ../services/listener. Set SERVICE to one of",
+        ),
+        (["--debug", SERVICE, "listener"], {}, "Only one service at a time can wait"),
+    ],
+)
+def test_a_missing_condition_is_named(
+    project: BakedProject, arguments: list[str], env: dict[str, str], message: str
+) -> None:
+    command = ("python", "scripts/run.py", *arguments)
+    done = project.uv_run(*command, env={"MQTT_PORT": str(free_port()), **env}, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(message)
+    assert len(done.stderr.splitlines()) == 1
+
+
+def own_addresses() -> Iterator[str]:
+    """Addresses of this machine besides the loopback interface's."""
+    for line in run("hostname", "--all-ip-addresses").stdout.split():
+        if "." in line:
+            yield line
+
+
+# The port of the debugger is the same for everyone: see test_docker_development.py.
+@pytest.mark.xdist_group("docker")
+def test_debug_on_the_host_waits_for_the_editor(project: BakedProject) -> None:
+    main = project.file(f"services/{SERVICE}/main.py")
+    lines = main.read_text().splitlines()
+    line = next(number for number, text in enumerate(lines, 1) if '"reading_published"' in text)
+    entry = project.json(".vscode/launch.json")["configurations"][1]
+    env = {"MQTT_PORT": str(free_port()), "EXAMPLE_SERVICE_POLL_INTERVAL_SECONDS": "1"}
+    with start(project, "--debug", SERVICE, **env) as output:
+        output.wait_for("debugger_waiting")
+        assert not any(is_listening(5678, address) for address in own_addresses())
+        with DebugAdapter(**entry["connect"]) as adapter:
+            adapter.stop_at(main, line, entry)
+            output.wait_for("reading_published")
+        assert output.interrupt() == 0
+    assert not is_listening(5678)
+
+
+DOCKERS = {
+    "missing": (None, "Docker is not installed. See https://docs.docker.com/engine/install/."),
+    "forbidden": (
+        "echo 'permission denied while trying to connect to the Docker daemon socket' >&2; exit 1",
+        "Docker does not answer: permission denied while trying to connect to the Docker daemon "
+        "socket See https://docs.docker.com/engine/install/linux-postinstall/.",
+    ),
+    "stopped": (
+        "echo 'Cannot connect to the Docker daemon.' >&2; exit 1",
+        "Docker does not answer: Cannot connect to the Docker daemon. "
+        "See https://docs.docker.com/engine/daemon/troubleshoot/.",
+    ),
+    "without Compose": (
+        '[ "$1" = version ]',
+        "Docker Compose is not installed. See https://docs.docker.com/compose/install/.",
+    ),
+}
+
+
+@pytest.mark.parametrize("docker", DOCKERS)
+def test_without_docker_one_line_names_the_cause(
+    project: BakedProject, tmp_path: Path, docker: str
+) -> None:
+    script, message = DOCKERS[docker]
+    path = path_without("docker", folder=tmp_path / "bin")
+    if script is not None:
+        program = tmp_path / "bin/docker"
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
+    for target in ("up", "status", "logs", "down", "deploy", "debug"):
+        done = project.run(
+            *("make", "--silent", target, f"SERVICE={SERVICE}"), env={"PATH": path}, check=False
+        )
+        first, *rest = done.stderr.splitlines()
+        assert first == f"{message} Without Docker: make run SERVICE=name"
+        assert all(line.startswith("make: ***") for line in rest), rest
+        assert (done.returncode, done.stdout) == (2, "")
