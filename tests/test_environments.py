@@ -223,6 +223,21 @@ def test_a_uv_that_is_too_old_gives_way_to_the_pinned_one(tmp_path: Path) -> Non
     assert run(script, "--version", env=env).stdout == "uv 0.8.0\n"
 
 
+@pytest.mark.real
+def test_a_python3_that_does_not_run_is_not_needed(bake_copy: Bake, tmp_path: Path) -> None:
+    """As the alias that Windows hands to WSL, or the shim of a version manager."""
+    project = bake_copy()
+    write(tmp_path / "python3", "#!/bin/sh\necho no version is set >&2\nexit 127\n")
+    write(tmp_path / "docker", "#!/bin/sh\necho no daemon >&2\nexit 1\n")
+    env = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    doctor = project.run("make", "doctor", "ARGS=--json", env=env, check=False)
+    assert {"check": "lock", "status": "PASS"}.items() <= next(
+        item for item in json.loads(doctor.stdout) if item["check"] == "lock"
+    ).items()
+    assert "no daemon" in project.run("make", "status", env=env, check=False).stderr
+    project.run("scripts/install-hooks.sh", env=env)
+
+
 def test_a_home_that_cannot_be_written_is_not_needed(tmp_path: Path) -> None:
     env = {"HOME": "/proc", "COOKIECUTTER_CONFIG": None, "UV_CACHE_DIR": None}
     script = tmp_path / "scripts/uv"

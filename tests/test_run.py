@@ -90,6 +90,14 @@ def test_a_broker_of_the_user_is_left_alone(project: BakedProject) -> None:
             broker.terminate()
 
 
+def test_an_env_file_of_an_editor_on_windows_is_read(bake_copy: Bake) -> None:
+    project, port = bake_copy(), free_port()
+    text = f"\ufeffexport MQTT_PORT = {port} # mine\r\n\texport  MQTT_TLS=true\r\n"
+    project.file(".env").write_text(text)
+    done = project.uv_run("python", "scripts/run.py", SERVICE, check=False)
+    assert f"MQTT_TLS is on and no broker listens on port {port}" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "env", "message"),
     [

@@ -61,6 +61,13 @@ def test_an_empty_value_means_the_default(monkeypatch: pytest.MonkeyPatch) -> No
     assert (settings.mqtt_port, settings.mqtt_tls_ca_file) == (1883, None)
 
 
+def test_an_env_file_of_an_editor_on_windows_is_read() -> None:
+    lines = ["\ufeffexport MQTT_HOST = broker.lan # mine", "\texport  MQTT_PORT='1884'", ""]
+    Path(".env").write_bytes("\r\n".join(lines).encode())
+    settings = load_settings(Settings)
+    assert (settings.mqtt_host, settings.mqtt_port) == ("broker.lan", 1884)
+
+
 def test_comma_separated_values(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALLOWED_IDS", " 1, 2,,3 ,")
     settings = load_settings(OwnSettings)

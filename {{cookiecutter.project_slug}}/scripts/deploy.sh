@@ -76,8 +76,8 @@ while read -r service; do
 done < <(docker compose config --services)
 if [ ${#anew[@]} -gt 0 ]; then docker compose stop "${anew[@]}"; fi
 if docker compose up --detach --wait --wait-timeout "$timeout" --remove-orphans; then
-  exec python3 scripts/status.py --logs
+  exec scripts/uv run --quiet --frozen python scripts/status.py --logs
 fi
-python3 scripts/status.py --logs || true
+scripts/uv run --quiet --frozen python scripts/status.py --logs || true
 echo "Not everything is healthy." >&2
 exit 1

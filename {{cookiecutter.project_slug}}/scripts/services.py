@@ -74,7 +74,7 @@ def parse(text: str | bytes, name: str) -> dict[str, Any]:
     """Return the content of a Compose file; raises ServiceError when it is not valid."""
     try:
         # All scalars are strings, and tags of Compose such as !reset mean nothing.
-        model = yaml.load(text, Loader=yaml.BaseLoader)  # noqa: S506
+        model = yaml.load(text, Loader=getattr(yaml, "CBaseLoader", yaml.BaseLoader))  # noqa: S506
     except yaml.YAMLError as error:
         message = f"{name} is not valid YAML: {error}"
         raise ServiceError(message) from error
@@ -118,7 +118,7 @@ def find(service: Service, pattern: str) -> list[str]:
         f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
         for path in compose_files()
         if service.directory not in path.parents
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        for number, line in enumerate(path.read_text("utf-8", "replace").splitlines(), 1)
         if re.search(pattern, line.partition(" #")[0]) and f"services/{service.name}/" not in line
     ]
 
