@@ -37,7 +37,7 @@ def repository(bake_copy: Bake) -> Iterator[BakedProject]:
     project = bake_copy(project_slug="services-in-docker", include_influxdb=False)
     yield project
     project.run("docker", "compose", "down", "--volumes", "--remove-orphans", "--rmi", "local")
-    project.run("docker", "image", "rm", "services-in-docker-base")
+    project.run("docker", "image", "rm", "--force", "services-in-docker-base", check=False)
 
 
 def ask(project: BakedProject, path: str, **body: Any) -> Any:
