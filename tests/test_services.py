@@ -404,20 +404,27 @@ def test_a_service_that_another_one_needs_stays(
     if not repository.file("services/shop/compose.yml").exists():
         repository.file("services/shop/compose.yml").write_text("{}\n")
     message = rejected(repository, "scripts/remove-service.sh", "soil-moisture", "--yes")
-    assert f"{file}:4: {definition}" in message
+    assert f"still needed by shop in {file}" in message
 
 
 @pytest.mark.docker
 def test_compose_decides_where_it_is_installed(repository: BakedProject) -> None:
-    """A block in the override that gives a service of the list more settings."""
+    """The base of another service is not among the references that the script looks at."""
     add(repository, "soil-moisture")
     override = repository.file("docker-compose.override.yml")
-    override.write_text("services:\n  soil-moisture: {environment: {A: b}}\n")
-    edit(repository, LISTS[0], lambda text: text)
+    override.write_text("services:\n  shop:\n    extends: soil-moisture\n")
     message = rejected(repository, "scripts/remove-service.sh", "soil-moisture", "--yes")
-    assert "soil-moisture" in message
+    assert "Compose rejects the result" in message
     override.unlink()
     remove(repository, "soil-moisture")
+
+
+@pytest.mark.parametrize("name", ["watch", "build", "internal"])
+def test_words_of_compose_are_good_names(repository: BakedProject, name: str) -> None:
+    before = tree(repository)
+    add(repository, name)
+    remove(repository, name)
+    assert tree(repository) == before
 
 
 def test_kept_code_leaves_the_stack_and_comes_back(repository: BakedProject) -> None:
@@ -484,7 +491,7 @@ def test_a_name_that_is_not_valid_is_not_given(repository: BakedProject) -> None
         repository, "scripts/rename-service.sh", "example-service", "No"
     )
     assert "taken" in rejected(
-        repository, "scripts/rename-service.sh", "example-service", "internal"
+        repository, "scripts/rename-service.sh", "example-service", "patterns"
     )
     assert "no service" in rejected(repository, "scripts/rename-service.sh", "nothing", "else")
 

@@ -112,15 +112,56 @@ def compose_files() -> list[Path]:
     return found
 
 
-def find(service: Service, pattern: str) -> list[str]:
-    """Return the lines of other Compose files that match, as FILE:LINE: TEXT."""
-    return [
-        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
-        for path in compose_files()
-        if service.directory not in path.parents
-        for number, line in enumerate(path.read_text("utf-8", "replace").splitlines(), 1)
-        if re.search(pattern, line.partition(" #")[0]) and f"services/{service.name}/" not in line
+def others(service: Service) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the Compose files outside the service's directory that mention it, with their content."""
+    for path in compose_files():
+        content = path.read_bytes()
+        # Parsing takes time, and most files have nothing to do with the service.
+        names = (service.name.encode(), service.volume.encode())
+        if service.directory not in path.parents and any(name in content for name in names):
+            yield os.path.relpath(path, ROOT), parse(content, path.name)
+
+
+def check_name_is_free(service: Service, *, has_test: bool = False) -> None:
+    """Raise ServiceError when a Compose file or another service's test has the name already."""
+    taken = [
+        f"{file} has {name} in its {section}"
+        for file, model in others(service)
+        for section, name in (("services", service.name), ("volumes", service.volume))
+        if name in (model.get(section) or {})
     ]
+    if service.test.exists() and not has_test:
+        taken.append(f"{service.test.relative_to(ROOT)} exists")
+    if taken:
+        message = f"The name {service.name} is taken: {taken[0]}."
+        raise ServiceError(message)
+
+
+_REFERENCES = (
+    "depends_on", "environment", "ipc", "links", "network_mode", "pid", "volumes", "volumes_from",
+)  # fmt: skip
+
+
+def check_nothing_needs(service: Service) -> None:
+    """Raise ServiceError when a service in another Compose file refers to this one."""
+    needed_by = [
+        f"{name} in {file}"
+        for file, model in others(service)
+        for name, definition in (model.get("services") or {}).items()
+        if name == service.name
+        or any(_refers(definition[key], service) for key in _REFERENCES if key in definition)
+    ]
+    if needed_by:
+        message = f"{service.name} is still needed by {', '.join(needed_by)}."
+        raise ServiceError(message)
+
+
+def _refers(value: object, service: Service) -> bool:
+    if isinstance(value, dict):
+        return any(_refers(part, service) for pair in value.items() for part in pair)
+    if isinstance(value, list):
+        return any(_refers(part, service) for part in value)
+    return bool(re.search(rf"(?<![\w.-])({service.pattern})(?![\w-])", str(value)))
 
 
 def edit_list(text: str, name: str, *, add: str = "", remove: str = "") -> str:
@@ -246,16 +287,6 @@ def delete_code(service: Service) -> None:
     write_documents()
 
 
-def check_name_is_free(service: Service, *, has_test: bool = False) -> None:
-    """Raise ServiceError when a Compose file or another service's test has the name already."""
-    taken = find(service, rf"^\s+[\"']?({service.pattern})[\"']?\s*:")
-    if service.test.exists() and not has_test:
-        taken.append(str(service.test.relative_to(ROOT)))
-    if taken:
-        message = f"The name {service.name} is taken: {taken[0]}"
-        raise ServiceError(message)
-
-
 def render(name: str, kind: str, description: str, folder: Path) -> Path:
     """Render the service template; raises ServiceError for a name that is not valid."""
     # The user's defaults for cookiecutter must not get in.
@@ -310,13 +341,6 @@ def remove(options: argparse.Namespace) -> None:
     else:
         say(f"Removed {service.name}. The volume {service.volume} keeps its data.")
         say("Stop its container: docker compose up --detach --remove-orphans")
-
-
-def check_nothing_needs(service: Service) -> None:
-    """Raise ServiceError when another Compose file mentions the service or its volume."""
-    if lines := find(service, rf"(?<![\w.-])({service.pattern})(?![\w-])"):
-        message = "\n  ".join([f"{service.name} is still needed:", *lines])
-        raise ServiceError(message)
 
 
 def confirm(service: Service, *, keep_code: bool, data: str) -> None:
