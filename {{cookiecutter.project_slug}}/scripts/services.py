@@ -113,7 +113,7 @@ def compose_files() -> list[Path]:
 
 
 def others(service: Service) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the Compose files outside the service's directory that mention it, with their content."""
+    """Yield the Compose files of others that mention the service, with their content."""
     for path in compose_files():
         content = path.read_bytes()
         # Parsing takes time, and most files have nothing to do with the service.
