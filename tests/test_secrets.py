@@ -11,8 +11,7 @@ import shutil
 import signal
 import stat
 import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -222,18 +221,10 @@ def test_init_without_age_is_skipped_and_says_how_to_get_it(
     assert fresh.recipient().startswith("age1")
 
 
-@pytest.mark.parametrize("source", ["interpreter", "uv"])
-def test_init_uses_pyrage_when_age_is_missing(
-    fresh: Repository, tmp_path: Path, source: str
-) -> None:
-    if source == "interpreter":
-        pytest.importorskip("pyrage")
-        fresh.python = Path(sys.executable)
-    path = path_without("age-keygen", folder=tmp_path / "bin")
-    fresh.do("init", PATH=path)
-    assert run("age-keygen", "-y", fresh.file(".sops/age-key.txt")).stdout.strip() == (
-        fresh.recipient()
-    )
+def test_init_uses_pyrage_when_age_is_missing(fresh: Repository, tmp_path: Path) -> None:
+    fresh.do("init", PATH=path_without("age-keygen", folder=tmp_path / "bin"))
+    derived = run("age-keygen", "-y", fresh.file(".sops/age-key.txt")).stdout.strip()
+    assert derived == fresh.recipient()
 
 
 def test_a_damaged_key_file_is_named(fresh: Repository) -> None:
@@ -377,26 +368,16 @@ def test_a_round_trip_drops_nothing_but_blank_lines(
     assert mode(repository.file(".env")) == 0o600
 
 
-def test_nothing_but_names_is_readable_in_env_enc(repository: Repository) -> None:
-    text = repository.read(".env.enc")
+def test_env_enc_shows_only_names_and_a_diff_those_that_changed(repository: Repository) -> None:
+    before = repository.read(".env.enc")
     for word in (SECRET, "plain", "größe", "heading", "comment in the middle", "at both ends"):
-        assert word not in text
-    names = [line.partition("=")[0] for line in text.splitlines() if not line.startswith("sops_")]
-    assert [name for name in names if not name.startswith("#")] == [
-        line.partition("=")[0]
-        for line in repository.read(".env").splitlines()
-        if not line.startswith("#")
-    ]
-
-
-def test_a_diff_shows_which_names_changed_and_a_second_run_changes_nothing(
-    repository: Repository,
-) -> None:
-    before = repository.read(".env.enc").splitlines()
+        assert word not in before
     repository.write(".env", repository.read(".env").replace("PLAIN=plain", "PLAIN=other"))
     repository.do("encrypt")
     after = repository.read(".env.enc")
-    changed = {line.partition("=")[0] for line in set(after.splitlines()) - set(before)}
+    changed = {
+        line.partition("=")[0] for line in set(after.splitlines()) - set(before.splitlines())
+    }
     assert "PLAIN" in changed
     assert changed <= {"PLAIN", "sops_mac", "sops_lastmodified"}
     assert "already" in repository.do("encrypt").stdout
@@ -434,53 +415,37 @@ def test_values_that_sops_cannot_store_are_rejected_by_line(
 # --- A failure changes nothing ------------------------------------------------------------------
 
 
-def test_values_that_the_key_does_not_open_are_not_replaced(
+def test_values_that_no_key_opens_are_not_replaced(
     repository: Repository, other_key: tuple[Path, str]
 ) -> None:
     before = repository.read(".env.enc")
     repository.write(".env", "A=1\n")
     shutil.copy(other_key[0], repository.file(".sops/age-key.txt"))
-    repository.fails("encrypt")
+    closed = "No key opens .env.enc. Tried: .sops/age-key.txt"
+    assert closed in repository.fails("encrypt")
+    assert repository.findings()[f".env.enc: {closed}"] == "FAIL"
     assert repository.read(".env.enc") == before
 
 
-def test_a_first_encryption_that_fails_leaves_no_env_enc(repository: Repository) -> None:
-    repository.file(".env.enc").unlink()
-    rules = repository.read(".sops.yaml").replace(repository.recipient(), MISTYPED)
-    repository.write(".sops.yaml", rules)
-    assert "was not changed" in repository.fails("encrypt")
-    assert not repository.file(".env.enc").exists()
+DAMAGES = {
+    "cut in the values": lambda text: "".join(text.splitlines(keepends=True)[:5]),
+    "cut in the metadata": lambda text: text[: text.index("sops_mac=") + 40],
+    "a value swapped": lambda text: re.sub(
+        "(?s)^(PLAIN=).*?$(.*PASSWORD=(.*?)$)", r"\1\3\2", text, flags=re.MULTILINE
+    ),
+    "a line removed": lambda text: re.sub("(?m)^PLAIN=.*\n", "", text),
+    "a value in the clear": lambda text: text.replace("EMPTY=\n", f"EMPTY={SECRET}\n"),
+}
 
 
-def damage(text: str, how: str) -> str:
-    lines = text.splitlines(keepends=True)
-    value = next(line for line in lines if line.startswith("PASSWORD=")).partition("=")[2]
-    return {
-        "cut in the values": "".join(lines[:5]),
-        "cut in the metadata": text[: text.index("sops_mac=") + 40],
-        "empty": "",
-        "a value swapped": "".join(
-            f"PLAIN={value}" if line.startswith("PLAIN=") else line for line in lines
-        ),
-        "a line removed": "".join(line for line in lines if not line.startswith("PLAIN=")),
-        "a value in the clear": text.replace("EMPTY=\n", f"EMPTY={SECRET}\n"),
-    }[how]
-
-
-@pytest.mark.parametrize(
-    "how",
-    [
-        "cut in the values",
-        "cut in the metadata",
-        "empty",
-        "a value swapped",
-        "a line removed",
-        "a value in the clear",
-    ],
-)
-def test_a_damaged_env_enc_never_touches_env(repository: Repository, how: str) -> None:
-    repository.write(".env.enc", damage(repository.read(".env.enc"), how))
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+def test_a_damaged_env_enc_never_touches_env(
+    repository: Repository, damage: Callable[[str], str]
+) -> None:
+    good = repository.read(".env.enc")
+    repository.write(".env.enc", damage(good))
     before = repository.contents()
+    assert before[".env.enc"] != good.encode()
     assert "git restore .env.enc" in repository.fails("decrypt")
     repository.fails("encrypt")
     assert repository.contents() == before
@@ -599,26 +564,26 @@ def test_a_rotation_killed_after_any_rename_is_finished_by_the_next_one(
         assert repository.leftovers() == []
         repository.do("recipients", "rotate")
         public = run("age-keygen", "-y", repository.file(".sops/age-key.txt")).stdout.strip()
-        assert [public] == repository.recipients()
         assert repository.recipient() == public
-        assert old not in repository.read(".env.enc")
+        for name in (".sops.yaml", ".env.enc"):
+            assert public in repository.read(name)
+            assert old not in repository.read(name)
         kept = "".join(path.read_text() for path in repository.file(".sops").glob("age-key-*.txt"))
         assert old in kept
-        assert "already up to date" in repository.do("decrypt").stdout
     # Copy of the old key, both keys, .env.enc, .sops.yaml, the new key, its public half.
     assert number == 7
 
 
-@pytest.mark.parametrize("number", [1, 2])
-def test_recipients_killed_after_any_rename_are_changed_by_the_next_run(
-    repository: Repository, number: int
+def test_recipients_killed_between_the_renames_are_changed_by_the_next_run(
+    repository: Repository,
 ) -> None:
-    assert killed(repository, number, "recipients", "add", ADA) == -signal.SIGKILL
+    assert killed(repository, 1, "recipients", "add", ADA) == -signal.SIGKILL
     assert repository.leftovers() != []
+    assert any("for others" in check for check in repository.findings())
     repository.do("recipients", "add", ADA)
     assert ADA in repository.read(".sops.yaml")
     assert ADA in repository.read(".env.enc")
-    repository.do("decrypt")
+    assert not any("for others" in check for check in repository.findings())
 
 
 def test_one_command_at_a_time_changes_the_secrets(repository: Repository) -> None:
@@ -645,8 +610,7 @@ def test_no_secret_is_on_a_command_line_or_in_the_output(
     repository.write(".env", repository.read(".env") + "MORE=more\n")
     old_key = repository.read(".sops/age-key.txt")
     runs = [fresh.do("init", **env)]
-    for command in ("encrypt", "check", "edit", "recipients add " + ADA, "recipients remove " + ADA,
-                    "recipients rotate", "decrypt"):  # fmt: skip
+    for command in ("encrypt", "check", "edit", "recipients add " + ADA, "recipients rotate"):
         runs.append(repository.do(*command.split(), check=False, **env))
     shown = log.read_text() + "".join(done.stdout + done.stderr for done in runs)
     assert "sops --config" in shown
@@ -665,7 +629,11 @@ def test_edit_changes_env_enc(repository: Repository, tmp_path: Path) -> None:
     editor.chmod(0o755)
     before = repository.read(".env.enc")
     assert "already up to date" in repository.do("edit", EDITOR="true").stdout
+    for failing in ("false", "/nowhere/editor"):
+        message = repository.fails("edit", EDITOR=failing)
+        assert f"The editor {failing} is missing or failed" in message
     assert repository.read(".env.enc") == before
+    assert list(repository.path.glob(".env.rejected-*")) == []
     said = repository.do("edit", EDITOR=f"'{editor}'")
     assert SECRET not in said.stdout + said.stderr
     assert "ADDED=ENC[" in repository.read(".env.enc")
@@ -686,14 +654,6 @@ def test_an_edit_that_fails_keeps_the_text(repository: Repository, end: str) -> 
     assert f"A={SECRET}\n" in kept.read_text()
     assert mode(kept) == 0o600
     run("git", "check-ignore", kept.name, cwd=repository.path)
-
-
-def test_an_editor_that_fails_without_a_change_leaves_nothing(repository: Repository) -> None:
-    before = repository.contents()
-    for editor in ("false", "/nowhere/editor"):
-        said = repository.fails("edit", EDITOR=editor)
-        assert f"The editor {editor} is missing or failed" in said
-    assert repository.contents() == before
 
 
 # --- Recipients --------------------------------------------------------------------------------
@@ -741,9 +701,14 @@ def test_recipients_that_make_no_sense_are_rejected(repository: Repository) -> N
     assert repository.contents() == before
 
 
-def test_rotation_replaces_the_key_and_keeps_the_old_one(repository: Repository) -> None:
+def test_rotation_replaces_the_key_and_keeps_the_old_one(
+    repository: Repository, other_key: tuple[Path, str]
+) -> None:
     old_key, old_public = repository.read(".sops/age-key.txt"), repository.recipient()
     old_file = repository.read(".env.enc")
+    repository.write(".sops/age-key.txt", other_key[0].read_text() + old_key)
+    assert "several keys" in repository.fails("recipients", "rotate")
+    repository.write(".sops/age-key.txt", old_key)
     repository.do("recipients", "rotate")
     assert repository.recipient() != old_public
     assert old_public not in repository.read(".sops.yaml") + repository.read(".env.enc")
@@ -765,7 +730,7 @@ def test_an_ssh_recipient_is_one_like_any_other(repository: Repository, tmp_path
     key = (tmp_path / "id.pub").read_text().strip().removesuffix(" ada@host")
     repository.do("recipients", "add", *key.split(), "ada@host")
     assert f"{key} ada@host\n" in repository.do("recipients", "list").stdout
-    assert "FAIL" not in repository.findings().values()
+    assert not any("for others" in check for check in repository.findings())
     assert "already" in repository.do("recipients", "sync").stdout
     assert opens(repository, Path(os.devnull), SOPS_AGE_SSH_PRIVATE_KEY_FILE=str(private))
     repository.do("recipients", "remove", *key.split())
@@ -850,15 +815,6 @@ def test_a_new_team_member_gets_access(
     assert clone.read(".env") == repository.read(".env")
 
 
-def test_a_key_file_may_hold_several_keys(
-    repository: Repository, other_key: tuple[Path, str]
-) -> None:
-    both = other_key[0].read_text() + repository.read(".sops/age-key.txt")
-    repository.write(".sops/age-key.txt", both)
-    assert "(you)" in repository.do("recipients", "list").stdout
-    assert "several keys" in repository.fails("recipients", "rotate")
-
-
 # --- Check and scan -----------------------------------------------------------------------------
 
 
@@ -886,13 +842,6 @@ def test_check_finds_missing_names_open_modes_and_odd_lines(repository: Reposito
     assert found[".env: others can read it"] == "FAIL"
     assert found["age key: others can read it"] == "FAIL"
     assert found["lines: Compose and Python read these lines differently: 1, 2, 3"] == "FAIL"
-
-
-def test_check_fails_if_no_key_fits(repository: Repository, other_key: tuple[Path, str]) -> None:
-    shutil.copy(other_key[0], repository.file(".sops/age-key.txt"))
-    assert (
-        repository.findings()[".env.enc: No key opens .env.enc. Tried: .sops/age-key.txt"] == "FAIL"
-    )
 
 
 def test_a_scan_finds_values_of_env_without_showing_them(repository: Repository) -> None:
@@ -953,7 +902,7 @@ def test_compose_and_python_read_alike_what_the_reader_lets_pass(
     project = bake()
     alphabet = "a'\"\\$#{ ="
     values = [
-        "".join(each) for size in (1, 2, 3, 4) for each in itertools.product(alphabet, repeat=size)
+        "".join(each) for size in (1, 2, 3) for each in itertools.product(alphabet, repeat=size)
     ]
     values += [f"'{value}'" for value in values] + [f'"{value}"' for value in values]
     (tmp_path / "all").write_text("".join(f"V={value}\n" for value in values))
@@ -961,7 +910,7 @@ def test_compose_and_python_read_alike_what_the_reader_lets_pass(
     env = {"PYTHONPATH": str(TEMPLATE / "scripts")}
     odd = set(map(int, run(python, "-c", code, env=env).stdout.split()))
     passed = [value for number, value in enumerate(values, 1) if number not in odd]
-    assert 1000 < len(passed) < len(values)
+    assert 100 < len(passed) < len(values)
 
     (tmp_path / ".env").write_text("".join(f"V{i}={value}\n" for i, value in enumerate(passed)))
     (tmp_path / "compose.yaml").write_text("services: {one: {image: none, env_file: .env}}\n")

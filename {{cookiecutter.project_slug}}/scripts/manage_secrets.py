@@ -25,6 +25,12 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 ENV, EXAMPLE, ENCRYPTED = ROOT / ".env", ROOT / ".env.example", ROOT / ".env.enc"
 CONFIG = ROOT / ".sops.yaml"
+# The .git of a worktree is a file: gitdir: /path/to/main/.git/worktrees/NAME
+GIT_LINK = (ROOT / ".git").read_text(encoding="utf-8") if (ROOT / ".git").is_file() else ""
+MAIN_TREE = re.match(r"gitdir: (.*)/\.git/worktrees/", GIT_LINK)
+# Worktrees share the key of the main one.
+KEY = Path(ROOT, MAIN_TREE[1] if MAIN_TREE else "").resolve() / ".sops" / "age-key.txt"
+KEY_NAME = os.path.relpath(KEY, ROOT)
 NEW_CONFIG = r"""# Who can open .env.enc. Change this with: make secrets-recipients ARGS="add KEY"
 creation_rules:
   - path_regex: (^|/)\.env\.enc$
@@ -56,14 +62,6 @@ from pyrage import x25519
 key = x25519.Identity.generate()
 print(f"# public key: {key.to_public()}\\n{key}")
 """
-
-
-# The worktrees of a clone share the key of the main one. Their .git is a file such as
-# gitdir: /path/to/main/.git/worktrees/NAME
-link = (ROOT / ".git").read_text(encoding="utf-8") if (ROOT / ".git").is_file() else ""
-main_tree = re.match(r"gitdir: (.*)/\.git/worktrees/", link)
-KEY = Path(ROOT, main_tree[1] if main_tree else "").resolve() / ".sops" / "age-key.txt"
-KEY_NAME = os.path.relpath(KEY, ROOT)
 
 
 class SecretsError(Exception):
