@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from datetime import datetime
 from typing import Annotated, Any, Literal, NamedTuple
 
 import pytest
@@ -78,138 +79,102 @@ class Case(NamedTuple):
 
     old: Any
     new: Any
-    send: list[str]
-    receive: list[str]
+    send: str = ""
+    receive: str = ""
 
 
-NONE: list[str] = []
 CASES = {
-    "nothing": Case(int, int, NONE, NONE),
-    "wider number": Case(int, float, ['field "a" changes from integer to number'], NONE),
-    "narrower number": Case(float, int, NONE, ['field "a" changes from number to integer']),
-    "other type": Case(
-        str,
-        int,
-        ['field "a" changes from string to integer'],
-        ['field "a" changes from string to integer'],
-    ),
-    "optional": Case(int, (int, 0), ['field "a" is optional now'], NONE),
-    "required": Case((int, 0), int, NONE, ['field "a" is required now']),
-    "nullable": Case(int, int | None, ['field "a" changes from integer to integer or null'], NONE),
-    "another default": Case((int, 0), (int, 1), NONE, NONE),
-    "description": Case(int, Annotated[int, Field(description="Level")], NONE, NONE),
+    "nothing": Case(int, int),
+    "wider number": Case(int, float, send='field "a" changes from integer to number'),
+    "narrower number": Case(float, int, receive='field "a" changes from number to integer'),
+    "other type": Case(str, int, *['field "a" changes from string to integer'] * 2),
+    "optional": Case(int, (int, 0), send='field "a" is optional now'),
+    "required": Case((int, 0), int, receive='field "a" is required now'),
+    "nullable": Case(int, int | None, send='field "a" changes from integer to integer or null'),
+    "another default": Case((int, 0), (int, 1)),
+    "description": Case(int, Annotated[int, Field(description="Level")]),
     "wider choice": Case(
-        Literal["on"], Literal["on", "off"], ['field "a" changes from "on" to "on" or "off"'], NONE
+        Literal["on"], Literal["on", "off"], send='field "a" changes from "on" to "on" or "off"'
     ),
     "narrower choice": Case(
-        Literal["on", "off"], Literal["on"], NONE, ['field "a" changes from "on" or "off" to "on"']
+        Literal["on", "off"], Literal["on"], receive='field "a" changes from "on" or "off" to "on"'
     ),
-    "choice from text": Case(str, Literal["on"], NONE, ['field "a" changes from string to "on"']),
-    "choices of several types": Case(
-        str | int,
-        Literal["on", 1, None],
-        ['field "a" changes from string or integer to "on" or 1 or null'],
-        ['field "a" changes from string or integer to "on" or 1 or null'],
+    "choice from text": Case(str, Literal["on"], receive='field "a" changes from string to "on"'),
+    "anything": Case(int, Any, send='field "a" changes from integer to any'),
+    "limit": Case(
+        int,
+        Annotated[int, Field(le=9)],
+        receive='field "a" changes from integer to integer (maximum 9)',
     ),
-    "anything": Case(int, Any, ['field "a" changes from integer to any'], NONE),
-    "wider range": Case(
-        Annotated[int, Field(ge=0, le=9)],
-        Annotated[int, Field(ge=-1, le=10)],
-        ['maximum of field "a" changes from 9 to 10', 'minimum of field "a" changes from 0 to -1'],
-        NONE,
-    ),
-    "no more range": Case(
-        Annotated[int, Field(le=9)], int, ['maximum of field "a" changes from 9 to none'], NONE
-    ),
-    "longer text": Case(
+    "other limit": Case(
         Annotated[str, Field(max_length=2)],
         Annotated[str, Field(max_length=3)],
-        ['maxLength of field "a" changes from 2 to 3'],
-        NONE,
+        *['field "a" changes from string (maxLength 2) to string (maxLength 3)'] * 2,
     ),
-    "pattern": Case(
-        str,
-        Annotated[str, Field(pattern="^a")],
-        NONE,
-        ['pattern of field "a" changes from none to ^a'],
+    "time from text": Case(
+        str, datetime, receive='field "a" changes from string to string (date-time)'
     ),
-    "items": Case(
-        list[int],
-        list[float],
-        ['field "a[]" changes from integer to number'],
-        NONE,
-    ),
+    "items": Case(list[int], list[float], send='field "a[]" changes from integer to number'),
     "values": Case(
-        dict[str, int],
-        dict[str, float],
-        ['field "a.*" changes from integer to number'],
-        NONE,
+        dict[str, int], dict[str, float], send='field "a.*" changes from integer to number'
     ),
     "mapping to model": Case(
-        dict[str, str],
-        Level,
-        ['field "a.level" changes from string to integer'],
-        ['field "a.level" is required now', 'field "a.level" changes from string to integer'],
+        dict[str, str], Level, *['field "a" changes from mapping to object'] * 2
     ),
     "nested and recursive": Case(
-        Zone, WiderZone, ['field "a.level" changes from integer to number'], NONE
+        Zone, WiderZone, send='field "a.level" changes from integer to number'
     ),
-    "one of two models": Case(
-        Zone | str,
-        WiderZone | str,
-        [
-            'field "a.level" changes from integer to number',
-            'field "a.inner[].level" changes from integer to number',
-        ],
-        NONE,
+    "model or text": Case(
+        Zone | str, WiderZone | str, send='field "a.level" changes from integer to number'
     ),
-    "unit": Case(
-        Watts,
-        Kilowatts,
-        ['field "a" changes its unit from W to kW'],
-        ['field "a" changes its unit from W to kW'],
-    ),
+    "unit": Case(Watts, Kilowatts, *['field "a" changes its unit from W to kW'] * 2),
     "unit of an optional value": Case(
         (Watts | None, None),
         (float | None, None),
-        ['field "a" changes its unit from W to none'],
-        ['field "a" changes its unit from W to none'],
+        *['field "a" changes its unit from W to none'] * 2,
     ),
-    "first unit": Case(float, Watts, NONE, NONE),
+    "first unit": Case(float, Watts),
 }
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_a_change_of_a_field_breaks_by_direction(case: Case) -> None:
     old, new = model(a=case.old, b=int), model(a=case.new, b=int)
-    assert breaking("send", old, new) == case.send
-    assert breaking("receive", old, new) == case.receive
+    assert breaking("send", old, new) == list(filter(None, [case.send]))
+    assert breaking("receive", old, new) == list(filter(None, [case.receive]))
 
 
-@pytest.mark.parametrize("lost", [int, (int, 0)])
+def test_one_of_several_models_is_compared_as_a_whole() -> None:
+    for change in ((Level | Zone, Level | WiderZone), (Level | Zone, Level | model(level=str))):
+        for old, new in (change, change[::-1]):
+            for direction in ("send", "receive"):
+                [line] = breaking(direction, model(a=old), model(a=new))[:1]
+                assert line == 'field "a" changes from object to object'
+
+
+@pytest.mark.parametrize("lost", [int, (int, 0), Zone])
 def test_a_field_that_is_gone_breaks_readers_and_no_senders(lost: Any) -> None:
     assert breaking("send", model(a=lost), model()) == ['field "a" is gone']
     assert breaking("receive", model(a=lost), model()) == []
 
 
 def test_a_new_field_breaks_senders_if_it_is_required() -> None:
-    assert breaking("send", model(), model(a=int)) == []
-    assert breaking("receive", model(), model(a=int)) == ['field "a" is required now']
-    assert breaking("receive", model(), model(a=(int, 0))) == []
+    assert breaking("send", model(), model(a=Level)) == []
+    assert breaking("receive", model(), model(a=Level)) == ['field "a" is required now']
+    assert breaking("receive", model(), model(a=(Level | None, None))) == []
 
 
 def test_a_received_model_that_forbids_further_fields_breaks_senders() -> None:
     class Closed(BaseModel, extra="forbid"):
         b: int
 
-    assert breaking("receive", model(a=int, b=int), Closed) == [
-        'field "a" changes from integer to nothing',
-        'field "*" changes from any to nothing',
+    assert breaking("receive", model(b=int), Closed) == [
+        "the payload changes from object to object"
     ]
-    assert breaking("send", Closed, model(a=int, b=int)) == []
+    assert breaking("send", model(b=int), Closed) == []
 
 
-def test_a_topic_that_is_gone_or_has_another_direction_breaks() -> None:
+def test_a_topic_that_is_gone_breaks() -> None:
     old, new = document("send", model()), document("send", model())
     new["channels"]["other"] = new["channels"].pop("key")
     assert contract.breaking_changes(old, new) == ["a: the topic is gone"]
@@ -307,7 +272,7 @@ def changes(draw: st.DrawFn) -> tuple[Kind, Kind]:
     return pair if draw(st.booleans()) else pair[::-1]
 
 
-@settings(max_examples=300, **UNHURRIED)
+@settings(max_examples=200, **UNHURRIED)
 @given(st.data(), changes(), st.sampled_from(["send", "receive"]))
 def test_pydantic_accepts_every_payload_whose_change_is_not_reported(
     data: st.DataObject, change: tuple[Kind, Kind], direction: str
@@ -323,7 +288,7 @@ def test_pydantic_accepts_every_payload_whose_change_is_not_reported(
             assert breaking(direction, old.annotation, new.annotation) != []
 
 
-@settings(**UNHURRIED)
+@settings(max_examples=50, **UNHURRIED)
 @given(st.dictionaries(st.sampled_from("abc"), FIELDS).map(as_model))
 def test_a_model_breaks_nothing_for_itself(kind: Kind) -> None:
     for direction in ("send", "receive"):

@@ -11,8 +11,7 @@ import shutil
 import signal
 import stat
 import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +90,7 @@ class Repository:
     def fails(self, *arguments: str, **env: Any) -> str:
         """Run a command that must fail, and return its message."""
         done = self.do(*arguments, check=False, **env)
-        assert done.returncode == 1, done
+        assert done.returncode in {1, 3}, done
         assert SECRET not in done.stdout + done.stderr
         assert "Traceback" not in done.stderr
         return done.stderr
@@ -190,14 +189,11 @@ def test_init_makes_key_rule_and_env_for_the_owner_alone(fresh: Repository) -> N
     before = fresh.contents()
     assert "Already there" in fresh.do("init").stdout
     assert fresh.contents() == before
-
-
-def test_two_repositories_get_different_keys_and_passwords(tmp_path: Path, python: Path) -> None:
-    one, two = (Repository.create(tmp_path / name, python) for name in ("one", "two"))
-    one.do("init")
-    two.do("init")
-    assert one.recipient() != two.recipient()
-    assert one.read(".env") != two.read(".env")
+    for name in (".sops/age-key.txt", ".env"):
+        fresh.file(name).unlink()
+    fresh.do("init")
+    assert password not in fresh.read(".env")
+    assert fresh.read(".sops/age-key.txt") != before[".sops/age-key.txt"].decode()
 
 
 def test_init_completes_a_key_from_a_password_manager_and_keeps_an_env(
@@ -225,18 +221,10 @@ def test_init_without_age_is_skipped_and_says_how_to_get_it(
     assert fresh.recipient().startswith("age1")
 
 
-@pytest.mark.parametrize("source", ["interpreter", "uv"])
-def test_init_uses_pyrage_when_age_is_missing(
-    fresh: Repository, tmp_path: Path, source: str
-) -> None:
-    if source == "interpreter":
-        pytest.importorskip("pyrage")
-        fresh.python = Path(sys.executable)
-    path = path_without("age-keygen", folder=tmp_path / "bin")
-    fresh.do("init", PATH=path)
-    assert run("age-keygen", "-y", fresh.file(".sops/age-key.txt")).stdout.strip() == (
-        fresh.recipient()
-    )
+def test_init_uses_pyrage_when_age_is_missing(fresh: Repository, tmp_path: Path) -> None:
+    fresh.do("init", PATH=path_without("age-keygen", folder=tmp_path / "bin"))
+    derived = run("age-keygen", "-y", fresh.file(".sops/age-key.txt")).stdout.strip()
+    assert derived == fresh.recipient()
 
 
 def test_a_damaged_key_file_is_named(fresh: Repository) -> None:
@@ -262,9 +250,8 @@ def test_a_key_that_the_environment_names_is_used_everywhere(
     fresh.do("init", **env)
     assert not fresh.file(".sops").exists()
     assert public in fresh.read(".sops.yaml")
-    for command in ("encrypt", "decrypt"):
-        fresh.do(command, **env)
-    assert fresh.findings(**env)[f"age key: the one in {variable}"] == "PASS"
+    fresh.do("encrypt", **env)
+    assert fresh.findings(**env)[".env.enc: your key opens it"] == "PASS"
     assert f"{public} Test Author (you)" in fresh.do("recipients", "list", **env).stdout
 
 
@@ -274,20 +261,20 @@ def test_a_variable_that_is_the_cause_is_named(
     key, public = other_key
     before = repository.read(".env")
     said = repository.do("decrypt", SOPS_AGE_KEY_FILE=str(key)).stderr
-    assert said == "SOPS_AGE_KEY_FILE does not open .env.enc, but .sops/age-key.txt does\n"
+    assert said == "SOPS_AGE_KEY_FILE does not open .env.enc, but age-key.txt does\n"
     recipient = repository.recipient()
     shutil.rmtree(repository.file(".sops"))
     said = repository.fails("decrypt", SOPS_AGE_KEY_FILE=str(key))
-    assert "The key in SOPS_AGE_KEY_FILE does not open .env.enc" in said
+    assert "Tried: SOPS_AGE_KEY_FILE, .sops/age-key.txt (missing: make setup)" in said
     assert f'make secrets-recipients ARGS="add {public}"' in said
     assert recipient in said
-    said = repository.fails("decrypt", SOPS_AGE_KEY_FILE=str(tmp_path / "missing"))
-    assert f"SOPS_AGE_KEY_FILE names {tmp_path / 'missing'}, which is missing" in said
-    assert ".sops/age-key.txt is missing" in repository.fails("decrypt", SOPS_AGE_KEY_FILE="")
+    missing = str(tmp_path / "missing")
+    assert "Tried: SOPS_AGE_KEY_FILE, " in repository.fails("decrypt", SOPS_AGE_KEY_FILE=missing)
+    assert "Tried: .sops/age-key.txt (missing" in repository.fails("decrypt", SOPS_AGE_KEY_FILE="")
     assert repository.read(".env") == before
 
 
-FOREIGN = {
+FOREIGN: dict[str, Any] = {
     "SOPS_AGE_RECIPIENTS": ADA,
     "SOPS_PGP_FP": "85D77543B3D624B63CEA9E6DBC17301B491B3F21",
     "SOPS_KMS_ARN": "arn:aws:kms:us-east-1:656532927350:key/920aff2e",
@@ -300,15 +287,11 @@ FOREIGN = {
 }
 
 
-@pytest.mark.parametrize("names", [["SOPS_AGE_RECIPIENTS"], list(FOREIGN)], ids=["age", "all"])
-def test_recipients_come_from_the_repository_alone(
-    repository: Repository, names: list[str]
-) -> None:
-    env: dict[str, Any] = {name: FOREIGN[name] for name in names}
+def test_recipients_come_from_the_repository_alone(repository: Repository) -> None:
     repository.file(".env.enc").unlink()
-    repository.do("encrypt", **env)
+    repository.do("encrypt", **FOREIGN)
     repository.write(".env", "A=2\n")
-    repository.do("encrypt", **env)
+    repository.do("encrypt", **FOREIGN)
     assert repository.read(".env.enc").count("__map_enc=") == 1
     repository.do("decrypt")
 
@@ -363,56 +346,41 @@ def test_links_are_followed(repository: Repository, tmp_path: Path) -> None:
 # --- Encrypt and decrypt ------------------------------------------------------------------------
 
 
-def test_round_trip_is_byte_for_byte(repository: Repository, tmp_path: Path) -> None:
-    before = repository.read(".env")
-    repository.file(".env").unlink()
-    repository.do("decrypt", cwd=tmp_path)
-    assert repository.read(".env") == before
-    assert mode(repository.file(".env")) == 0o600
-
-
 @pytest.mark.parametrize(
     ("text", "kept"),
     [
+        (VALUES, VALUES),
         ("\n# One\nA=1\n\n  \n# Two\nB=2", "# One\nA=1\n# Two\nB=2\n"),
         ("A=1\r\nB='x'\r\n", "A=1\nB='x'\n"),
-        ("\ufeffA=1\n#\n", "A=1\n#\n"),
+        ("\ufeffA=1\n#\nA=2\n", "A=1\n#\nA=2\n"),
     ],
-    ids=["blank lines", "CRLF", "byte order mark"],
+    ids=["values", "blank lines", "CRLF", "byte order mark"],
 )
-def test_what_a_round_trip_drops(repository: Repository, text: str, kept: str) -> None:
+def test_a_round_trip_drops_nothing_but_blank_lines(
+    repository: Repository, tmp_path: Path, text: str, kept: str
+) -> None:
     repository.write(".env", text)
     repository.do("encrypt")
     assert "already up to date" in repository.do("decrypt").stdout
     repository.file(".env").unlink()
-    repository.do("decrypt")
+    repository.do("decrypt", cwd=tmp_path)
     assert repository.read(".env") == kept
+    assert mode(repository.file(".env")) == 0o600
 
 
-def test_nothing_but_names_is_readable_in_env_enc(repository: Repository) -> None:
-    text = repository.read(".env.enc")
+def test_env_enc_shows_only_names_and_a_diff_those_that_changed(repository: Repository) -> None:
+    before = repository.read(".env.enc")
     for word in (SECRET, "plain", "größe", "heading", "comment in the middle", "at both ends"):
-        assert word not in text
-    names = [line.partition("=")[0] for line in text.splitlines() if not line.startswith("sops_")]
-    assert [name for name in names if not name.startswith("#")] == [
-        line.partition("=")[0]
-        for line in repository.read(".env").splitlines()
-        if not line.startswith("#")
-    ]
-
-
-def test_a_diff_shows_which_names_changed_and_a_second_run_changes_nothing(
-    repository: Repository,
-) -> None:
-    before = repository.read(".env.enc").splitlines()
+        assert word not in before
     repository.write(".env", repository.read(".env").replace("PLAIN=plain", "PLAIN=other"))
     repository.do("encrypt")
     after = repository.read(".env.enc")
-    changed = {line.partition("=")[0] for line in set(after.splitlines()) - set(before)}
+    changed = {
+        line.partition("=")[0] for line in set(after.splitlines()) - set(before.splitlines())
+    }
     assert "PLAIN" in changed
     assert changed <= {"PLAIN", "sops_mac", "sops_lastmodified"}
     assert "already" in repository.do("encrypt").stdout
-    assert "already" in repository.do("decrypt").stdout
     assert repository.read(".env.enc") == after
 
 
@@ -426,98 +394,74 @@ def test_decrypt_keeps_an_env_with_other_values(repository: Repository) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "line", "reason"),
+    ("text", "line"),
     [
-        (f"A=1\n{SECRET}\n", 2, "NAME=VALUE"),
-        (f'A=1\nB="{SECRET}\nmore"\n', 2, "quote"),
-        (f"B='{SECRET}\nC=1'\n", 1, "quote"),
-        (f"A=1\n\n# x\nsops_A={SECRET}\n", 4, "sops_"),
-        (f"A_unencrypted={SECRET}\n", 1, "_unencrypted"),
-        (f"A=1\nB=2\nA={SECRET}\n", 3, "line 1"),
-        (f"A=1\nexport A={SECRET}\n", 2, "line 1"),
-        (f" A={SECRET}\n", 1, "NAME=VALUE"),
-        (f"A-B={SECRET}\n", 1, "NAME=VALUE"),
-        (f"={SECRET}\n", 1, "NAME=VALUE"),
-        ("\n", 0, "empty"),
+        (f"A=1\n{SECRET}\n", "2"),
+        (f'A=1\nB="{SECRET}\nmore"\n', "2, 3"),
+        (f"A=1\n\n# x\nsops_A={SECRET}\nA_unencrypted={SECRET}\n", "4, 5"),
+        (f" A={SECRET}\nA-B={SECRET}\n={SECRET}\n", "1, 2, 3"),
+        ("\n", "1"),
     ],
 )
-def test_what_sops_cannot_store_is_rejected_by_line(
-    repository: Repository, text: str, line: int, reason: str
+def test_values_that_sops_cannot_store_are_rejected_by_line(
+    repository: Repository, text: str, line: str
 ) -> None:
     before = repository.read(".env.enc")
     repository.write(".env", text)
-    said = repository.fails("encrypt")
-    assert f"line {line}: " in said or not line
-    assert reason in said
+    assert f"sops cannot store line {line}\nWrite NAME=VALUE" in repository.fails("encrypt")
     assert repository.read(".env.enc") == before
 
 
 # --- A failure changes nothing ------------------------------------------------------------------
 
 
-def test_values_that_the_key_does_not_open_are_not_replaced(
+def test_values_that_no_key_opens_are_not_replaced(
     repository: Repository, other_key: tuple[Path, str]
 ) -> None:
     before = repository.read(".env.enc")
     repository.write(".env", "A=1\n")
     shutil.copy(other_key[0], repository.file(".sops/age-key.txt"))
-    repository.fails("encrypt")
+    closed = "No key opens .env.enc. Tried: .sops/age-key.txt"
+    assert closed in repository.fails("encrypt")
+    assert repository.findings()[f".env.enc: {closed}"] == "FAIL"
     assert repository.read(".env.enc") == before
 
 
-def test_a_first_encryption_that_fails_leaves_no_env_enc(repository: Repository) -> None:
-    repository.file(".env.enc").unlink()
-    rules = repository.read(".sops.yaml").replace(repository.recipient(), MISTYPED)
-    repository.write(".sops.yaml", rules)
-    assert "was not changed" in repository.fails("encrypt")
-    assert not repository.file(".env.enc").exists()
+DAMAGES = {
+    "cut in the values": lambda text: "".join(text.splitlines(keepends=True)[:5]),
+    "cut in the metadata": lambda text: text[: text.index("sops_mac=") + 40],
+    "a value swapped": lambda text: re.sub(
+        "(?s)^(PLAIN=).*?$(.*PASSWORD=(.*?)$)", r"\1\3\2", text, flags=re.MULTILINE
+    ),
+    "a line removed": lambda text: re.sub("(?m)^PLAIN=.*\n", "", text),
+    "a value in the clear": lambda text: text.replace("EMPTY=\n", f"EMPTY={SECRET}\n"),
+}
 
 
-def damage(text: str, how: str) -> str:
-    lines = text.splitlines(keepends=True)
-    value = next(line for line in lines if line.startswith("PASSWORD=")).partition("=")[2]
-    return {
-        "cut in the values": "".join(lines[:5]),
-        "cut in the metadata": text[: text.index("sops_mac=") + 40],
-        "empty": "",
-        "a value swapped": "".join(
-            f"PLAIN={value}" if line.startswith("PLAIN=") else line for line in lines
-        ),
-        "a line removed": "".join(line for line in lines if not line.startswith("PLAIN=")),
-        "a value in the clear": text.replace("EMPTY=\n", f"EMPTY={SECRET}\n"),
-    }[how]
-
-
-@pytest.mark.parametrize(
-    "how",
-    [
-        "cut in the values",
-        "cut in the metadata",
-        "empty",
-        "a value swapped",
-        "a line removed",
-        "a value in the clear",
-    ],
-)
-def test_a_damaged_env_enc_never_touches_env(repository: Repository, how: str) -> None:
-    repository.write(".env.enc", damage(repository.read(".env.enc"), how))
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+def test_a_damaged_env_enc_never_touches_env(
+    repository: Repository, damage: Callable[[str], str]
+) -> None:
+    good = repository.read(".env.enc")
+    repository.write(".env.enc", damage(good))
     before = repository.contents()
+    assert before[".env.enc"] != good.encode()
     assert "git restore .env.enc" in repository.fails("decrypt")
     repository.fails("encrypt")
     assert repository.contents() == before
 
 
 def test_a_sops_that_is_missing_or_old_is_the_cause(repository: Repository, tmp_path: Path) -> None:
-    path = path_without("sops", folder=tmp_path / "bin")
-    for command in ("encrypt", "decrypt", "edit", "recipients add " + ADA):
-        assert "sops is missing. Install 3.11" in repository.fails(*command.split(), PATH=path)
+    path = path_without("sops", "age-keygen", folder=tmp_path / "bin")
+    said = repository.fails("decrypt", PATH=path)
+    assert said.startswith("sops is missing\nInstall 3.11 or newer")
+    assert repository.findings(PATH=path)[".env.enc: sops is missing"] == "WARN"
     (tmp_path / "bin/sops").write_text(
         '#!/bin/sh\ncase "$*" in *--version*) echo sops 3.8.1 ;; *) echo what >&2; exit 1 ;; esac\n'
     )
     (tmp_path / "bin/sops").chmod(0o755)
-    for command in ("encrypt", "decrypt", "edit", "recipients add " + ADA):
-        said = repository.fails(*command.split(), PATH=path)
-        assert "sops is too old: sops 3.8.1. Install 3.11" in said
+    said = repository.fails("decrypt", PATH=path)
+    assert said.startswith("sops is too old: 3.8.1\nInstall 3.11 or newer")
 
 
 # Lets the first call pass. The second one says that it was called, and waits.
@@ -533,10 +477,13 @@ exec "{tool}" "$@"
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize(
-    ("number", "whole_group"),
-    [(signal.SIGINT, True), (signal.SIGTERM, False), (signal.SIGHUP, True)],
+    ("arguments", "number", "whole_group"),
+    [
+        (("encrypt",), signal.SIGINT, True),
+        (("edit",), signal.SIGTERM, False),
+        (("recipients", "add", ADA), signal.SIGHUP, True),
+    ],
 )
-@pytest.mark.parametrize("arguments", [("encrypt",), ("edit",), ("recipients", "add", ADA)])
 def test_an_interrupt_leaves_everything_as_it_was(
     repository: Repository,
     tmp_path: Path,
@@ -608,38 +555,35 @@ def test_a_rotation_killed_after_any_rename_is_finished_by_the_next_one(
         path = tmp_path / str(number)
         shutil.copytree(initialised.path, path, symlinks=True)
         repository = Repository(path, initialised.python)
-        values, old = repository.read(".env"), repository.recipient()
+        old = repository.recipient()
         code = killed(repository, number, "recipients", "rotate")
         if code == 0:
             break
         assert code == -signal.SIGKILL
-        repository.file(".env").unlink()
-        repository.do("decrypt")
-        assert repository.read(".env") == values
+        assert "already up to date" in repository.do("decrypt").stdout
         assert repository.leftovers() == []
         repository.do("recipients", "rotate")
         public = run("age-keygen", "-y", repository.file(".sops/age-key.txt")).stdout.strip()
-        assert [public] == repository.recipients()
         assert repository.recipient() == public
-        assert old not in repository.read(".env.enc")
+        for name in (".sops.yaml", ".env.enc"):
+            assert public in repository.read(name)
+            assert old not in repository.read(name)
         kept = "".join(path.read_text() for path in repository.file(".sops").glob("age-key-*.txt"))
         assert old in kept
-        assert "already up to date" in repository.do("decrypt").stdout
-    # Copy of the old key, both keys, the staged rule, .env.enc, .sops.yaml, the new key, its
-    # public half.
-    assert number == 8
+    # Copy of the old key, both keys, .env.enc, .sops.yaml, the new key, its public half.
+    assert number == 7
 
 
-@pytest.mark.parametrize("number", [1, 2, 3])
-def test_recipients_killed_after_any_rename_are_changed_by_the_next_run(
-    repository: Repository, number: int
+def test_recipients_killed_between_the_renames_are_changed_by_the_next_run(
+    repository: Repository,
 ) -> None:
-    assert killed(repository, number, "recipients", "add", ADA) == -signal.SIGKILL
+    assert killed(repository, 1, "recipients", "add", ADA) == -signal.SIGKILL
     assert repository.leftovers() != []
+    assert any("for others" in check for check in repository.findings())
     repository.do("recipients", "add", ADA)
     assert ADA in repository.read(".sops.yaml")
     assert ADA in repository.read(".env.enc")
-    repository.do("decrypt")
+    assert not any("for others" in check for check in repository.findings())
 
 
 def test_one_command_at_a_time_changes_the_secrets(repository: Repository) -> None:
@@ -666,8 +610,7 @@ def test_no_secret_is_on_a_command_line_or_in_the_output(
     repository.write(".env", repository.read(".env") + "MORE=more\n")
     old_key = repository.read(".sops/age-key.txt")
     runs = [fresh.do("init", **env)]
-    for command in ("encrypt", "check", "edit", "recipients add " + ADA, "recipients remove " + ADA,
-                    "recipients rotate", "decrypt"):  # fmt: skip
+    for command in ("encrypt", "check", "edit", "recipients add " + ADA, "recipients rotate"):
         runs.append(repository.do(*command.split(), check=False, **env))
     shown = log.read_text() + "".join(done.stdout + done.stderr for done in runs)
     assert "sops --config" in shown
@@ -685,8 +628,12 @@ def test_edit_changes_env_enc(repository: Repository, tmp_path: Path) -> None:
     editor.write_text(f'#!/bin/sh\nprintf "ADDED=%s\\n" "{SECRET}-2" >>"$1"\n')
     editor.chmod(0o755)
     before = repository.read(".env.enc")
-    assert "Nothing changed" in repository.do("edit", EDITOR="true").stdout
+    assert "already up to date" in repository.do("edit", EDITOR="true").stdout
+    for failing in ("false", "/nowhere/editor"):
+        message = repository.fails("edit", EDITOR=failing)
+        assert f"The editor {failing} is missing or failed" in message
     assert repository.read(".env.enc") == before
+    assert list(repository.path.glob(".env.rejected-*")) == []
     said = repository.do("edit", EDITOR=f"'{editor}'")
     assert SECRET not in said.stdout + said.stderr
     assert "ADDED=ENC[" in repository.read(".env.enc")
@@ -694,26 +641,19 @@ def test_edit_changes_env_enc(repository: Repository, tmp_path: Path) -> None:
     assert repository.read(".env").endswith(f"ADDED={SECRET}-2\n")
 
 
-@pytest.mark.parametrize("end", ["echo A=2", "echo nothing", "exit 1", "kill -TERM $PPID"])
+@pytest.mark.parametrize("end", ["echo nothing", "exit 1", "kill -TERM $PPID"])
 def test_an_edit_that_fails_keeps_the_text(repository: Repository, end: str) -> None:
     before = repository.read(".env.enc")
-    editor = f"sh -c 'exec >>\"$0\"; echo A={SECRET}; echo A=2; {end}'"
+    editor = f"sh -c 'exec >>\"$0\"; echo A={SECRET}; {end}'"
     done = repository.do("edit", EDITOR=editor, check=False)
     assert done.returncode in {1, 128 + signal.SIGTERM}
     assert SECRET not in done.stdout + done.stderr
     assert repository.read(".env.enc") == before
     [kept] = repository.path.glob(".env.rejected-*")
     assert f"Your text is kept in {kept.name}" in done.stderr
-    assert f"A={SECRET}\nA=2\n" in kept.read_text()
+    assert f"A={SECRET}\n" in kept.read_text()
     assert mode(kept) == 0o600
     run("git", "check-ignore", kept.name, cwd=repository.path)
-
-
-def test_an_editor_that_fails_without_a_change_leaves_nothing(repository: Repository) -> None:
-    before = repository.contents()
-    assert "false failed (exit 1)" in repository.fails("edit", EDITOR="false")
-    assert "EDITOR" in repository.fails("edit", EDITOR="/nowhere/editor")
-    assert repository.contents() == before
 
 
 # --- Recipients --------------------------------------------------------------------------------
@@ -723,8 +663,8 @@ def test_a_second_recipient_comes_and_goes(
     repository: Repository, other_key: tuple[Path, str]
 ) -> None:
     key, public = other_key
-    for _ in range(2):
-        repository.do("recipients", "add", public, "Ada Müller", "(Zürich)")
+    repository.do("recipients", "add", public, "Ada Müller", "(Zürich)")
+    assert "Nothing to change" in repository.do("recipients", "add", public).stdout
     listed = repository.do("recipients", "list").stdout
     assert f"{public} Ada Müller (Zürich)\n" in listed
     assert f"{repository.recipient()} Test Author (you)\n" in listed
@@ -732,28 +672,20 @@ def test_a_second_recipient_comes_and_goes(
     with_both = repository.read(".env.enc")
     assert "another recipient" in repository.fails("recipients", "remove", repository.recipient())
 
-    for _ in range(2):
-        repository.do("recipients", "remove", public)
+    repository.do("recipients", "remove", public)
+    assert "Nothing to change" in repository.do("recipients", "remove", public).stdout
     assert public not in repository.read(".sops.yaml") + repository.read(".env.enc")
     assert not opens(repository, key)
     # The data key is new as well: the removed key must not open values that it knew.
     kept = {line for line in repository.read(".env.enc").splitlines() if "=ENC[" in line}
     assert not kept & set(with_both.splitlines())
-    repository.write(".env", "LATER=1\n")
-    repository.do("encrypt")
-    assert not opens(repository, key)
-    assert "only recipient" in repository.fails("recipients", "remove", repository.recipient())
 
 
 def test_recipients_before_there_is_an_env_enc(
     fresh: Repository, other_key: tuple[Path, str]
 ) -> None:
     fresh.do("init")
-    before = fresh.contents()
-    mistyped = other_key[1][:-1] + ("q" if other_key[1][-1] != "q" else "p")
-    assert "sops failed" in fresh.fails("recipients", "add", mistyped)
-    assert fresh.contents() == before
-    assert "Changed .sops.yaml. Commit it" in fresh.do("recipients", "add", other_key[1]).stdout
+    fresh.do("recipients", "add", other_key[1])
     fresh.do("encrypt")
     assert opens(fresh, other_key[0])
 
@@ -762,16 +694,21 @@ def test_recipients_that_make_no_sense_are_rejected(repository: Repository) -> N
     before = repository.contents()
     secret_key = repository.read(".sops/age-key.txt").splitlines()[-1]
     said = repository.fails("recipients", "add", secret_key)
-    assert "secret key" in said
+    assert "Not a valid public key" in said
     assert secret_key not in said
-    assert "Not a valid public key" in repository.fails("recipients", "add", "ada")
-    repository.fails("recipients", "add", MISTYPED)
+    assert "Not an action: rename" in repository.fails("recipients", "rename")
+    assert "sops failed" in repository.fails("recipients", "add", MISTYPED)
     assert repository.contents() == before
 
 
-def test_rotation_replaces_the_key_and_keeps_the_old_one(repository: Repository) -> None:
+def test_rotation_replaces_the_key_and_keeps_the_old_one(
+    repository: Repository, other_key: tuple[Path, str]
+) -> None:
     old_key, old_public = repository.read(".sops/age-key.txt"), repository.recipient()
     old_file = repository.read(".env.enc")
+    repository.write(".sops/age-key.txt", other_key[0].read_text() + old_key)
+    assert "several keys" in repository.fails("recipients", "rotate")
+    repository.write(".sops/age-key.txt", old_key)
     repository.do("recipients", "rotate")
     assert repository.recipient() != old_public
     assert old_public not in repository.read(".sops.yaml") + repository.read(".env.enc")
@@ -783,10 +720,7 @@ def test_rotation_replaces_the_key_and_keeps_the_old_one(repository: Repository)
     assert not opens(repository, kept)
     # An older version of .env.enc is opened by the kept key, which is named.
     repository.write(".env.enc", old_file)
-    assert f".sops/{kept.name} does" in repository.do("decrypt").stderr
-    repository.write(".env", "A=1\n")
-    repository.do("encrypt")
-    assert repository.recipient() in repository.read(".env.enc")
+    assert f"{kept.name} does" in repository.do("decrypt").stderr
 
 
 @needs("ssh-keygen")
@@ -796,7 +730,7 @@ def test_an_ssh_recipient_is_one_like_any_other(repository: Repository, tmp_path
     key = (tmp_path / "id.pub").read_text().strip().removesuffix(" ada@host")
     repository.do("recipients", "add", *key.split(), "ada@host")
     assert f"{key} ada@host\n" in repository.do("recipients", "list").stdout
-    assert not any("recipients" in check for check in repository.findings())
+    assert not any("for others" in check for check in repository.findings())
     assert "already" in repository.do("recipients", "sync").stdout
     assert opens(repository, Path(os.devnull), SOPS_AGE_SSH_PRIVATE_KEY_FILE=str(private))
     repository.do("recipients", "remove", *key.split())
@@ -821,19 +755,18 @@ def test_only_the_rule_for_env_enc_counts(
     assert repository.read(".sops.yaml") == (
         first + rule.replace(own, repository.recipient()) + added + last
     )
-    assert not any("recipients" in check for check in repository.findings())
+    assert not any("for others" in check for check in repository.findings())
 
 
 @pytest.mark.parametrize(
     ("rules", "said"),
     [
-        ("- pgp: ABCD\n    key_groups: []", "line 3: key_groups is not supported"),
-        ("- age: [{}]", "line 2: this form of a recipient"),
+        ("- age: age1x\n    pgp: ABCD", "line 3: this pgp is not supported"),
+        ("- key_groups: [{}]", "line 2: this key_groups is not supported"),
+        ("- age: [{}]", "line 2: this age is not supported"),
         ("- path_regex: '('", "not valid"),
         ("- path_regex: other", "no rule for .env.enc"),
         ("- shamir_threshold: 1", "names no recipient"),
-        ("- age: [", "not valid"),
-        ("{}", "no rule for .env.enc"),
     ],
 )
 def test_rules_that_cannot_be_judged_are_rejected_by_line(
@@ -841,10 +774,9 @@ def test_rules_that_cannot_be_judged_are_rejected_by_line(
 ) -> None:
     repository.write(".sops.yaml", f"creation_rules:\n  {rules}\n")
     before = repository.contents()
-    for command in ("recipients list", f"recipients add {ADA}", "encrypt"):
-        assert said in repository.fails(*command.split())
+    assert said in repository.fails("recipients", "add", ADA)
+    assert said in repository.do("check", check=False).stdout
     assert repository.contents() == before
-    assert "FAIL" in repository.findings().values()
 
 
 @pytest.mark.parametrize("form", ["{own},{other}", "[{own}, {other}]", "'{own}'"])
@@ -853,7 +785,7 @@ def test_sync_follows_an_edit_of_the_rules_by_hand(
 ) -> None:
     form = form.format(own=repository.recipient(), other=other_key[1])
     repository.write(".sops.yaml", f"creation_rules:\n  - age: {form}\n")
-    differs = "recipients: .env.enc is for others than .sops.yaml names"
+    differs = ".env.enc: it is for others than .sops.yaml names"
     assert repository.findings().get(differs) == ("FAIL" if other_key[1] in form else None)
     repository.do("recipients", "sync")
     if other_key[1] in form:
@@ -883,26 +815,13 @@ def test_a_new_team_member_gets_access(
     assert clone.read(".env") == repository.read(".env")
 
 
-def test_a_key_file_may_hold_several_keys(
-    repository: Repository, other_key: tuple[Path, str]
-) -> None:
-    repository.do("recipients", "add", other_key[1])
-    both = repository.read(".sops/age-key.txt") + other_key[0].read_text()
-    repository.write(".sops/age-key.txt", both)
-    assert repository.do("recipients", "list").stdout.count("(you)") == 2
-    assert "several keys" in repository.fails("recipients", "rotate")
-
-
 # --- Check and scan -----------------------------------------------------------------------------
 
 
-def test_check_finds_nothing_where_all_is_well(repository: Repository) -> None:
+def test_check_finds_nothing_until_env_and_env_enc_differ(repository: Repository) -> None:
     repository.write(".env", f"MQTT_HOST='mqtt'\nMQTT_PASSWORD='{SECRET}'\n")
     repository.do("encrypt")
     assert set(repository.findings().values()) == {"PASS"}
-
-
-def test_check_compares_the_age_of_env(repository: Repository) -> None:
     repository.write(".env", repository.read(".env") + "MORE=1\n")
     present = repository.file(".env.enc").stat().st_mtime
     for shift, state, way in ((10, "newer", "encrypt"), (-10, "older", "decrypt")):
@@ -919,21 +838,10 @@ def test_check_finds_missing_names_open_modes_and_odd_lines(repository: Reposito
     repository.file(".env").chmod(0o644)
     repository.file(".sops/age-key.txt").chmod(0o640)
     found = repository.findings()
-    assert found["values: .env has no MQTT_HOST, MQTT_PASSWORD"] == "WARN"
+    assert found["names: .env has no MQTT_HOST, MQTT_PASSWORD"] == "WARN"
     assert found[".env: others can read it"] == "FAIL"
     assert found["age key: others can read it"] == "FAIL"
-    assert found["values: Compose and Python read these lines differently: 1, 2, 3"] == "FAIL"
-
-
-def test_check_says_that_the_key_or_sops_is_missing(
-    repository: Repository, other_key: tuple[Path, str], tmp_path: Path
-) -> None:
-    shutil.copy(other_key[0], repository.file(".sops/age-key.txt"))
-    found = repository.findings()
-    assert any("does not open" in check and found[check] == "FAIL" for check in found)
-    path = path_without("sops", "age-keygen", folder=tmp_path / "bin")
-    found = repository.findings(PATH=path)
-    assert any("sops is missing" in check and found[check] == "WARN" for check in found)
+    assert found["lines: Compose and Python read these lines differently: 1, 2, 3"] == "FAIL"
 
 
 def test_a_scan_finds_values_of_env_without_showing_them(repository: Repository) -> None:
@@ -954,24 +862,17 @@ def test_a_scan_finds_values_of_env_without_showing_them(repository: Repository)
     assert repository.do("scan", *files).stdout == ""
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "secret"),
-    [
-        ("MQTT_PASSWORD", "12345678", True),
-        ("HA_TOKEN", "12345678", True),
-        ("API_KEY", "12345678", True),
-        ("CLIENT_SECRET", "12345678", True),
-        ("MQTT_PASSWORD", "1234567", False),
-        ("MQTT_HOST", "12345678", False),
-        ("KEYBOARD", "12345678", False),
-    ],
-)
-def test_which_values_are_secrets(
-    repository: Repository, name: str, value: str, secret: bool
-) -> None:
-    repository.write(".env", f"export {name} = {value} # comment\r\n")
-    repository.write("file.yml", f"key: x{value}y\n")
-    assert repository.do("scan", "file.yml", check=False).returncode == secret
+def test_a_secret_has_such_a_name_and_eight_characters_or_more(repository: Repository) -> None:
+    secrets = {"MQTT_PASSWORD": "12345678", "HA_TOKEN": "23456789", "CLIENT_SECRET": "34567890"}
+    others = {"API_KEY": "7654321", "MQTT_HOST": "45678901", "KEYBOARD": "56789012"}
+    lines = (f"export {name} = {value} # comment\r\n" for name, value in (secrets | others).items())
+    repository.write(".env", "".join(lines))
+    repository.write("a.yml", "".join(f"x{value}y\n" for value in (secrets | others).values()))
+    *found, _ = repository.do("scan", "a.yml", check=False).stdout.splitlines()
+    assert found == [
+        f"a.yml:{number} holds the value of {name} in .env"
+        for number, name in enumerate(secrets, 1)
+    ]
 
 
 # --- The dotenv reader --------------------------------------------------------------------------
@@ -1001,7 +902,7 @@ def test_compose_and_python_read_alike_what_the_reader_lets_pass(
     project = bake()
     alphabet = "a'\"\\$#{ ="
     values = [
-        "".join(each) for size in (1, 2, 3, 4) for each in itertools.product(alphabet, repeat=size)
+        "".join(each) for size in (1, 2, 3) for each in itertools.product(alphabet, repeat=size)
     ]
     values += [f"'{value}'" for value in values] + [f'"{value}"' for value in values]
     (tmp_path / "all").write_text("".join(f"V={value}\n" for value in values))
@@ -1009,7 +910,7 @@ def test_compose_and_python_read_alike_what_the_reader_lets_pass(
     env = {"PYTHONPATH": str(TEMPLATE / "scripts")}
     odd = set(map(int, run(python, "-c", code, env=env).stdout.split()))
     passed = [value for number, value in enumerate(values, 1) if number not in odd]
-    assert 1000 < len(passed) < len(values)
+    assert 100 < len(passed) < len(values)
 
     (tmp_path / ".env").write_text("".join(f"V{i}={value}\n" for i, value in enumerate(passed)))
     (tmp_path / "compose.yaml").write_text("services: {one: {image: none, env_file: .env}}\n")

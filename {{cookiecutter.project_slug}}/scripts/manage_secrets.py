@@ -14,45 +14,42 @@ import secrets
 import shlex
 import shutil
 import signal
-import string
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 ENV, EXAMPLE, ENCRYPTED = ROOT / ".env", ROOT / ".env.example", ROOT / ".env.enc"
 CONFIG = ROOT / ".sops.yaml"
+# The .git of a worktree is a file: gitdir: /path/to/main/.git/worktrees/NAME
+GIT_LINK = (ROOT / ".git").read_text(encoding="utf-8") if (ROOT / ".git").is_file() else ""
+MAIN_TREE = re.match(r"gitdir: (.*)/\.git/worktrees/", GIT_LINK)
+# Worktrees share the key of the main one.
+KEY = Path(ROOT, MAIN_TREE[1] if MAIN_TREE else "").resolve() / ".sops" / "age-key.txt"
+KEY_NAME = os.path.relpath(KEY, ROOT)
 NEW_CONFIG = r"""# Who can open .env.enc. Change this with: make secrets-recipients ARGS="add KEY"
 creation_rules:
   - path_regex: (^|/)\.env\.enc$
     age:
       - """
-TEMPORARY = ".env.tmp."
+# A private directory for values in the clear, while a command runs.
+WORK = ROOT / ".env.tmp"
+KEY_VARIABLES = ("SOPS_AGE_KEY", "SOPS_AGE_KEY_FILE", "SOPS_AGE_KEY_CMD")
 # sops would guess the type from the ending of the name, wrongly.
 DOTENV = ("--input-type", "dotenv", "--output-type", "dotenv")
-OLDEST_SOPS = (3, 11)
-GET_SOPS = "Install 3.11 or newer: brew install sops, or https://github.com/getsops/sops/releases"
-GET_AGE = "Install it: apt install age, or brew install age"
-RESTORE = "Take a good one: git restore .env.enc, or git log -- .env.enc"
-KEY_VARIABLES = ("SOPS_AGE_KEY", "SOPS_AGE_KEY_FILE", "SOPS_AGE_KEY_CMD")
-SSH_VARIABLES = ("SOPS_AGE_SSH_PRIVATE_KEY_FILE", "SOPS_AGE_SSH_PRIVATE_KEY_CMD")
-FAILED, SKIPPED, MISSING, WRONG_KEY, DAMAGED = 1, 3, 127, 128, (25, 51)
-# Field of a rule in .sops.yaml: the name of such a recipient in an encrypted file.
-RECIPIENT_FIELDS = {
-    "age": "recipient", "pgp": "fp", "kms": "arn", "gcp_kms": "resource_id", "hckms": "key_id",
-}  # fmt: skip
-UNSUPPORTED_FIELDS = {"key_groups", "azure_keyvault", "hc_vault_transit_uri", "<<"}
-# A line of .env.enc that gives nothing away.
-ENCRYPTED_LINE = re.compile(
-    r"#(ENC\[AES256_GCM,.*\])?|(?!sops_)[^=]+=(ENC\[AES256_GCM,.*\])?|sops_mac=ENC\[.*\]|"
-    r"sops_(age|pgp|kms|gcp_kms|azure_kv|hc_vault|hckms)__list_\d+__map_.*|"
-    r"sops_(lastmodified|version|shamir_threshold|mac_only_encrypted)=.*|"
-    r"sops_(un)?encrypted_(suffix|regex|comment_regex)=.*"
+# Exit codes: of this program if something is missing, and of sops.
+UNAVAILABLE, WRONG_KEY = 3, 128
+# Fields of a rule in .sops.yaml that name other recipients than age and SSH keys.
+OTHER_RECIPIENTS = {"azure_keyvault", "gcp_kms", "hc_vault_transit_uri", "hckms", "kms", "pgp"}
+PUBLIC_KEY = re.compile(r"(age1[0-9a-z]{50,}|ssh-\S+ [\w+/=]+)(?: (.*))?")
+ENCRYPTED_LINE = re.compile(r"(#|(?!sops_)[^=]+=)(ENC\[AES256_GCM,.*\])?|sops_\w+=.*")
+STORABLE_LINE = re.compile(
+    r"#.*|(export\s+)?(?!sops_)[A-Za-z_]\w*(?<!_unencrypted)\s*=\s*((['\"]).*\3.*|[^'\"\s].*)?",
+    re.ASCII,
 )
 SECRET_NAME = re.compile(r"(PASSWORD|PASSPHRASE|TOKEN|SECRET|KEY|CREDENTIAL)S?$", re.IGNORECASE)
 SHORTEST_SECRET = 8
@@ -68,14 +65,10 @@ print(f"# public key: {key.to_public()}\\n{key}")
 
 
 class SecretsError(Exception):
-    """A command cannot go on. The message holds no value."""
-
-    def __init__(self, message: str, code: int) -> None:
-        super().__init__(message)
-        self.code = code
+    """A command cannot go on. The arguments are a message without values and an exit code."""
 
 
-def fail(*lines: str, code: int = FAILED) -> NoReturn:
+def fail(*lines: str, code: int = 1) -> NoReturn:
     raise SecretsError("\n".join(lines), code)
 
 
@@ -83,32 +76,41 @@ def say(text: str) -> None:
     sys.stdout.write(f"{text}\n")
 
 
-def shown(path: Path) -> str:
-    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
-
-
-# --- Files and processes -----------------------------------------------------------------------
-
-
-def run(
-    *command: str | Path, stdin: str = "", environment: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Run a command in the repository. A missing program counts as exit code 127."""
+@contextlib.contextmanager
+def locked() -> Iterator[None]:
+    """Let one command at a time change the secrets, and give it WORK."""
+    os.umask(0o077)
+    lock = os.open(ROOT, os.O_RDONLY)
     try:
-        return subprocess.run(
-            command, cwd=ROOT, env=environment, input=stdin, capture_output=True, encoding="utf-8",
-            check=False,
-        )  # fmt: skip
-    except OSError as error:
-        return subprocess.CompletedProcess(command, MISSING, "", str(error))
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        fail("Another command is changing the secrets. Wait until it has ended")
+    # A command that was killed leaves these beside the files that it was replacing.
+    for directory in {path.resolve().parent for path in (ENV, ENCRYPTED, CONFIG, KEY)}:
+        for leftover in directory.glob(".env.tmp*"):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    WORK.mkdir()
+    try:
+        yield
+    finally:
+        shutil.rmtree(WORK)
 
 
 def read(path: Path) -> str:
     """Return the text of a file, without byte order mark, its lines ending in LF."""
-    try:
-        return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
-    except UnicodeDecodeError:
-        fail(f"{shown(path)} is not valid UTF-8. Save it again as UTF-8")
+    if not path.is_file():
+        fail(f"{path.name} is missing: make setup")
+    return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+
+
+def replace(path: Path, text: str) -> None:
+    """Replace a file, or the one that a symbolic link leads to, in one step."""
+    target = path.resolve()
+    target.parent.mkdir(mode=0o700, exist_ok=True)
+    new = target.with_name(f".env.tmp.{target.name}")
+    new.write_text(text, encoding="utf-8", newline="")
+    new.chmod(0o644 if path in {CONFIG, ENCRYPTED} else 0o600)
+    new.replace(target)
 
 
 def without_blank_lines(text: str) -> str:
@@ -116,54 +118,37 @@ def without_blank_lines(text: str) -> str:
     return "".join(f"{line}\n" for line in text.split("\n") if line.strip())
 
 
-def replace(path: Path, text: str, mode: int = 0o600) -> None:
-    """Replace a file, or the one that a symbolic link leads to, in one step."""
-    target = path.resolve()
-    target.parent.mkdir(mode=0o700, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=TEMPORARY, dir=target.parent)
+def lines_unlike(pattern: re.Pattern[str], text: str) -> str:
+    """Return the numbers of the lines that do not match, such as `2, 5`."""
+    lines = enumerate(text.split("\n"), 1)
+    return ", ".join(str(n) for n, line in lines if line.strip() and not pattern.fullmatch(line))
+
+
+def run(*command: str | Path, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a command. A missing program counts as exit code 127."""
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            os.fchmod(descriptor, mode)
-        Path(temporary).replace(target)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+        return subprocess.run(
+            command, input=stdin, env={**os.environ, **env}, capture_output=True, encoding="utf-8",
+            check=False,
+        )  # fmt: skip
+    except OSError as error:
+        return subprocess.CompletedProcess(command, 127, "", str(error))
 
 
-@contextlib.contextmanager
-def workspace() -> Iterator[Path]:
-    """Let one command at a time change the secrets, in a private directory."""
-    os.umask(0o077)
-    lock = os.open(ROOT, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        fail("Another command is changing the secrets. Wait until it has ended")
-    # Only a killed run can have left these, because this one has the lock.
-    for directory in {ROOT, *(path.resolve().parent for path in (ENV, ENCRYPTED, CONFIG, KEY))}:
-        for leftover in directory.glob(f"{TEMPORARY}*"):
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-    with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=ROOT) as work:
-        # sops puts the values there that its editor sees.
-        os.environ["TMPDIR"] = work
-        yield Path(work)
-
-
-# --- Keys --------------------------------------------------------------------------------------
-
-
-def find_key() -> Path:
-    """Return the path of the age key. The worktrees of a clone share that of the main one."""
-    main, link = ROOT, ROOT / ".git"
-    if link.is_file():
-        # gitdir: /path/to/main/.git/worktrees/NAME
-        git_dir = (ROOT / link.read_text(encoding="utf-8").partition(":")[2].strip()).resolve()
-        if git_dir.parts[-3:-1] == (".git", "worktrees"):
-            main = git_dir.parents[2]
-    return main / ".sops" / "age-key.txt"
-
-
-KEY = find_key()
+def sops(*arguments: str | Path, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
+    """Run sops with the key in use. Fail if sops is missing or too old."""
+    if not key_variables() and KEY.is_file():
+        env = {"SOPS_AGE_KEY_FILE": str(KEY), **env}
+    # sops puts the values there that its editor sees.
+    result = run("sops", *arguments, stdin=stdin, TMPDIR=str(WORK), **env)
+    if result.returncode not in {0, WRONG_KEY}:
+        version = re.findall(r"\d+", run("sops", "--disable-version-check", "--version").stdout)
+        if list(map(int, version[:2])) < [3, 11]:
+            state = f"too old: {'.'.join(version[:3])}" if version else "missing"
+            way = "Install 3.11 or newer: brew install sops, or"
+            releases = "https://github.com/getsops/sops/releases"
+            fail(f"sops is {state}", f"{way} {releases}", code=UNAVAILABLE)
+    return result
 
 
 def key_variables() -> list[str]:
@@ -171,28 +156,13 @@ def key_variables() -> list[str]:
     return [name for name in KEY_VARIABLES if os.environ.get(name)]
 
 
-def sops_environment() -> dict[str, str]:
-    """Return the environment with the key in use, but without recipients and options of sops."""
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith("SOPS_") or (name in KEY_VARIABLES + SSH_VARIABLES and value)
-    }
-    if "SOPS_AGE_KEY_FILE" in environment:
-        environment["SOPS_AGE_KEY_FILE"] = os.path.realpath(environment["SOPS_AGE_KEY_FILE"])
-    elif not key_variables() and KEY.is_file():
-        environment["SOPS_AGE_KEY_FILE"] = str(KEY)
-    return environment
-
-
 def own_public_keys() -> list[str]:
-    """Return the public keys of the environment and of this repository, in the order of use."""
-    environment = sops_environment()
-    identities = [environment.get("SOPS_AGE_KEY", "")]
-    paths = dict.fromkeys([Path(environment.get("SOPS_AGE_KEY_FILE", KEY)), KEY])
-    identities += [path.read_text(encoding="utf-8") for path in paths if path.is_file()]
-    if command := environment.get("SOPS_AGE_KEY_CMD"):
-        identities.insert(0, run(*shlex.split(command)).stdout)
+    """Return the public keys of the environment and of this repository."""
+    identities = [os.environ.get("SOPS_AGE_KEY", "")]
+    if command := os.environ.get("SOPS_AGE_KEY_CMD"):
+        identities.append(run(*shlex.split(command)).stdout)
+    files = [Path(os.environ.get("SOPS_AGE_KEY_FILE") or KEY), KEY]
+    identities += [read(path) for path in dict.fromkeys(files) if path.is_file()]
     return public_keys("\n".join(identities))
 
 
@@ -210,575 +180,356 @@ def make_key() -> str:
     if shutil.which("uv") or (ROOT / ".tools").is_dir():
         options = ["--quiet", "--no-project", "--with", "pyrage==1.4.0"]
         commands.append([str(ROOT / "scripts/uv"), "run", *options, "python", "-c", PYRAGE])
-    # Without a network, uv would try for minutes.
-    environment = {**os.environ, "UV_HTTP_TIMEOUT": "10", "UV_HTTP_RETRIES": "0"}
     for command in commands:
-        made = run(*command, environment=environment)
+        # Without a network, uv would try for minutes.
+        made = run(*command, UV_HTTP_TIMEOUT="10", UV_HTTP_RETRIES="0")
         if made.returncode == 0:
             return made.stdout
-    fail(f"No age key: age is missing. {GET_AGE}", code=SKIPPED)
+    way = "Install it: apt install age, or brew install age"
+    fail(f"No age key: age is missing. {way}", code=UNAVAILABLE)
 
 
-# --- .sops.yaml --------------------------------------------------------------------------------
-
-
-class Rule:
-    """The rule of .sops.yaml for .env.enc: the first that matches, as in sops."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-        # Each recipient, with its node.
-        self.recipients: dict[str, yaml.Node] = {}
-        try:
-            document = self._fields(yaml.compose(text, yaml.SafeLoader))
-            for rule in getattr(document.get("creation_rules"), "value", []):
-                fields = self._fields(rule)
-                regex = fields.get("path_regex")
-                if regex is None or re.search(regex.value, ENCRYPTED.name):
-                    break
-            else:
-                fail(".sops.yaml has no rule for .env.enc. See docs/secrets.md")
-        except (yaml.YAMLError, re.error) as error:
-            fail(f".sops.yaml is not valid: {error}")
-        for field in UNSUPPORTED_FIELDS & fields.keys():
-            self.fail(fields[field], f"{field} is not supported. Use sops itself")
-        for field in RECIPIENT_FIELDS.keys() & fields.keys():
-            node = fields[field]
-            for item in node.value if isinstance(node, yaml.SequenceNode) else [node]:
-                if not isinstance(item, yaml.ScalarNode):
-                    self.fail(item, "this form of a recipient is not supported. Use sops itself")
-                keys = filter(None, map(str.strip, item.value.split(",")))
-                self.recipients |= dict.fromkeys(keys, item)
-        if not self.recipients:
-            fail(".sops.yaml names no recipient for .env.enc. Add your age key")
-
-    @staticmethod
-    def _fields(node: yaml.Node | None) -> dict[str, yaml.Node]:
-        return {k.value: v for k, v in node.value} if isinstance(node, yaml.MappingNode) else {}
-
-    @staticmethod
-    def fail(node: yaml.Node, problem: str) -> NoReturn:
-        fail(f".sops.yaml, line {node.start_mark.line + 1}: {problem}")
-
-    def comment(self, recipient: str) -> str:
-        """Return the comment behind a recipient, which is a person's name."""
-        rest = self.text[self.recipients[recipient].end_mark.index :]
-        return rest.partition("\n")[0].partition("#")[2].strip()
-
-    def change(self, *, remove: str = "", add: str = "", name: str = "") -> str:
-        """Return the text with a recipient added, removed or replaced, each on a line."""
-        node = self.recipients.get(remove) or list(self.recipients.values())[-1]
-        lines = self.text.splitlines(keepends=True)
-        line = lines[node.start_mark.line]
-        if not remove:
-            comment = f" # {name}" if name else ""
-            lines[node.start_mark.line] += f"{line[: node.start_mark.column]}{add}{comment}\n"
+def read_rule(text: str) -> dict[str, int]:
+    """Return the recipients of the first rule for .env.enc, as in sops, and their line numbers."""
+    try:
+        rules = fields_of(yaml.compose(text, yaml.SafeLoader)).get("creation_rules")
+        for rule in map(fields_of, getattr(rules, "value", [])):
+            if "path_regex" not in rule or re.search(rule["path_regex"].value, ENCRYPTED.name):
+                break
         else:
-            lines[node.start_mark.line] = line.replace(remove, add) if add else ""
-        changed = "".join(lines)
-        try:
-            present = set(Rule(changed).recipients)
-        except SecretsError:
-            present = set()
-        # A rule may have another form than a key on each line.
-        if present != {*self.recipients, add} - {remove, ""}:
-            self.fail(node, 'change this by hand, then run: make secrets-recipients ARGS="sync"')
-        return changed
+            fail(".sops.yaml has no rule for .env.enc. See docs/secrets.md")
+    except (yaml.YAMLError, re.error) as error:
+        fail(f".sops.yaml is not valid: {error}")
+    recipients: dict[str, int] = {}
+    for field, node in rule.items():
+        for item in node.value if isinstance(node, yaml.SequenceNode) else [node]:
+            line = item.start_mark.line + 1
+            if field == "age" and isinstance(item, yaml.ScalarNode):
+                recipients |= {key.strip(): line for key in item.value.split(",")}
+            elif field in {"age", "key_groups", "<<", *OTHER_RECIPIENTS}:
+                fail(f".sops.yaml, line {line}: this {field} is not supported. Use sops itself")
+    return recipients or fail(".sops.yaml names no recipient for .env.enc. Add your age key")
 
 
-def read_rule() -> Rule:
-    if not CONFIG.is_file():
-        fail(".sops.yaml is missing. Make it, with a key: make setup")
-    return Rule(CONFIG.read_text(encoding="utf-8"))
+def fields_of(node: yaml.Node | None) -> dict[str, yaml.Node]:
+    return {k.value: v for k, v in node.value} if isinstance(node, yaml.MappingNode) else {}
 
 
-# --- .env.enc ----------------------------------------------------------------------------------
-
-
-def sops(*arguments: str | Path, stdin: str = "", **variables: str) -> str:
-    """Run sops and return its output. An error is explained."""
-    result = run("sops", *arguments, stdin=stdin, environment={**sops_environment(), **variables})
-    code = result.returncode
-    if code == MISSING:
-        fail(f"sops is missing. {GET_SOPS}", code=MISSING)
-    if code == WRONG_KEY:
-        fail(*explain_key(), code=WRONG_KEY)
-    if code in DAMAGED:
-        fail(f".env.enc is damaged or was changed by hand (sops exit {code}). {RESTORE}")
-    if code != 0:
-        require_sops()
-        fail(result.stderr.strip(), f"sops failed (exit {code}). .env.enc was not changed")
-    return result.stdout
-
-
-def require_sops() -> None:
-    """Fail if sops is too old."""
-    version = run("sops", "--disable-version-check", "--version").stdout
-    number = re.match(r"sops (\d+)\.(\d+)", version)
-    if number is None or tuple(map(int, number.groups())) < OLDEST_SOPS:
-        fail(f"sops is too old: {version.partition('(')[0].strip()}. {GET_SOPS}")
-
-
-def explain_key() -> list[str]:
-    """Return why .env.enc stays closed, and which recipients can help."""
-    tried = [*key_variables(), *([shown(KEY)] if KEY.is_file() else [])]
-    key_file = os.environ.get("SOPS_AGE_KEY_FILE")
-    if tried:
-        reason = f"The key in {' or '.join(tried)} does not open .env.enc."
+def edit_rule(*, remove: str = "", add: str = "", name: str = "") -> str:
+    """Return .sops.yaml with a public key added, removed or replaced, each on a line of its own."""
+    lines, present = read(CONFIG).splitlines(), read_rule(read(CONFIG))
+    number = present.get(remove) or max(present.values())
+    line = lines[number - 1]
+    if remove:
+        changed = [line.replace(remove, add)] if add else []
     else:
-        reason = f"No age key: {shown(KEY)} is missing. Put your copy there, or run: make setup"
-    if key_file and not Path(key_file).is_file():
-        reason += f" SOPS_AGE_KEY_FILE names {key_file}, which is missing."
-    recipients = sorted(recipients_in(read(ENCRYPTED)))
-    mine = own_public_keys() or ["YOUR_PUBLIC_KEY"]
-    return [
-        reason,
-        *(".env.enc is encrypted for:", *(f"  {recipient}" for recipient in recipients)),
-        "One of them can run this, then push .sops.yaml and .env.enc:",
-        f'  make secrets-recipients ARGS="add {mine[0]}"',
-    ]
+        indent = line[: len(line) - len(line.lstrip(" -"))]
+        changed = [line, f"{indent}{add} # {name}".rstrip(" #")]
+    text = "\n".join([*lines[: number - 1], *changed, *lines[number:], ""])
+    # The rule may have another form.
+    with contextlib.suppress(SecretsError):
+        if read_rule(text).keys() == {*present, add} - {remove, ""}:
+            return text
+    way = 'change this by hand, then run: make secrets-recipients ARGS="sync"'
+    fail(f".sops.yaml, line {number}: {way}")
 
 
 def recipients_in(encrypted: str) -> set[str]:
     """Return the recipients that an encrypted file names."""
-    fields = "|".join(RECIPIENT_FIELDS.values())
-    return set(re.findall(rf"^sops_\w+__map_(?:{fields})=(.*)$", encrypted, re.MULTILINE))
+    return set(re.findall(r"^sops_\w+__map_(?!enc|created)\w+=(.*)$", encrypted, re.MULTILINE))
 
 
-def find_readable(encrypted: str) -> list[str]:
-    """Return what is not encrypted in an .env.enc, by line."""
-    problems = [
-        f"  line {number}: is not encrypted"
-        for number, line in enumerate(encrypted.split("\n"), 1)
-        if line.strip() and not ENCRYPTED_LINE.fullmatch(line)
-    ]
-    if not problems and "\nsops_mac=ENC[" not in encrypted:
-        problems = ["  sops_mac is missing: the file is cut short, or was never encrypted"]
-    return problems
-
-
-def find_unstorable(text: str) -> list[str]:
-    """Return the lines of a dotenv file that sops would reject or change, without their values."""
-    problems: list[str] = []
-    seen: dict[str, int] = {}
-    for number, line in enumerate(text.split("\n"), 1):
-        name, equals, value = line.partition("=")
-        name, value = re.sub(r"^export\s+", "", name).rstrip(), value.strip()
-        if not line.strip() or line.startswith("#"):
-            continue
-        if not equals or not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
-            problem = r"is not NAME=VALUE. Write a value of several lines on one line, with \n"
-        elif name.startswith("sops_") or name.endswith("_unencrypted"):
-            problem = "has a name that sops keeps for itself: sops_* or *_unencrypted"
-        elif name in seen:
-            problem = f"has the same name as line {seen[name]}"
-        elif value[:1] in {"'", '"'} and value[0] not in value[1:]:
-            problem = r"has no closing quote. Write a value of several lines on one line, with \n"
-        else:
-            seen[name] = number
-            continue
-        problems.append(f"  line {number}: {problem}")
-    return problems or ([] if seen else ["  it is empty"])
-
-
-def decrypt() -> str:
+def open_values() -> str:
     """Return the values in .env.enc, opened by the key in use or by one that a rotation kept."""
     if not ENCRYPTED.is_file():
-        fail(".env.enc is missing. Make it from .env: make secrets-encrypt")
-    if problems := find_readable(read(ENCRYPTED)):
-        fail(".env.enc is not as sops wrote it:", *problems, RESTORE)
-    command = ("--config", os.devnull, "decrypt", *DOTENV, ENCRYPTED)
-    try:
-        return sops(*command)
-    except SecretsError as error:
-        if error.code != WRONG_KEY:
-            raise
-        kept = sorted([*KEY.parent.glob("age-key-*.txt"), *(ROOT / ".sops").glob("age-key*.txt")])
-        for key in [KEY, *kept]:
-            with contextlib.suppress(SecretsError):
-                values = sops(*command, SOPS_AGE_KEY_FILE=str(key))
-                used = " and ".join(key_variables()) or shown(KEY)
-                sys.stderr.write(f"{used} does not open .env.enc, but {shown(key)} does\n")
-                os.environ["SOPS_AGE_KEY_FILE"] = str(key)
-                return values
-        raise
+        fail(".env.enc is missing", "Make it from .env: make secrets-encrypt", code=UNAVAILABLE)
+    for key in [None, KEY, *sorted(KEY.parent.glob("age-key-*.txt"))]:
+        env = {"SOPS_AGE_KEY_FILE": str(key)} if key else {}
+        opened = sops("--config", os.devnull, "decrypt", *DOTENV, ENCRYPTED, **env)
+        if opened.returncode == 0:
+            if key:
+                used = " and ".join(key_variables()) or KEY_NAME
+                sys.stderr.write(f"{used} does not open .env.enc, but {key.name} does\n")
+                os.environ.update(env)
+            return opened.stdout
+        if opened.returncode != WRONG_KEY:
+            problem = f"is damaged or was changed by hand (sops exit {opened.returncode})"
+            way = "Take a good one: git restore .env.enc, or git log -- .env.enc"
+            fail(f".env.enc {problem}", way)
+    tried = [*key_variables(), KEY_NAME if KEY.is_file() else f"{KEY_NAME} (missing: make setup)"]
+    mine = own_public_keys() or ["YOUR_PUBLIC_KEY"]
+    fail(
+        f"No key opens .env.enc. Tried: {', '.join(tried)}",
+        f"It is encrypted for: {', '.join(sorted(recipients_in(read(ENCRYPTED))))}",
+        f'Ask one of them to run: make secrets-recipients ARGS="add {mine[0]}"',
+    )
 
 
-def encrypt(values: str, config: Path) -> str:
-    """Encrypt for the recipients in `config`, with a new data key."""
-    as_name = ("--filename-override", config.with_name(ENCRYPTED.name))
-    return verify(sops("--config", config, "encrypt", *as_name, *DOTENV, stdin=values), config)
+def store(text: str, before: str, config: str) -> None:
+    """Encrypt values to .env.enc for the recipients in `config`, a text of .sops.yaml.
 
-
-def verify(encrypted: str, config: Path) -> str:
-    """Return what sops has written, unless it is readable or for other recipients."""
-    if problems := find_readable(encrypted):
-        fail("sops left something readable. .env.enc was not changed:", *problems)
-    if recipients_in(encrypted) != Rule(config.read_text(encoding="utf-8")).recipients.keys():
-        fail("sops encrypted for others than .sops.yaml names. .env.enc was not changed")
-    return encrypted
-
-
-def save(text: str, before: str, work: Path) -> None:
-    """Write .env.enc. A value that did not change keeps its ciphertext, for a readable diff."""
-    if problems := find_unstorable(text):
-        fail("sops cannot store this. .env.enc was not changed:", *problems)
-    values, recipients = without_blank_lines(text), read_rule().recipients.keys()
+    While the recipients stay, a value that does not change keeps its ciphertext, for a readable
+    diff. Otherwise all are encrypted again, because former recipients know the data key.
+    """
+    values, failed = without_blank_lines(text), ".env.enc was not changed"
+    if bad := lines_unlike(STORABLE_LINE, text) or ("" if values else "1"):
+        rule = "Write NAME=VALUE on one line, with closed quotes, and no sops_* or *_unencrypted"
+        fail(f"{failed}: sops cannot store line {bad}", rule)
+    recipients = read_rule(config).keys()
+    draft, rules = WORK / ENCRYPTED.name, WORK / CONFIG.name
+    rules.write_text(config, encoding="utf-8")
+    command: list[str | Path] = ["encrypt", "--filename-override", draft, "--output", draft]
     if before and recipients_in(read(ENCRYPTED)) == recipients:
         if values == before:
             say(".env.enc is already up to date")
             return
-        draft = work / ENCRYPTED.name
         shutil.copyfile(ENCRYPTED, draft)
-        # An editor that only takes the new values: sops encrypts those that differ.
-        sops("--config", CONFIG, "edit", *DOTENV, draft, stdin=values, SOPS_EDITOR="tee")
-        encrypted = verify(draft.read_text(encoding="utf-8"), CONFIG)
-    else:
-        encrypted = encrypt(values, CONFIG)
-    replace(ENCRYPTED, encrypted, 0o644)
+        command = ["edit", draft]
+    # As an editor, tee only takes the new values. sops encrypts those that differ.
+    done = sops("--config", rules, *command, *DOTENV, stdin=values, SOPS_EDITOR="tee")
+    if done.returncode != 0:
+        fail(done.stderr.strip(), f"{failed}: sops failed (exit {done.returncode})")
+    if bad := lines_unlike(ENCRYPTED_LINE, read(draft)):
+        fail(f"{failed}: sops would leave line {bad} readable")
+    if recipients_in(read(draft)) != recipients:
+        fail(f"{failed}: sops would encrypt for others than .sops.yaml names")
+    replace(ENCRYPTED, read(draft))
     say(f"Encrypted .env.enc for {len(recipients)} recipient(s). Commit it")
 
 
-# --- Commands ----------------------------------------------------------------------------------
-
-
+@locked()
 def init(_: argparse.Namespace) -> None:
     """Make what is missing of a first .env, the age key and .sops.yaml."""
     made = []
     if not ENV.exists() and not ENCRYPTED.exists() and EXAMPLE.is_file():
-        replace(ENV, fill_in(EXAMPLE.read_text(encoding="utf-8")))
+        marked = re.compile(r"^(#.*random in a first \.env.*\n\w+=).*", re.MULTILINE)
+        replace(ENV, marked.sub(lambda line: f"{line[1]}'{secrets.token_hex(16)}'", read(EXAMPLE)))
         made.append(".env with random secrets for the containers")
     if not KEY.exists() and not key_variables():
         replace(KEY, make_key())
-        made.append(f"{shown(KEY)} (back it up in a password manager)")
-    source = " and ".join(key_variables()) or shown(KEY)
-    mine = own_public_keys()
-    if not mine:
-        fail(f"{source} holds no age key. Move it away or unset it, then run: make setup")
+        made.append(f"{KEY_NAME} (back it up in a password manager)")
+    source = " and ".join(key_variables()) or KEY_NAME
+    way = "Move it away or unset it, then run: make setup"
+    mine = own_public_keys() or fail(f"{source} holds no age key. {way}")
     if not key_variables():
         replace(KEY.with_name("age-key.pub"), f"{mine[0]}\n")
     if not CONFIG.exists():
-        name = "".join(filter(str.isprintable, run("git", "config", "user.name").stdout))
-        replace(CONFIG, NEW_CONFIG + mine[0] + (f" # {name}\n" if name else "\n"), 0o644)
+        recipient = f"{mine[0]} # {run('git', 'config', 'user.name').stdout}".rstrip(" #\n")
+        replace(CONFIG, f"{NEW_CONFIG}{recipient}\n")
         made.append(".sops.yaml")
     say(f"Made {', '.join(made)}" if made else f"Already there: {source} and .sops.yaml")
-    if not set(mine) & read_rule().recipients.keys():
+    if not read_rule(read(CONFIG)).keys() & mine:
         say(f'Ask a recipient to run: make secrets-recipients ARGS="add {mine[0]}"')
     elif not ENV.exists():
         say("Make .env from .env.enc: make secrets-decrypt")
 
 
-def fill_in(example: str) -> str:
-    """Return .env.example with a random value below each comment that asks for one."""
-    lines = example.splitlines()
-    for number, above in enumerate(lines[:-1], 1):
-        if above.startswith("#") and "random in a first .env" in above:
-            letters = string.ascii_letters + string.digits
-            value = "".join(secrets.choice(letters) for _ in range(32))
-            lines[number] = f"{lines[number].partition('=')[0]}='{value}'"
-    return "\n".join(lines) + "\n"
-
-
-def encrypt_env(options: argparse.Namespace) -> None:
+@locked()
+def encrypt(_: argparse.Namespace) -> None:
     """Encrypt .env to .env.enc for the recipients in .sops.yaml."""
-    if not ENV.is_file():
-        fail(".env is missing. Make one from .env.example: make setup")
     # Replacing values that this key cannot read would lose them.
-    save(read(ENV), decrypt() if ENCRYPTED.is_file() else "", options.work)
+    store(read(ENV), open_values() if ENCRYPTED.is_file() else "", read(CONFIG))
 
 
-def decrypt_env(_: argparse.Namespace) -> None:
+@locked()
+def decrypt(_: argparse.Namespace) -> None:
     """Decrypt .env.enc to .env. Other values in .env are kept in .env.previous."""
-    values, kept = decrypt(), ""
-    if ENV.is_file():
-        if without_blank_lines(read(ENV)) == values:
-            ENV.chmod(0o600)
-            say(".env is already up to date")
-            return
-        replace(ROOT / ".env.previous", ENV.read_text(encoding="utf-8"))
-        kept = ". The one before is .env.previous"
+    values, present = open_values(), read(ENV) if ENV.is_file() else ""
+    if without_blank_lines(present) == values:
+        ENV.chmod(0o600)
+        say(".env is already up to date")
+        return
+    if present:
+        replace(ROOT / ".env.previous", present)
+        say("The values before are in .env.previous")
     replace(ENV, values)
-    say(f"Decrypted .env.enc to .env{kept}")
+    say("Decrypted .env.enc to .env")
 
 
-def edit(options: argparse.Namespace) -> None:
+@locked()
+def edit(_: argparse.Namespace) -> None:
     """Change the values of .env.enc in $EDITOR."""
-    before, draft = decrypt(), options.work / ".env"
-    replace(draft, before)
+    before, draft = open_values(), WORK / ENV.name
+    draft.write_text(before, encoding="utf-8")
     default = next(filter(shutil.which, ("vim", "nano")), "vi")
-    editor = shlex.split(os.environ.get("SOPS_EDITOR") or os.environ.get("EDITOR") or default)
-    if not shutil.which(editor[0]):
-        fail(f"The editor {editor[0]} is missing. Set EDITOR to another one")
+    editor = shlex.split(os.environ.get("EDITOR") or default)
     try:
-        code = subprocess.call([*editor, draft], cwd=ROOT)
-        if code != 0:
-            fail(f"{editor[0]} failed (exit {code}). .env.enc was not changed")
-        if read(draft) == before:
-            say("Nothing changed")
-            return
-        save(read(draft), before, options.work)
+        if not shutil.which(editor[0]) or subprocess.call([*editor, draft]) != 0:
+            fail(f"The editor {editor[0]} is missing or failed. .env.enc was not changed")
+        store(read(draft), before, read(CONFIG))
     except BaseException:
-        if draft.is_file() and draft.read_bytes() != before.encode():
-            # Only the user can read what mkstemp makes.
-            kept = tempfile.mkstemp(prefix=".env.rejected-", dir=ROOT)[1]
-            shutil.copyfile(draft, kept)
-            sys.stderr.write(f"Your text is kept in {Path(kept).name}\n")
+        if read(draft) != before:
+            kept = ROOT / f".env.rejected-{secrets.token_hex(4)}"
+            replace(kept, read(draft))
+            sys.stderr.write(f"Your text is kept in {kept.name}\n")
         raise
     say("Now update .env: make secrets-decrypt")
 
 
-def change_recipients(work: Path, config: str) -> None:
-    """Encrypt .env.enc for the recipients in a new .sops.yaml, and replace both."""
-    staged = work / CONFIG.name
-    replace(staged, config)
-    # Without an .env.enc, sops only judges whether the recipients are valid.
-    encrypted = encrypt(decrypt() if ENCRYPTED.is_file() else "PROBE=1\n", staged)
+def change_recipients(config: str) -> None:
+    """Encrypt .env.enc for the recipients in `config`, and make that the new .sops.yaml."""
     if ENCRYPTED.is_file():
-        replace(ENCRYPTED, encrypted, 0o644)
-    replace(CONFIG, config, 0o644)
-    say(f"Changed {'.sops.yaml and .env.enc' if ENCRYPTED.is_file() else '.sops.yaml'}. Commit it")
+        values = open_values()
+        store(values, values, config)
+    replace(CONFIG, config)
 
 
-def list_recipients(_: argparse.Namespace) -> None:
-    """Show who can open .env.enc."""
-    rule, mine = read_rule(), own_public_keys()
-    for recipient in rule.recipients:
-        words = [recipient, rule.comment(recipient), "(you)" if recipient in mine else ""]
-        say(" ".join(filter(None, words)))
+@locked()
+def recipients(options: argparse.Namespace) -> None:
+    """Show or change who can open .env.enc: list, add KEY [NAME], remove KEY, sync or rotate."""
+    text, mine = read(CONFIG), own_public_keys()
+    present = read_rule(text)
+    action, *words = options.words or ["list"]
+    parts = PUBLIC_KEY.fullmatch(" ".join(words))
+    key, name = parts.groups("") if parts else ("", "")
+    match action:
+        case "list":
+            for recipient, number in present.items():
+                name = text.splitlines()[number - 1].partition("#")[2]
+                say(f"{recipient}{name}{' (you)' if recipient in mine else ''}")
+        case "rotate":
+            rotate()
+        case "sync":
+            change_recipients(text)
+        case "add" | "remove" if not key:
+            fail("Not a valid public key: it begins with age1 or ssh-. Never share a secret key")
+        case "add" if key not in present:
+            change_recipients(edit_rule(add=key, name=name))
+        case "remove" if key in mine:
+            fail("This is your own key: another recipient must remove it")
+        case "remove" if key in present:
+            change_recipients(edit_rule(remove=key))
+            say("It still opens old versions in git. Change the passwords and tokens as well")
+        case "add" | "remove":
+            say("Nothing to change")
+        case _:
+            fail(f"Not an action: {action}. Use list, add, remove, sync or rotate")
 
 
-def add_recipient(options: argparse.Namespace) -> None:
-    """Let a public key open .env.enc."""
-    # An SSH key is two words.
-    size = 2 if options.words[0].startswith("ssh-") and " " not in options.words[0] else 1
-    recipient, name = " ".join(options.words[:size]), " ".join(options.words[size:])
-    if recipient.startswith("AGE-"):
-        fail("This is a secret key: keep it to yourself. A public key begins with age1")
-    if not re.fullmatch(r"age1[0-9a-z]{50,}|ssh-\S+ [\w+/=]+", recipient):
-        fail(f"Not a valid public key (age1... or ssh-...): {recipient}")
-    rule = read_rule()
-    if recipient in rule.recipients:
-        say(f"Already a recipient: {recipient}")
-        return
-    name = "".join(filter(str.isprintable, name))
-    change_recipients(options.work, rule.change(add=recipient, name=name))
-
-
-def remove_recipient(options: argparse.Namespace) -> None:
-    """Encrypt .env.enc without a public key."""
-    recipient, rule = " ".join(options.words), read_rule()
-    if recipient not in rule.recipients:
-        say(f"Not a recipient: {recipient}")
-        return
-    if len(rule.recipients) == 1:
-        fail("This is the only recipient: nobody could open .env.enc without it")
-    if recipient in own_public_keys():
-        fail("This is your own key: another recipient must remove it")
-    change_recipients(options.work, rule.change(remove=recipient))
-    say("It still opens old versions in git. Now change the passwords and tokens themselves")
-
-
-def rotate(options: argparse.Namespace) -> None:
+def rotate() -> None:
     """Replace the age key. After a kill at any step, the key file still opens .env.enc."""
     if key_variables() or not KEY.is_file():
-        fail(f"Only {shown(KEY)} can be rotated. Unset {', '.join(KEY_VARIABLES)}")
-    present = KEY.read_text(encoding="utf-8")
-    *newer, old = public_keys(present) or fail(f"{shown(KEY)} holds no age key")
+        fail(f"Only {KEY_NAME} can be rotated. Unset {', '.join(KEY_VARIABLES)}")
+    present = read(KEY)
+    *newer, old = public_keys(present) or fail(f"{KEY_NAME} holds no age key")
     kept = KEY.with_name(f"age-key-{old[:12]}.txt")
-    if not newer:
-        new = make_key()
-        replace(kept, present)
-        replace(KEY, new + present)
-    elif kept.is_file():
-        # An earlier rotation was killed: its new key comes first, and the old one is kept.
-        new = present.removesuffix(kept.read_text(encoding="utf-8"))
-    else:
-        fail(f"{shown(KEY)} holds several keys. Leave one in it, then run this again")
-    [new_public] = public_keys(new)
-    rule = read_rule()
-    if old in rule.recipients:
-        change_recipients(options.work, rule.change(remove=old, add=new_public))
-    elif new_public not in rule.recipients:
-        fail(f"Your key is not a recipient: {old}")
-    replace(KEY, new)
-    replace(KEY.with_name("age-key.pub"), f"{new_public}\n")
-    say(f"Your key is now {new_public}. Back up {shown(KEY)}. The old key is {shown(kept)}")
+    if newer and not kept.is_file():
+        fail(f"{KEY_NAME} holds several keys. Leave one in it, then run this again")
+    # A rotation that was killed has left its new key above the old one.
+    old_text = read(kept) if newer else present
+    new_text = present.removesuffix(old_text) or make_key()
+    [new] = public_keys(new_text)
+    config = "" if new in read_rule(read(CONFIG)) else edit_rule(remove=old, add=new)
+    replace(kept, old_text)
+    replace(KEY, new_text + old_text)
+    if config:
+        change_recipients(config)
+    replace(KEY, new_text)
+    replace(KEY.with_name("age-key.pub"), f"{new}\n")
+    say(f"Your key is now {new}. Back up {KEY_NAME}. The old key is in {kept.name}")
 
 
-def sync(options: argparse.Namespace) -> None:
-    """Encrypt .env.enc again, after .sops.yaml was edited by hand."""
-    rule = read_rule()
-    if ENCRYPTED.is_file() and recipients_in(read(ENCRYPTED)) == rule.recipients.keys():
-        say(".env.enc is already up to date with .sops.yaml")
-        return
-    change_recipients(options.work, rule.text)
-
-
-# --- Checks ------------------------------------------------------------------------------------
-
-
-class Finding(NamedTuple):
-    """The result of one check, as in scripts/doctor.py."""
-
-    check: str
-    status: str
-    detail: str
-    fix: str = ""
-
-
-def check() -> Iterator[Finding]:
-    """Judge the key, .env.enc, its recipients and .env. No value is shown."""
-    if variables := key_variables():
-        yield Finding("age key", "PASS", f"the one in {' and '.join(variables)}")
-    elif not KEY.is_file():
-        yield Finding("age key", "WARN", f"{shown(KEY)} is missing", "put it there, or: make setup")
-    elif KEY.stat().st_mode & 0o077:
-        yield Finding("age key", "FAIL", "others can read it", f"chmod 600 {shown(KEY)}")
-    else:
-        yield Finding("age key", "PASS", "there, and readable by you alone")
-    if not ENCRYPTED.is_file():
-        yield Finding(".env.enc", "WARN", "not there yet", "make secrets-encrypt")
-    else:
-        try:
-            if recipients_in(read(ENCRYPTED)) != read_rule().recipients.keys():
-                detail = ".env.enc is for others than .sops.yaml names"
-                yield Finding("recipients", "FAIL", detail, 'make secrets-recipients ARGS="sync"')
-            decrypt()
-            yield Finding(".env.enc", "PASS", "your key opens it")
-        except SecretsError as error:
-            status = "WARN" if error.code == MISSING else "FAIL"
-            detail, _, fix = str(error).partition("\n")
-            yield Finding(".env.enc", status, detail, fix or "see docs/secrets.md")
+def findings() -> Iterator[tuple[str, str, str, str]]:
+    """Yield check, status, detail and fix, as in scripts/doctor.py. No value is shown."""
+    for name, path in {".env": ENV, **({} if key_variables() else {"age key": KEY})}.items():
+        if not path.is_file():
+            yield name, "WARN", "missing", "make setup"
+        elif path.stat().st_mode & 0o077:
+            yield name, "FAIL", "others can read it", f"chmod 600 {os.path.relpath(path, ROOT)}"
+        else:
+            yield name, "PASS", "there, and readable by you alone", ""
+    stored = ""
+    try:
+        stored = open_values()
+        if recipients_in(read(ENCRYPTED)) != read_rule(read(CONFIG)).keys():
+            fail("it is for others than .sops.yaml names", 'make secrets-recipients ARGS="sync"')
+        yield ".env.enc", "PASS", "your key opens it", ""
+    except SecretsError as error:
+        detail, _, fix = error.args[0].partition("\n")
+        status = "WARN" if error.args[1] == UNAVAILABLE else "FAIL"
+        yield ".env.enc", status, detail, fix or "see docs/secrets.md"
     if ENV.is_file():
-        yield from find_stale()
-        yield from check_env()
-    else:
-        way = "make secrets-decrypt" if ENCRYPTED.is_file() else "make setup"
-        yield Finding(".env", "WARN", "missing", way)
+        yield from compare_env(stored)
 
 
-def check_env() -> Iterator[Finding]:
-    """Judge .env."""
+def compare_env(stored: str) -> Iterator[tuple[str, str, str, str]]:
+    """Compare .env with the values in .env.enc, if they are known, and with .env.example."""
     import dotenv_file  # noqa: PLC0415 - `init` runs without python-dotenv
 
-    if ENV.stat().st_mode & 0o077:
-        yield Finding(".env", "FAIL", "others can read it", "chmod 600 .env")
-    else:
-        yield Finding(".env", "PASS", "there, and readable by you alone")
-    if problems := find_unstorable(read(ENV)):
-        yield Finding("values", "FAIL", "sops cannot store .env", "\n".join(problems))
-    if lines := dotenv_file.find_ambiguous(read(ENV)):
-        detail = f"Compose and Python read these lines differently: {', '.join(map(str, lines))}"
-        yield Finding("values", "FAIL", detail, "write NAME='value', without ' and \\ in the value")
+    if stored and without_blank_lines(read(ENV)) != stored:
+        newer = ENV.stat().st_mtime > ENCRYPTED.stat().st_mtime
+        state, way = ("newer", "encrypt") if newer else ("older", "decrypt")
+        detail = f".env is {state} than .env.enc, and has other values"
+        yield "values", "WARN", detail, f"make secrets-{way}"
+    if odd := ", ".join(map(str, dotenv_file.find_ambiguous(read(ENV)))):
+        detail = f"Compose and Python read these lines differently: {odd}"
+        yield "lines", "FAIL", detail, "write NAME='value', without ' and \\ in the value"
     values, example = (dotenv_file.read(path, warn=False) for path in (ENV, EXAMPLE))
     if names := ", ".join(sorted(example.keys() - values.keys())):
-        fix = "copy the lines from .env.example"
-        yield Finding("values", "WARN", f".env has no {names}", fix)
+        yield "names", "WARN", f".env has no {names}", "copy the lines from .env.example"
 
 
-def find_stale() -> Iterator[Finding]:
-    """Judge whether .env and .env.enc hold the same values, if both are there to be read."""
-    with contextlib.suppress(SecretsError, FileNotFoundError):
-        if without_blank_lines(read(ENV)) != decrypt():
-            newer = ENV.stat().st_mtime > ENCRYPTED.stat().st_mtime
-            state, way = ("newer", "encrypt") if newer else ("older", "decrypt")
-            detail = f".env is {state} than .env.enc, and has other values"
-            yield Finding("values", "WARN", detail, f"make secrets-{way}")
+def check(options: argparse.Namespace) -> int:
+    """Check the key, the recipients and the values."""
+    found = [finding for finding in findings() if not options.stale or finding[0] == "values"]
+    if options.json:
+        keys = ("check", "status", "detail", "fix")
+        say(json.dumps([dict(zip(keys, finding, strict=True)) for finding in found]))
+        return 0
+    for name, status, detail, fix in found:
+        say(f"{status}  {name}: {detail}")
+        for line in fix.splitlines():
+            say(f"      -> {line}")
+    return int("FAIL" in {status for _, status, _, _ in found})
 
 
-def scan(files: list[str]) -> Iterator[str]:
+def scan(options: argparse.Namespace) -> int:
     """Find values of .env and other secrets in files, and name the place without the value."""
     import dotenv_file  # noqa: PLC0415 - `init` runs without python-dotenv
 
-    patterns = dict(SECRET_PATTERNS)
+    patterns, found = dict(SECRET_PATTERNS), []
     for name, value in dotenv_file.read(ENV, warn=False).items():
         if SECRET_NAME.search(name) and len(value) >= SHORTEST_SECRET:
             patterns[f"the value of {name} in .env"] = re.compile(re.escape(value))
-    for file in files:
-        text = Path(file).read_text(encoding="utf-8", errors="replace")
-        if Path(file).name == ENCRYPTED.name and (problems := find_readable(text)):
-            yield f"{file} is not encrypted. Run make secrets-encrypt:"
-            yield from problems
+    for file in map(Path, options.words):
+        text = file.read_text(encoding="utf-8", errors="replace")
+        if file.name == ENCRYPTED.name and (bad := lines_unlike(ENCRYPTED_LINE, text)):
+            found.append(f"{file} is not encrypted. Run make secrets-encrypt: line {bad}")
         for number, line in enumerate(text.split("\n"), 1):
             for kind, pattern in patterns.items():
                 if pattern.search(line) and "pragma: allowlist secret" not in line:
-                    yield f"{file}:{number} holds {kind}"
-
-
-# --- Command line ------------------------------------------------------------------------------
-
-
-def show_check(options: argparse.Namespace) -> int:
-    """Check the key, the recipients and the values."""
-    findings = list(find_stale() if options.stale else check())
-    if options.json:
-        say(json.dumps([finding._asdict() for finding in findings]))
-        return 0
-    for finding in findings:
-        say(f"{finding.status}  {finding.check}: {finding.detail}")
-        for line in finding.fix.splitlines():
-            say(f"      -> {line}")
-    return int(any(finding.status == "FAIL" for finding in findings))
-
-
-def show_scan(options: argparse.Namespace) -> int:
-    """Find secrets in files."""
-    found = list(scan(options.files))
-    for line in found:
-        say(line)
+                    found.append(f"{file}:{number} holds {kind}")
     if found:
-        say("Take the secrets out, or end a harmless line with: pragma: allowlist secret")
+        found.append("Take the secrets out, or end a harmless line with: pragma: allowlist secret")
+        say("\n".join(found))
     return int(bool(found))
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Manage .env, .env.enc and its recipients.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    recipients = commands.add_parser("recipients", help="Show or change who can open .env.enc.")
-    actions = recipients.add_subparsers(required=True, metavar="ACTION")
-    parsers = {}
-    for group, name, function in (
-        (commands, "init", init),
-        (commands, "encrypt", encrypt_env),
-        (commands, "decrypt", decrypt_env),
-        (commands, "edit", edit),
-        (commands, "check", show_check),
-        (commands, "scan", show_scan),
-        (actions, "list", list_recipients),
-        (actions, "add", add_recipient),
-        (actions, "remove", remove_recipient),
-        (actions, "rotate", rotate),
-        (actions, "sync", sync),
-    ):
-        parsers[name] = group.add_parser(name, help=function.__doc__)
-        parsers[name].set_defaults(function=function)
-    parsers["add"].add_argument("words", nargs="+", metavar="KEY [NAME]")
-    parsers["remove"].add_argument("words", nargs="+", metavar="KEY")
-    parsers["check"].add_argument("--json", action="store_true", help="print JSON")
-    parsers["check"].add_argument("--stale", action="store_true", help="only compare the values")
-    parsers["scan"].add_argument("files", nargs="*", metavar="FILE")
-    return parser.parse_args()
-
-
-READ_ONLY = (list_recipients, show_check, show_scan)
 
 
 def main() -> int:
     """Run one command."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda caught, _: sys.exit(128 + caught))
-    options = parse_arguments()
+    for name, value in list(os.environ.items()):
+        # The other variables of sops name recipients and options.
+        if name.startswith("SOPS_") and not (re.search("^SOPS_AGE_.*KEY", name) and value):
+            del os.environ[name]
+    parser = argparse.ArgumentParser(description="Manage .env, .env.enc and its recipients.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for function in (init, encrypt, decrypt, edit, recipients, check, scan):
+        command = commands.add_parser(function.__name__, help=function.__doc__)
+        command.set_defaults(function=function)
+        if function is check:
+            command.add_argument("--json", action="store_true", help="print JSON")
+            command.add_argument("--stale", action="store_true", help="only compare the values")
+        elif function in {recipients, scan}:
+            command.add_argument("words", nargs="*")
+    options = parser.parse_args()
     try:
-        if options.function in READ_ONLY:
-            return options.function(options) or 0
-        with workspace() as options.work:
-            options.function(options)
+        code: int = options.function(options) or 0
     except SecretsError as error:
-        sys.stderr.write(f"{error}\n")
-        return SKIPPED if error.code == SKIPPED else FAILED
-    except KeyboardInterrupt:
-        return 130
-    return 0
+        message, code = error.args
+        sys.stderr.write(f"{message}\n")
+    return code
 
 
 if __name__ == "__main__":

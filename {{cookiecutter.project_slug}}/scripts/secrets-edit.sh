@@ -1,9 +1,5 @@
 #!/usr/bin/env bash
-# Opens the values of .env.enc in $EDITOR and encrypts what you save.
-#
-# Usage: scripts/secrets-edit.sh
+# Open the values of .env.enc in $EDITOR and encrypt what you save.
 set -euo pipefail
-# shellcheck source=scripts/lib.sh
-source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
-no_arguments "$@"
-exec scripts/uv run --quiet --frozen python scripts/manage_secrets.py edit
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+exec scripts/uv run --quiet --frozen python scripts/manage_secrets.py edit "$@"

@@ -16,16 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, get_origin, override
 
-from contract import (
-    Schema,
-    Schemas,
-    breaking_changes,
-    payload_of,
-    resolve,
-    types,
-    unit_of,
-    variants,
-)
+from contract import Payload, Schema, Schemas, breaking_changes, payload_of, resolve
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, models_json_schema
@@ -34,14 +25,12 @@ from pydantic_core import core_schema, to_jsonable_python
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from shared.config import CommaSeparated, Settings  # noqa: E402
+from shared.config import SETTING_GROUPS, CommaSeparated, Settings  # noqa: E402
 from shared.schemas import LIBRARY_TOPICS, Message, Topic  # noqa: E402
 
 ASYNCAPI = "docs/asyncapi.json"
 LIBRARY = "all_services"
 MODES: dict[str, JsonSchemaMode] = {"send": "serialization", "receive": "validation"}
-# Headings of .env.example, by the first word of a setting's name.
-HEADINGS = {"mqtt": "MQTT", "log": "Logging", "ha": "Home Assistant", "influx": "InfluxDB"}
 SETTINGS_INTRODUCTION = """\
 # All settings with their defaults, written by `make docs`. Copy this file to .env and set values
 # there. Put each value in single quotes: Docker Compose and Python read those in the same way.
@@ -83,11 +72,9 @@ def load(file: Path) -> ModuleType:
 
 def asyncapi(topics: dict[str, list[Topic]]) -> dict[str, Any]:
     """Return the AsyncAPI document of the topics, which are listed by service."""
-    prefix, host, port = (
-        Settings.model_fields[name].default for name in ("topic_prefix", "mqtt_host", "mqtt_port")
-    )
+    settings = {name: field.default for name, field in Settings.model_fields.items()}
     parameters = {
-        "prefix": {"default": prefix, "description": "Setting TOPIC_PREFIX"},
+        "prefix": {"default": settings["topic_prefix"], "description": "Setting TOPIC_PREFIX"},
         "service": {"description": "Name of a service"},
     }
     channels: dict[str, Any] = {}
@@ -99,8 +86,7 @@ def asyncapi(topics: dict[str, list[Topic]]) -> dict[str, Any]:
             ref_template=f"#/components/schemas/{service}.{{model}}",
             schema_generator=PayloadSchema,
         )
-        for name, schema in definitions.get("$defs", {}).items():
-            schemas[f"{service}.{name}"] = schema
+        schemas |= {f"{service}.{key}": one for key, one in definitions.get("$defs", {}).items()}
         for topic in listed:
             key, address = channel_key(service, topic), topic.pattern
             if service != LIBRARY:
@@ -121,11 +107,12 @@ def asyncapi(topics: dict[str, list[Topic]]) -> dict[str, Any]:
                 "summary": topic.description,
                 "bindings": {"mqtt": {"qos": topic.qos, "retain": topic.retain}},
             }
+    broker = {"host": "{mqtt_host}:{mqtt_port}".format(**settings), "protocol": "mqtt"}
     return {
         "asyncapi": "3.0.0",
-        "info": {"title": f"Topics of {prefix}", "version": "1.0.0"},
+        "info": {"title": f"Topics of {settings['topic_prefix']}", "version": "1.0.0"},
         "defaultContentType": "application/json",
-        "servers": {"broker": {"host": f"{host}:{port}", "protocol": "mqtt"}},
+        "servers": {"broker": broker},
         "channels": channels,
         "operations": operations,
         "components": {"schemas": schemas},
@@ -143,46 +130,35 @@ def topics_page(document: dict[str, Any]) -> str:
     """Return docs/topics.md: a section for each service, with a table for each topic."""
     schemas = document["components"]["schemas"]
     envelope = Message.model_json_schema(mode="serialization")
-    lines = [TOPICS_INTRODUCTION, *field_table(envelope, schemas)]
+    lines = [TOPICS_INTRODUCTION, *field_table(envelope, schemas, known={})]
     section = ""
     for key, channel in document["channels"].items():
-        operation = document["operations"][key]
-        service = key.partition(".")[0]
+        operation, service = document["operations"][key], key.partition(".")[0]
         if service != section:
             section = service
             lines += ["", f"## {'All services' if service == LIBRARY else service}"]
         direction = "Sent" if operation["action"] == "send" else "Received"
         delivery = operation["bindings"]["mqtt"]
         retained = "retained" if delivery["retain"] else "not retained"
-        lines += [
-            "",
-            f"### {direction}: `{channel['address']}`",
-            "",
-            f"{operation['summary']}. QoS {delivery['qos']}, {retained}.",
-            "",
-            *field_table(payload_of(channel), schemas, known=envelope["properties"]),
-        ]
+        lines += ["", f"### {direction}: `{channel['address']}`", ""]
+        lines += [f"{operation['summary']}. QoS {delivery['qos']}, {retained}.", ""]
+        lines += field_table(payload_of(channel), schemas, known=envelope["properties"])
     return "\n".join(lines) + "\n"
 
 
-def field_table(schema: Schema, schemas: Schemas, known: Schemas | None = None) -> list[str]:
+def field_table(schema: Schema, schemas: Schemas, *, known: Schemas) -> list[str]:
     """Return the lines of a Markdown table of all fields but those that are known already."""
     lines = ["| Field | Type | Unit | Description |", "| --- | --- | --- | --- |"]
-    payload = resolve(schema, schemas)
-    for name, field in payload.get("properties", {}).items():
-        if field == (known or {}).get(name):
+    payload = Payload(schema, schemas)
+    for name, field in resolve(schema, schemas).get("properties", {}).items():
+        if field == known.get(name):
             continue
-        optional = "" if name in payload.get("required", []) else "?"
-        alternatives = variants(field, schemas)
-        if optional:
-            # An optional field is left out rather than sent as null.
-            alternatives = [one for one in alternatives if one.get("type") != "null"]
-        cells = [
-            f"`{name}{optional}`",
-            types(alternatives, schemas),
-            unit_of(field, schemas) or "",
-            resolve(field, schemas).get("description", ""),
-        ]
+        is_required = name in payload.required
+        title = f"`{name}`" if is_required else f"`{name}?`"
+        # An optional field is left out rather than sent as null.
+        kinds = payload.words(name, with_null=is_required)
+        description = resolve(field, schemas).get("description", "")
+        cells = [title, kinds, payload.units[name] or "", description]
         lines.append(f"| {' | '.join(cell.replace('|', '\\|') for cell in cells)} |")
     return lines
 
@@ -199,7 +175,7 @@ def settings_example(models: dict[str, type[Settings]]) -> str:
             if variable in listed:
                 continue
             listed.add(variable)
-            heading = service or HEADINGS.get(name.partition("_")[0], "General")
+            heading = service or SETTING_GROUPS.get(name.partition("_")[0], "General")
             block = blocks.setdefault(heading, [f"# --- {heading} ---\n"])
             if field.description:
                 block.append(f"# {' '.join(field.description.split())}\n")
@@ -212,28 +188,24 @@ def default_of(variable: str, field: FieldInfo) -> str:
     default = field.get_default(call_default_factory=True)
     if field.is_required() or default is None or isinstance(default, SecretStr):
         return ""
-    value = to_jsonable_python(default)
+    text = value = to_jsonable_python(default)
     if get_origin(field.annotation) is CommaSeparated:
         text = ", ".join(map(str, value))
-    else:
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    elif not isinstance(value, str):
+        text = json.dumps(value, ensure_ascii=False)
     if set(text) & set("'\r\n"):
         message = f"{variable}: the default cannot stand in single quotes in .env: {text!r}"
         raise ValueError(message)
-    return text
+    return str(text)
 
 
 def documents() -> dict[str, str]:
     """Return the text of each document by its path."""
-    services = ROOT / "services"
-    topics = {LIBRARY: LIBRARY_TOPICS} | {
-        file.parent.name: getattr(load(file), "TOPICS", [])
-        for file in sorted(services.glob("*/schemas.py"))
-    }
-    settings = {
-        file.parent.name: load(file).ServiceSettings
-        for file in sorted(services.glob("*/config.py"))
-    }
+    topics, settings = {LIBRARY: LIBRARY_TOPICS}, {}
+    for file in sorted(ROOT.glob("services/*/schemas.py")):
+        topics[file.parent.name] = getattr(load(file), "TOPICS", [])
+    for file in sorted(ROOT.glob("services/*/config.py")):
+        settings[file.parent.name] = load(file).ServiceSettings
     contract = asyncapi(topics)
     return {
         "docs/topics.md": topics_page(contract),
@@ -244,21 +216,15 @@ def documents() -> dict[str, str]:
 
 def find_breaking(revision: str, current: str) -> int:
     """Print the changes of payloads since a revision; 1 when one breaks consumers."""
-    shown = subprocess.run(
-        ["git", "show", "--end-of-options", f"{revision}:./{ASYNCAPI}"],
-        cwd=ROOT,
-        capture_output=True,
-        encoding="utf-8",
-        check=False,
-    )
+    command = ["git", "show", "--end-of-options", f"{revision}:./{ASYNCAPI}"]
+    shown = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=False)
     if shown.returncode != 0:
-        sys.stderr.write(shown.stderr)
         return 2
     changes = breaking_changes(json.loads(shown.stdout), json.loads(current))
     sys.stdout.writelines(f"- {change} (breaking)\n" for change in changes)
     if not changes:
         sys.stdout.write(f"No payload change since {revision} breaks a consumer.\n")
-    return 1 if changes else 0
+    return int(bool(changes))
 
 
 def main() -> int:
@@ -271,11 +237,8 @@ def main() -> int:
     texts = documents()
     if options.breaking:
         return find_breaking(options.breaking, texts[ASYNCAPI])
-    stale = [
-        name
-        for name, text in texts.items()
-        if not (ROOT / name).exists() or (ROOT / name).read_text(encoding="utf-8") != text
-    ]
+    present = {name: (ROOT / name).read_text("utf-8") for name in texts if (ROOT / name).exists()}
+    stale = [name for name, text in texts.items() if present.get(name) != text]
     if options.check and stale:
         sys.stderr.write(f"not up to date: {', '.join(stale)}. Run make docs.\n")
         return 1

@@ -87,6 +87,19 @@ LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 LogFormat = Literal["auto", "console", "json"]
 
 
+SETTING_GROUPS = {
+    "mqtt": "MQTT",
+    "log": "Logging",
+{% if cookiecutter.include_home_assistant %}
+    "ha": "Home Assistant",
+{% endif %}
+{% if cookiecutter.include_influxdb %}
+    "influx": "InfluxDB",
+{% endif %}
+}
+"""Headings of `.env.example`, by the first word of a setting's name."""
+
+
 class ConfigurationError(Exception):
     """The settings are not valid. `problems` holds one line for each problem."""
 
