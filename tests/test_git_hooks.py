@@ -141,7 +141,7 @@ def test_an_env_enc_in_the_clear_is_refused(project: BakedProject, text: str) ->
 def test_a_line_added_to_env_enc_by_hand_is_refused(project: BakedProject) -> None:
     project.run("scripts/secrets-encrypt.sh")
     said = refused(project, **{".env.enc": "NEW=correct-horse\n" + project.read(".env.enc")})
-    assert "line 1: is not encrypted" in said
+    assert "Run make secrets-encrypt, or see line 1\n" in said
 
 
 def test_a_file_that_does_not_pass_the_linters_is_refused(

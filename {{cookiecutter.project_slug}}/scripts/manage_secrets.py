@@ -46,7 +46,10 @@ UNAVAILABLE, WRONG_KEY = 3, 128
 # Fields of a rule in .sops.yaml that name other recipients than age and SSH keys.
 OTHER_RECIPIENTS = {"azure_keyvault", "gcp_kms", "hc_vault_transit_uri", "hckms", "kms", "pgp"}
 PUBLIC_KEY = re.compile(r"(age1[0-9a-z]{50,}|ssh-\S+ [\w+/=]+)(?: (.*))?")
-ENCRYPTED_LINE = re.compile(r"(#|(?!sops_)[^=]+=)(ENC\[AES256_GCM,.*\])?|sops_\w+=.*")
+ENCRYPTED_LINE = re.compile(
+    r"(#|(?!sops_)[^=]+=|sops_mac=)(ENC\[AES256_GCM,.*\])?|sops_(\w+__list_\d+__map_\w+|"
+    r"lastmodified|version|shamir_threshold|mac_only_encrypted|(un)?encrypted_\w+)=.*"
+)
 STORABLE_LINE = re.compile(
     r"#.*|(export\s+)?(?!sops_)[A-Za-z_]\w*(?<!_unencrypted)\s*=\s*((['\"]).*\3.*|[^'\"\s].*)?",
     re.ASCII,
@@ -493,8 +496,9 @@ def scan(options: argparse.Namespace) -> int:
             patterns[f"the value of {name} in .env"] = re.compile(re.escape(value))
     for file in map(Path, options.words):
         text = file.read_text(encoding="utf-8", errors="replace")
-        if file.name == ENCRYPTED.name and (bad := lines_unlike(ENCRYPTED_LINE, text)):
-            found.append(f"{file} is not encrypted. Run make secrets-encrypt: line {bad}")
+        bad = lines_unlike(ENCRYPTED_LINE, text) or ("" if "\nsops_mac=ENC[" in text else "1")
+        if file.name == ENCRYPTED.name and bad:
+            found.append(f"{file} is not encrypted. Run make secrets-encrypt, or see line {bad}")
         for number, line in enumerate(text.split("\n"), 1):
             for kind, pattern in patterns.items():
                 if pattern.search(line) and "pragma: allowlist secret" not in line:
