@@ -406,7 +406,8 @@ def assert_whole(project: BakedProject) -> None:
     for name in ("docker-compose.yml", "pyproject.toml", "uv.lock", "shared/service.py"):
         assert project.file(name).is_file(), name
     assert project.file("services/example-service/main.py").is_file()
-    assert "example-service" in project.yaml("docker-compose.yml")["services"]
+    included = project.yaml("docker-compose.yml")["include"]
+    assert included == ["services/example-service/compose.yml"]
 
 
 @pytest.mark.real

@@ -343,7 +343,8 @@ def test_jinja_typed_at_a_prompt_is_text(tmp_path: Path) -> None:
     assert done.returncode == 0
     project = BakedProject(tmp_path / "valid")
     assert project.toml("pyproject.toml")["project"]["description"] == JINJA
-    assert "example-service" in project.yaml("docker-compose.yml")["services"]
+    included = project.yaml("docker-compose.yml")["include"]
+    assert included == ["services/example-service/compose.yml"]
     assert list(tmp_path.rglob("canary")) == []
 
 
@@ -365,8 +366,8 @@ def test_jinja_typed_at_a_prompt_is_text(tmp_path: Path) -> None:
 def test_the_description_of_a_new_service_is_text(bake_copy: Bake, description: str) -> None:
     project = bake_copy()
     project.run("scripts/new-service.sh", "probe", "--description", description)
-    assert description in project.read("docker-compose.yml")
-    assert "probe" in project.yaml("docker-compose.yml")["services"]
+    assert description in project.read("services/probe/compose.yml")
+    assert "services/probe/compose.yml" in project.yaml("docker-compose.yml")["include"]
     for name in project.files("*probe*"):
         project.load(name)
     assert list(project.path.rglob("canary")) == []
