@@ -19,6 +19,11 @@ SCRIPTS = sorted(
 TAKES_ANY_ARGUMENT = {"build-base.sh"}
 
 
+def usage_of(name: str) -> str:
+    program = "manage_secrets.py" if name.startswith("secrets-") else f"scripts/{name}"
+    return f"usage: {program}"
+
+
 @pytest.mark.parametrize("option", ["--help", "-h"])
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_help_is_shown_and_nothing_done(name: str, option: str, bake: Bake, tmp_path: Path) -> None:
@@ -26,7 +31,7 @@ def test_help_is_shown_and_nothing_done(name: str, option: str, bake: Bake, tmp_
     before = project.run("git", "status", "--porcelain", "--ignored").stdout
     (tmp_path / "link").symlink_to(project.path)
     done = run(f"link/scripts/{name}", option, cwd=tmp_path, env=project.environment())
-    assert f"usage: scripts/{name}" in done.stdout.replace("Usage", "usage")
+    assert usage_of(name) in done.stdout.replace("Usage", "usage")
     assert not any(line.startswith(("#", "set ")) for line in done.stdout.splitlines())
     assert done.stderr == ""
     assert project.run("git", "status", "--porcelain", "--ignored").stdout == before
@@ -40,7 +45,7 @@ def test_an_unknown_option_is_an_error_with_the_usage(name: str, bake: Bake) -> 
     assert done.returncode == 2
     assert done.stdout == ""
     assert "nonsense" in done.stderr or "required" in done.stderr or "needed" in done.stderr
-    assert f"usage: scripts/{name}" in done.stderr.replace("Usage", "usage")
+    assert usage_of(name) in done.stderr.replace("Usage", "usage")
     assert project.run("git", "status", "--porcelain", "--ignored").stdout == before
 
 
@@ -57,7 +62,7 @@ def test_one_argument_too_many_or_too_few(command: tuple[str, ...], bake: Bake) 
     name, *arguments = command
     done = bake().run(f"scripts/{name}", *arguments, check=False)
     assert done.returncode == 2
-    assert f"usage: scripts/{name}" in done.stderr.replace("Usage", "usage")
+    assert usage_of(name) in done.stderr.replace("Usage", "usage")
 
 
 def test_cdpath_leads_no_script_elsewhere(bake: Bake, tmp_path: Path) -> None:

@@ -103,7 +103,10 @@ def read(path: Path) -> str:
     """Return the text of a file, without byte order mark, its lines ending in LF."""
     if not path.is_file():
         fail(f"{path.name} is missing: make setup")
-    return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+    try:
+        return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError:
+        fail(f"{path.name} is not valid UTF-8. Save it again as UTF-8")
 
 
 def replace(path: Path, text: str) -> None:
