@@ -9,6 +9,7 @@ service. Settings come from shared/config.py and from `ServiceSettings` in each 
 import argparse
 import importlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -59,14 +60,15 @@ class PayloadSchema(GenerateJsonSchema):
 
 def load(file: Path) -> ModuleType:
     """Import a module of a service, whose directory comes first on the path as in its container."""
+    before = set(sys.modules)
     sys.path.insert(0, str(file.parent))
     try:
         return importlib.import_module(file.stem)
     finally:
         sys.path.remove(str(file.parent))
         # The modules of the next service have the same names.
-        for name, module in list(sys.modules.items()):
-            if Path(getattr(module, "__file__", None) or "").parent == file.parent:
+        for name in sys.modules.keys() - before:
+            if str(getattr(sys.modules[name], "__file__", None)).startswith(f"{file.parent}{os.sep}"):
                 del sys.modules[name]
 
 

@@ -166,6 +166,8 @@ class Settings(BaseSettings):
         # Code uses the name of the field, even if `validation_alias` names another variable.
         validate_by_name=True,
         validate_by_alias=True,
+        # Built at first use, because the documents of many services need the fields only.
+        defer_build=True,
         dotenv_filtering="only_existing",
     )
 
