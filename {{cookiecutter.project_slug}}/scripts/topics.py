@@ -68,7 +68,8 @@ def load(file: Path) -> ModuleType:
         sys.path.remove(str(file.parent))
         # The modules of the next service have the same names.
         for name in sys.modules.keys() - before:
-            if str(getattr(sys.modules[name], "__file__", None)).startswith(f"{file.parent}{os.sep}"):
+            origin = getattr(sys.modules[name], "__file__", None) or ""
+            if os.path.dirname(origin) == str(file.parent):  # noqa: PTH120 - Path takes ten times
                 del sys.modules[name]
 
 
