@@ -389,7 +389,7 @@ def test_the_scheduled_job_opens_one_issue_when_there_is_something_newer(
     gh.chmod(0o755)
     calls = tmp_path / "calls"
     calls.touch()
-    step = project.yaml(".github/workflows/template.yml")["jobs"]["check"]["steps"][-1]
+    step = project.yaml(".github/workflows/upkeep.yml")["jobs"]["template"]["steps"][-1]
     env = {
         "PATH": f"{gh.parent}{os.pathsep}{os.environ['PATH']}",
         "CALLS": str(calls),
@@ -414,7 +414,7 @@ def test_dependency_upkeep_reads_what_is_pinned(bake: Bake) -> None:
 @pytest.mark.real
 def test_the_workflow_lists_the_packages_of_the_images(bake_copy: Bake) -> None:
     project = bake_copy()
-    jobs = project.yaml(".github/workflows/dependencies.yml")["jobs"]
+    jobs = project.yaml(".github/workflows/upkeep.yml")["jobs"]
     project.run("bash", "-c", jobs["sbom"]["steps"][1]["run"])
     listed = project.json(jobs["sbom"]["steps"][2]["with"]["path"])
     assert listed["bomFormat"] == "CycloneDX"
@@ -441,7 +441,7 @@ class Vulnerabilities(BaseHTTPRequestHandler):
 @pytest.mark.real
 def test_the_workflow_audits_every_locked_package(bake_copy: Bake) -> None:
     project = bake_copy()
-    step = project.yaml(".github/workflows/dependencies.yml")["jobs"]["audit"]["steps"][1]["run"]
+    step = project.yaml(".github/workflows/upkeep.yml")["jobs"]["audit"]["steps"][1]["run"]
     with ThreadingHTTPServer(("127.0.0.1", 0), Vulnerabilities) as server:
         Thread(target=server.serve_forever).start()
         address = f"http://127.0.0.1:{server.server_port}"
