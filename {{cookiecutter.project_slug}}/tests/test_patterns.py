@@ -166,8 +166,8 @@ async def test_shared_state(run: Run, observer: Observer) -> None:
 {% endif %}
 
 
-async def test_a_loop_that_survives_a_bad_round(run: Run, observer: Observer) -> None:
-    code = example("A loop that survives a bad round")
+async def test_a_loop_that_survives_a_failed_cycle(run: Run, observer: Observer) -> None:
+    code = example("A loop that survives a failed cycle")
     async with run(code.Meter):
         await observer.next("meter/read", watts=100)
         await observer.next("meter/read", watts=50)

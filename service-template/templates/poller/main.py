@@ -29,16 +29,7 @@ class {{ cookiecutter.__class }}(BaseService[ServiceSettings]):
         self._progress = self._state.load(Progress)
         self.on_command("refresh", self._on_refresh)
         self.mqtt.connect_background()
-        while True:
-            try:
-                await self.measure()
-            except Exception:
-                # The next round may do better; the health check sees the age of the last success.
-                self.logger.exception("round_failed")
-            else:
-                self.touch_healthcheck()
-            if await self.wait_for_shutdown(self.settings.poll_interval_seconds):
-                return
+        await self.every(self.settings.poll_interval_seconds, self.measure)
 
     async def measure(self) -> Reading:
         """Take one reading and publish it."""

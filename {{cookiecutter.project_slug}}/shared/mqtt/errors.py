@@ -1,7 +1,9 @@
 """Errors of the MQTT client."""
 
+from shared.errors import ExternalError
 
-class MQTTError(Exception):
+
+class MQTTError(ExternalError):
     """Base class of all errors of the MQTT client."""
 
 
