@@ -13,10 +13,10 @@ from contextlib import AsyncExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cached_property
 from types import FrameType, get_original_bases
-from typing import {% if cookiecutter.include_home_assistant or cookiecutter.include_influxdb %}TYPE_CHECKING, {% endif %}Any, ClassVar, get_args, get_origin
+from typing import {% if cookiecutter.include_home_assistant or cookiecutter.include_influxdb %}TYPE_CHECKING, {% endif %}Any, ClassVar, get_args, get_origin, overload
 
 import psutil
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from shared.commands import CommandHandler, CommandRouter, Reply
 from shared.config import ConfigurationError, Settings, load_settings
@@ -24,9 +24,20 @@ from shared.cycles import FailureLog, has_changed
 from shared.debugger import wait_for_debugger
 from shared.health import HealthMonitor, HealthStatus
 from shared.log import get_logger
-from shared.mqtt import MQTTClient, MQTTError, QoS, Session, encode
+from shared.mqtt import (
+    CommandError,
+    MQTTClient,
+    MQTTError,
+    NotConnectedError,
+    PayloadError,
+    QoS,
+    ServiceOfflineError,
+    Session,
+    encode,
+)
 from shared.redaction import redact_text
-from shared.schemas import Command, dump_message
+from shared.schemas import Command, CommandSpec, describe_problems, dump_message
+from shared.service_status import OtherServices, ServiceStatus
 from shared.tracing import bind_trace_id, current_trace_id, new_trace_id
 
 {% if cookiecutter.include_home_assistant or cookiecutter.include_influxdb %}
@@ -129,6 +140,10 @@ class BaseService[S: Settings](ABC):
         return self.add_client(InfluxClient.from_settings(self.settings, self.logger))
 {% endif %}
 
+    @cached_property
+    def _others(self) -> OtherServices:
+        return OtherServices(self.mqtt, self.settings.topic_prefix)
+
     # Methods to implement
 
     @abstractmethod
@@ -230,26 +245,101 @@ class BaseService[S: Settings](ABC):
                     self._health.record_success(name)
             await self._wait_for_stop(seconds)
 
-    def on_command(self, name: str, handler: CommandHandler) -> None:
+    def on_command[A: BaseModel](
+        self,
+        command: str | CommandSpec[A],
+        handler: CommandHandler[A],
+        *,
+        model: type[A] | None = None,
+    ) -> None:
         """Call `handler` for `{"command": name}` on the command topic of this service.
 
-        Its result is added to the reply. A repeated command is not run again, unless it failed.
-        With a `request_id` it gets the same reply again.
+        The handler gets the arguments as a `model`, or the whole `Command` without one. Arguments
+        that are not valid get an error reply. The result, a mapping or a model, is added to the
+        reply. A repeated command is not run again, unless it failed. With a `request_id` it gets
+        the same reply again.
         """
-        self._commands.register(name, handler)
+        if isinstance(command, CommandSpec):
+            self._commands.register(command.name, handler, command.arguments)
+        else:
+            self._commands.register(command, handler, model or Command)
 
+    @overload
+    async def send_command[R: BaseModel](
+        self,
+        target: str,
+        command: str,
+        *,
+        model: type[R],
+        timeout_seconds: float = 5.0,
+        **fields: object,
+    ) -> R: ...
+    @overload
     async def send_command(
-        self, target: str, command: str, *, timeout_seconds: float = 5.0, **fields: object
-    ) -> dict[str, Any]:
-        """Send a command to the service `target` and return the reply.
+        self,
+        target: str,
+        command: str,
+        *,
+        model: None = None,
+        timeout_seconds: float = 5.0,
+        **fields: object,
+    ) -> dict[str, Any]: ...
+    async def send_command(
+        self,
+        target: str,
+        command: str,
+        *,
+        model: type[BaseModel] | None = None,
+        timeout_seconds: float = 5.0,
+        **fields: object,
+    ) -> dict[str, Any] | BaseModel:
+        """Send a command to the service `target` and return the reply, as a `model` if one is set.
 
-        The `status` of the reply is `ok` or `error`. Raises RequestTimeoutError without a reply.
-        Pass the same `request_id` to repeat a command without running it twice.
+        Without a `model`, the `status` of the reply is `ok` or `error`. The target does not start
+        a command after `timeout_seconds`. Pass the same `request_id` to repeat a command without
+        running it twice.
+
+        Raises:
+            NotConnectedError: This service is not connected. The command is not sent.
+            ServiceOfflineError: The target is offline. The command is not sent.
+            RequestTimeoutError: No reply in time.
+            CommandError: With a `model`, the status of the reply is `error`.
+            PayloadError: The reply is not a valid `model`.
         """
-        payload = self._stamped({"command": command, **fields})
-        return await self.mqtt.request(
-            self._command_topic(target), payload, timeout_seconds=timeout_seconds
+        if not self.mqtt.connected:
+            message = f"no connection to the broker, so {command} was not sent to {target}"
+            raise NotConnectedError(message)
+        await self._others.wait_known(target)
+        if self._others.status(target).status == "offline":
+            message = f"{target} is offline, so {command} was not sent"
+            raise ServiceOfflineError(message)
+        reply = await self.mqtt.request(
+            self._command_topic(target),
+            self._stamped({"command": command, **fields}),
+            timeout_seconds=timeout_seconds,
         )
+        if model is None:
+            return reply
+        if reply.get("status") == "error":
+            message = f"{target} {command}: {reply.get('error')}"
+            raise CommandError(message)
+        try:
+            return model.model_validate(reply)
+        except ValidationError as error:
+            message = f"{target} {command}: not a valid {model.__name__}: "
+            raise PayloadError(message + describe_problems(error)) from error
+
+    def service_status(self, name: str) -> ServiceStatus:
+        """Return the last availability and heartbeat of another service.
+
+        The first call subscribes to them, so call it once before connecting. The status is
+        `unknown` until the broker has sent them.
+        """
+        return self._others.status(name)
+
+    def service_statuses(self) -> dict[str, ServiceStatus]:
+        """Return the status of all services that were seen, by name."""
+        return {name: self._others.status(name) for name in self._others.names()}
 
     def create_task[T](self, work: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T]:
         """Start a task that is cancelled when the service stops.

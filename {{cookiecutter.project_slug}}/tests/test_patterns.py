@@ -99,8 +99,10 @@ async def test_event_that_does_not_fit(run: Run, observer: Observer) -> None:
 async def test_command(run: Run, observer: Observer) -> None:
     code = example("Command")
     async with run(code.Heater):
-        observer.publish("coordinator/command/heater", {"command": "refresh"})
-        await observer.next("heater/response", status="ok", temperature=21.5)
+        observer.publish("coordinator/command/heater", {"command": "heat", "celsius": 21.5})
+        await observer.next("heater/response", status="ok", heating=True)
+        observer.publish("coordinator/command/heater", {"command": "heat", "celsius": 90})
+        await observer.next("heater/response", status="error", command="heat")
         observer.publish("coordinator/command/heater", {"command": "explode"})
         await observer.next("heater/response", status="error", command="explode")
 
@@ -108,13 +110,13 @@ async def test_command(run: Run, observer: Observer) -> None:
 async def test_request_and_response(run: Run, observer: Observer) -> None:
     code = example("Command", "Request and response")
     async with run(code.Heater, code.Panel):
-        await observer.next("panel/shown", temperature=21.5)
+        await observer.next("panel/shown", heating=True)
 
 
 async def test_request_while_the_other_side_is_away(run: Run, observer: Observer) -> None:
-    code = example("Request and response")
+    code = example("Command", "Request and response")
     async with run(code.Panel):
-        await observer.next("panel/shown", temperature=None)
+        await observer.next("panel/shown", heating=None)
 
 
 async def test_demand(run: Run, observer: Observer) -> None:

@@ -8,7 +8,13 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from schemas import ENVELOPE, CommandRequest, CommandResponse, Problem, Status
 
-from shared.mqtt import MQTTError, PayloadError, RequestTimeoutError, encode
+from shared.mqtt import (
+    MQTTError,
+    PayloadError,
+    RequestTimeoutError,
+    ServiceOfflineError,
+    encode,
+)
 
 if TYPE_CHECKING:
     from main import {{ cookiecutter.__class }}
@@ -49,7 +55,7 @@ async def read_status(service: Service, response: Response) -> Status:
     responses={
         502: {"model": Problem, "description": "The reply of the other service is not valid"},
         503: {"model": Problem, "description": "The broker cannot be reached"},
-        504: {"model": Problem, "description": "The other service does not reply"},
+        504: {"model": Problem, "description": "The other service is offline or does not reply"},
     },
 )
 async def send_command(
@@ -63,9 +69,9 @@ async def send_command(
             timeout_seconds=service.settings.command_timeout_seconds,
             **request.arguments,
         )
+    except ServiceOfflineError as error:
+        raise HTTPException(504, f"{name} is offline") from error
     except RequestTimeoutError as error:
-        if not service.mqtt.connected:
-            raise HTTPException(503, "no connection to the broker") from error
         raise HTTPException(504, f"{name} does not reply") from error
     except MQTTError as error:
         raise HTTPException(503, str(error)) from error

@@ -79,7 +79,7 @@ async def test_rejects_a_request_that_is_not_valid(
         ("other", '{"command": ""}'),
         ("other", r'{"command": "\ud800"}'),
         ("other", '{"command": "x", "arguments": {"reply_to": "y"}}'),
-        ("other", '{"command": "x", "arguments": {"self": "y"}}'),
+        ("other", '{"command": "x", "arguments": {"model": "y"}}'),
         ("other", '{"command": "x", "arguments": {"value": NaN}}'),
         ("other", r'{"command": "x", "arguments": {"\ud800": 1}}'),
     ):

@@ -4,7 +4,7 @@ import os
 
 from config import ServiceSettings
 from pydantic import BaseModel, Field
-from schemas import Reading
+from schemas import REFRESH, Reading
 
 from shared.schemas import Command
 from shared.service import BaseService, run_service
@@ -27,7 +27,7 @@ class {{ cookiecutter.__class }}(BaseService[ServiceSettings]):
 
     async def run(self) -> None:
         self._progress = self._state.load(Progress)
-        self.on_command("refresh", self._on_refresh)
+        self.on_command(REFRESH, self._on_refresh)
         self.mqtt.connect_background()
         await self.every(self.settings.poll_interval_seconds, self.measure)
 
@@ -40,9 +40,8 @@ class {{ cookiecutter.__class }}(BaseService[ServiceSettings]):
         self.logger.info("reading_published", value=reading.value, round=reading.round)
         return reading
 
-    async def _on_refresh(self, _command: Command) -> dict[str, float]:
-        reading = await self.measure()
-        return {"value": reading.value}
+    async def _on_refresh(self, _command: Command) -> Reading:
+        return await self.measure()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import ssl
 import time
 from base64 import b64encode
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel
@@ -402,7 +402,8 @@ class MQTTClient:
     ) -> dict[str, Any]:
         """Publish a request and return the reply with the same `request_id`.
 
-        Adds `reply_to` and, if missing, `request_id` and `trace_id`. Raises what `publish` raises.
+        Adds `reply_to`, `expires_at` and, if missing, `request_id` and `trace_id`. Raises what
+        `publish` raises.
 
         Raises:
             RequestTimeoutError: No reply in time.
@@ -417,6 +418,7 @@ class MQTTClient:
             "request_id": secrets.token_hex(16),
             **payload,
             "reply_to": self._reply_topic,
+            "expires_at": (datetime.now(UTC) + timedelta(seconds=timeout_seconds)).isoformat(),
         }
         request_id = envelope["request_id"]
         if not isinstance(request_id, str):

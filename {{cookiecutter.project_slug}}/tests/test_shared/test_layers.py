@@ -32,6 +32,7 @@ LIBRARY = {
     "retry",
     "schemas",
     "service",
+    "service_status",
     "state",
     "tracing",
 }
