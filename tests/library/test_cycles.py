@@ -151,7 +151,7 @@ class Meter(BaseService[Settings]):
 @pytest.fixture
 def meter(make_settings: MakeSettings, topic_prefix: str) -> Meter:
     meter = Meter(make_settings(heartbeat_interval_seconds=0, health_max_age_seconds=0.2))
-    meter.mqtt = FakeMQTT("meter", topic_prefix)  # type: ignore[assignment]
+    meter.mqtt = FakeMQTT("meter", topic_prefix)
     return meter
 
 

@@ -1,8 +1,5 @@
 """Each example of docs/patterns.md, taken from there and run against a broker."""
 
-{% if cookiecutter.include_home_assistant %}
-import json
-{% endif %}
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -10,18 +7,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-{% if cookiecutter.include_home_assistant %}
-import httpx
-{% endif %}
 import pytest
-{% if cookiecutter.include_home_assistant %}
-from structlog.stdlib import BoundLogger
-{% endif %}
 
-{% if cookiecutter.include_home_assistant %}
-from shared.config import Settings
-from shared.home_assistant import HomeAssistantClient
-{% endif %}
 from shared.service import BaseService
 from tests.brokers import Broker
 from tests.observer import Observer
@@ -62,7 +49,7 @@ async def observer(broker: Broker, topic_prefix: str) -> AsyncIterator[Observer]
 
 
 @pytest.fixture
-def run(broker: Broker, make_settings: MakeSettings) -> Run:
+def run(broker: Broker, make_settings: MakeSettings, tmp_path: Path) -> Run:
     """Runs services of these classes; each is connected before the next one starts."""
 
     @asynccontextmanager
@@ -70,7 +57,8 @@ def run(broker: Broker, make_settings: MakeSettings) -> Run:
         async with AsyncExitStack() as stack:
             services = []
             for service_class in classes:
-                settings = make_settings(service_class.settings_class)
+                data_dir = tmp_path / service_class.name
+                settings = make_settings(service_class.settings_class, data_dir=data_dir)
                 services.append(await stack.enter_async_context(running(service_class(settings))))
             yield services
 
@@ -129,31 +117,9 @@ async def test_demand(run: Run, observer: Observer) -> None:
 
 
 {% if cookiecutter.include_home_assistant %}
-class FakeHomeAssistant:
-    """Keeps helpers, as Home Assistant does."""
-
-    def __init__(self) -> None:
-        self.states: dict[str, str] = {}
-
-    def __call__(self, request: httpx.Request) -> httpx.Response:
-        if request.url.path == "/api/services/input_number/set_value":
-            body = json.loads(request.content)
-            self.states[body["entity_id"]] = str(body["value"])
-            return httpx.Response(200, json=[])
-        entity_id = request.url.path.removeprefix("/api/states/")
-        if entity_id not in self.states:
-            return httpx.Response(404, json={"message": "Entity not found."})
-        return httpx.Response(200, json={"entity_id": entity_id, "state": self.states[entity_id]})
-
-
-async def test_shared_state(run: Run, observer: Observer, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("fake_ha")
+async def test_shared_state(run: Run, observer: Observer) -> None:
     code = example("Shared state")
-    transport = httpx.MockTransport(FakeHomeAssistant())
-
-    def fake_client(settings: Settings, logger: BoundLogger) -> HomeAssistantClient:
-        return HomeAssistantClient(settings.ha_url, "token", logger=logger, transport=transport)
-
-    monkeypatch.setattr(HomeAssistantClient, "from_settings", fake_client)
     async with run(code.Charger):
         await observer.next("charger/started", reserve_kwh=2.0)
     async with run(code.Planner, code.Charger):

@@ -10,7 +10,7 @@ import time
 from base64 import b64encode
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel
 from structlog.stdlib import BoundLogger
@@ -44,6 +44,8 @@ class MQTTClient:
     number of unacknowledged messages (Mosquitto: 20) and sends no more at QoS 1 until then.
     """
 
+    connection_class: ClassVar[type[Connection]] = Connection
+
     def __init__(
         self,
         host: str,
@@ -76,7 +78,7 @@ class MQTTClient:
         self._reply_topic = f"{topic_prefix}/{service}/response/{self.client_id}"
         self._availability_topic = f"{topic_prefix}/{service}/availability"
         last_will = Availability(status="offline", reason="connection_lost", service=service)
-        self._connection = Connection(
+        self._connection = self.connection_class(
             host,
             port,
             client_id=self.client_id,
@@ -266,7 +268,8 @@ class MQTTClient:
             handler: Function or coroutine function.
             qos: Highest QoS that the broker uses for this subscription.
             model: Pydantic model that validates the payload. It skips empty payloads.
-            payload_format: Type of the payload without a `model`. Empty JSON is None.
+            payload_format: Type of the payload, before a `model` validates it. `auto` is JSON if
+                the payload is valid JSON, otherwise text, otherwise bytes. Empty JSON is None.
             deduplicate: Skip a message whose `request_id`, or `trace_id` and content, was seen
                 recently. Do not use it for requests: their sender repeats them to get a reply.
             skip_retained: Skip the retained messages that the broker sends on every connection.
