@@ -14,15 +14,16 @@ from tests.brokers import Broker
 from tests.observer import Observer
 from tests.running import running
 
-DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "patterns.md"
+DOCUMENTS = Path(__file__).resolve().parent.parent / "docs"
 
 type MakeSettings = Callable[..., Any]
 type Run = Callable[..., Any]
 
 
-def code_by_section() -> dict[str, str]:
-    """The Python code below each heading of the document."""
-    title, *sections = re.split(r"^## ", DOCUMENT.read_text(encoding="utf-8"), flags=re.MULTILINE)
+def code_by_section(name: str) -> dict[str, str]:
+    """The Python code below each heading of a document."""
+    text = (DOCUMENTS / name).read_text(encoding="utf-8")
+    title, *sections = re.split(r"^## ", text, flags=re.MULTILINE)
     return {
         section.partition("\n")[0]: "\n".join(
             re.findall(r"^```python\n(.*?)^```$", section, flags=re.MULTILINE | re.DOTALL)
@@ -31,14 +32,14 @@ def code_by_section() -> dict[str, str]:
     }
 
 
-CODE = code_by_section()
+CODE = code_by_section("devices.md") | code_by_section("patterns.md")
 
 
 def example(*titles: str) -> SimpleNamespace:
     """What the examples of these sections define."""
     namespace: dict[str, Any] = {"__name__": "patterns"}
     for title in ("", *titles):
-        exec(compile(CODE[title], f"{DOCUMENT.name}: {title}", "exec"), namespace)  # noqa: S102
+        exec(compile(CODE[title], f"docs: {title}", "exec"), namespace)  # noqa: S102
     return SimpleNamespace(**namespace)
 
 
@@ -160,5 +161,6 @@ def test_files_between_programs(tmp_path: Path) -> None:
 
 
 def test_every_example_has_a_test() -> None:
-    source = Path(__file__).read_text(encoding="utf-8")
+    files = (Path(__file__), Path(__file__).with_name("test_devices.py"))
+    source = "".join(file.read_text(encoding="utf-8") for file in files)
     assert [title for title, code in CODE.items() if code and f'"{title}"' not in source] == []
