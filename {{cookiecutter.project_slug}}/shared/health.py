@@ -10,6 +10,7 @@ All ages come from the monotonic clock, because the system clock may be set at a
 """
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -69,15 +70,18 @@ class HealthMonitor:
         self._cycle_seconds[work] = cycle_seconds
         self._last_success.setdefault(work, self._clock())
 
-    def status(self, connection: BrokerConnection) -> HealthStatus:
+    def status(
+        self, connection: BrokerConnection, max_disconnected_seconds: float | None = None
+    ) -> HealthStatus:
         now = self._clock()
+        max_disconnected = min(self._max_age_seconds, max_disconnected_seconds or math.inf)
         self._observe(connection, now)
         reasons = []
         if not connection.thread_alive:
             reasons.append("the MQTT network thread is not running")
         if self._last_connected is None:
             reasons.append("not connected to the broker yet")
-        elif (age := now - self._last_connected) > self._max_age_seconds:
+        elif (age := now - self._last_connected) > max_disconnected:
             reasons.append(f"no connection to the broker for {age:.0f} s")
         for work, cycle_seconds in self._cycle_seconds.items():
             if (age := now - self._last_success[work]) > self._max_age_seconds + cycle_seconds:

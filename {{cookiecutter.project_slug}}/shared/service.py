@@ -367,8 +367,12 @@ class BaseService[S: Settings](ABC):
 
     @property
     def health(self) -> HealthStatus:
-        """Health without the fields of `health_check()`."""
-        return self._health.status(self.mqtt)
+        """Health without the fields of `health_check()`.
+
+        A lost connection shows after a heartbeat interval, because readers expect a heartbeat. The
+        health file, for which a container may be restarted, waits for the maximum age.
+        """
+        return self._health.status(self.mqtt, self.settings.heartbeat_interval_seconds)
 
     def health_report(self) -> dict[str, Any]:
         """Return `status` and `reasons`, with the fields of `health_check()`."""

@@ -5,8 +5,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Path, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from schemas import ENVELOPE, CommandRequest, CommandResponse, Problem, Status
+from server import RequestLayer
+from starlette.exceptions import HTTPException as HTTPError
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from shared.mqtt import (
     MQTTError,
@@ -15,6 +19,7 @@ from shared.mqtt import (
     ServiceOfflineError,
     encode,
 )
+from shared.tracing import current_trace_id
 
 if TYPE_CHECKING:
     from main import {{ cookiecutter.__class }}
@@ -23,10 +28,19 @@ router = APIRouter(prefix="/api/v1")
 
 
 def create_app(service: "{{ cookiecutter.__class }}") -> FastAPI:
-    """Return the application. Its OpenAPI page is at /docs."""
-    app = FastAPI(title=service.name)
+    """Return the application. Its OpenAPI description is at /openapi.json."""
+    # The pages /docs and /redoc would load scripts from the internet.
+    app = FastAPI(title=service.name, docs_url=None, redoc_url=None)
     app.state.service = service
     app.exception_handler(RequestValidationError)(reject)
+    app.exception_handler(HTTPError)(report)
+    # A page of another site must not reach this service through a name that it controls.
+    app.add_middleware(
+        TrustedHostMiddleware,
+        allowed_hosts=service.settings.http_allowed_hosts,
+        www_redirect=False,
+    )
+    app.add_middleware(RequestLayer, logger=service.logger)
     app.include_router(router)
     return app
 
@@ -100,4 +114,11 @@ async def reject(_request: Request, error: RequestValidationError) -> Response:
     FastAPI's own handler repeats the input, which may be text that JSON or UTF-8 cannot hold.
     """
     problems = [{key: found[key] for key in ("type", "loc", "msg")} for found in error.errors()]
-    return Response(json.dumps({"detail": problems}), 422, media_type="application/json")
+    content = {"detail": problems, "trace_id": current_trace_id()}
+    return Response(json.dumps(content), 422, media_type="application/json")
+
+
+async def report(_request: Request, error: HTTPError) -> Response:
+    """Add the trace id to an error, so that its log lines can be found."""
+    content = {"detail": error.detail, "trace_id": current_trace_id()}
+    return JSONResponse(content, error.status_code, headers=error.headers)

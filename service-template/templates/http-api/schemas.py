@@ -50,3 +50,4 @@ class Problem(BaseModel):
     """Reason why there is no reply."""
 
     detail: str
+    trace_id: str
