@@ -13,10 +13,10 @@ from starlette.exceptions import HTTPException as HTTPError
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from shared.mqtt import (
+    CommandError,
     MQTTError,
     PayloadError,
     RequestTimeoutError,
-    ServiceOfflineError,
     encode,
 )
 from shared.tracing import current_trace_id
@@ -34,6 +34,7 @@ def create_app(service: "{{ cookiecutter.__class }}") -> FastAPI:
     app.state.service = service
     app.exception_handler(RequestValidationError)(reject)
     app.exception_handler(HTTPError)(report)
+    app.exception_handler(MQTTError)(report_mqtt)
     # A page of another site must not reach this service through a name that it controls.
     app.add_middleware(
         TrustedHostMiddleware,
@@ -76,19 +77,12 @@ async def send_command(
     service: Service, name: ServiceName, request: CommandRequest
 ) -> CommandResponse:
     """Send a command to another service over MQTT and return its reply."""
-    try:
-        reply = await service.send_command(
-            name,
-            request.command,
-            timeout_seconds=service.settings.command_timeout_seconds,
-            **request.arguments,
-        )
-    except ServiceOfflineError as error:
-        raise HTTPException(504, f"{name} is offline") from error
-    except RequestTimeoutError as error:
-        raise HTTPException(504, f"{name} does not reply") from error
-    except MQTTError as error:
-        raise HTTPException(503, str(error)) from error
+    reply = await service.send_command(
+        name,
+        request.command,
+        timeout_seconds=service.settings.command_timeout_seconds,
+        **request.arguments,
+    )
     try:
         return to_response(name, reply)
     except (PayloadError, ValidationError) as error:
@@ -116,6 +110,16 @@ async def reject(_request: Request, error: RequestValidationError) -> Response:
     problems = [{key: found[key] for key in ("type", "loc", "msg")} for found in error.errors()]
     content = {"detail": problems, "trace_id": current_trace_id()}
     return Response(json.dumps(content), 422, media_type="application/json")
+
+
+async def report_mqtt(request: Request, error: MQTTError) -> Response:
+    """Report why a command has no result, for every endpoint that sends one."""
+    status = 503
+    if isinstance(error, RequestTimeoutError):
+        status = 504
+    elif isinstance(error, CommandError | PayloadError):
+        status = 502
+    return await report(request, HTTPError(status, str(error)))
 
 
 async def report(_request: Request, error: HTTPError) -> Response:
