@@ -60,7 +60,7 @@ class ServiceSettings(Settings):
     "schemas.py": """
 from typing import Annotated, Literal
 from pydantic import BaseModel, Field
-from shared.schemas import Message, Topic
+from shared.schemas import Command, CommandSpec, Message, Topic
 from units import POWER
 
 class Cat(BaseModel):
@@ -78,6 +78,13 @@ class Pets(Message):
     position: tuple[float, float] = (0, 0)
     rooms: dict[str, list[int]] = {}
 
+class Feed(BaseModel):
+    grams: float = Field(json_schema_extra={"unit": "g"})
+
+COMMANDS = [
+    CommandSpec(name="feed-all", arguments=Feed, reply=Pets, description="feed the pets"),
+    CommandSpec(name="call", arguments=Command, description="call the pets"),
+]
 TOPICS = [
     Topic(pattern="{prefix}/{service}/pets", payload=Pets, description="Pets at home"),
     Topic(pattern="{prefix}/+/pets/#", payload=Pets, direction="receive", description="Pets away"),
@@ -180,7 +187,13 @@ def test_settings_and_topics_of_any_kind_are_documented(repository: BakedProject
     assert "\n| `power?` | number | W | Of the lamp \\| the fan |\n" in page
     channels = repository.json("docs/asyncapi.json")["channels"]
     addresses = [channel["address"] for channel in channels.values()]
-    assert addresses[-3:] == ["{prefix}/odd/pets", "{prefix}/+/pets/#", "zigbee/{room}/lamp"]
+    assert addresses[-6:] == [
+        *("{prefix}/odd/pets", "{prefix}/+/pets/#", "zigbee/{room}/lamp"),
+        *("{prefix}/coordinator/command/odd", "{prefix}/odd/response"),
+        "{prefix}/coordinator/command/odd",
+    ]
+    assert "\nCommand `feed-all`: feed the pets. QoS 1, not retained.\n" in page
+    assert '\n| `grams` | number | g |  |\n| `command` | "feed-all" |  |  |\n' in page
 
 
 @pytest.mark.real
@@ -207,8 +220,11 @@ def test_breaking_changes_since_a_commit_are_listed(repository: BakedProject) ->
     assert breaking("HEAD") == (0, "No payload change since HEAD breaks a consumer.\n")
     schemas = repository.file("services/example-service/schemas.py")
     schemas.write_text(schemas.read_text().replace("value: float", "power: float"))
-    line = '- example-service/reading: field "value" is gone (breaking)\n'
-    assert breaking("HEAD") == (1, line)
+    lines = [
+        f'- example-service/{topic}: field "value" is gone (breaking)\n'
+        for topic in ("reading", "response")
+    ]
+    assert breaking("HEAD") == (1, "".join(lines))
     assert breaking("--help")[0] == 2
     assert breaking("v9")[0] == 2
 

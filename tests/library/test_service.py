@@ -417,7 +417,7 @@ async def test_a_loop_has_to_report_success(
         assert json.loads(file.read_text(encoding="utf-8")).keys() == {"monotonic", "time"}
         loop.succeeds = False
         heartbeat = await observer.next("probe/heartbeat", status="degraded")
-        assert heartbeat["reasons"][0].startswith("no success for")
+        assert heartbeat["reasons"][0].startswith("no success of ")
         loop.succeeds = True
         await observer.next("probe/heartbeat", status="online")
 

@@ -2,8 +2,9 @@
 
     scripts/uv run --frozen python scripts/topics.py [--check | --breaking REV]
 
-Topics come from `LIBRARY_TOPICS` in shared/schemas.py and from `TOPICS` in the schemas.py of each
-service. Settings come from shared/config.py and from `ServiceSettings` in each config.py.
+Topics come from `LIBRARY_TOPICS` in shared/schemas.py, and from `TOPICS` and `COMMANDS` in the
+schemas.py of each service. Settings come from shared/config.py and from `ServiceSettings` in each
+config.py.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from types import ModuleType
 from typing import Any, get_origin, override
 
 from contract import Payload, Schema, Schemas, breaking_changes, payload_of, resolve
-from pydantic import SecretStr
+from pydantic import BaseModel, Field, SecretStr, create_model
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, models_json_schema
 from pydantic_core import core_schema, to_jsonable_python
@@ -27,7 +28,14 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from shared.config import SETTING_GROUPS, CommaSeparated, Settings  # noqa: E402
-from shared.schemas import LIBRARY_TOPICS, Message, Topic  # noqa: E402
+from shared.schemas import (  # noqa: E402
+    LIBRARY_TOPICS,
+    Command,
+    CommandReply,
+    CommandSpec,
+    Message,
+    Topic,
+)
 
 ASYNCAPI = "docs/asyncapi.json"
 LIBRARY = "all_services"
@@ -71,6 +79,37 @@ def load(file: Path) -> ModuleType:
             origin = getattr(sys.modules[name], "__file__", None) or ""
             if os.path.dirname(origin) == str(file.parent):  # noqa: PTH120 - Path takes ten times
                 del sys.modules[name]
+
+
+def topics_of(schemas: ModuleType) -> list[Topic]:
+    """Return `TOPICS` of a schemas.py, with the topics of its `COMMANDS`."""
+    topics = list(getattr(schemas, "TOPICS", []))
+    commands: list[CommandSpec[BaseModel]] = getattr(schemas, "COMMANDS", [])
+    for command in commands:
+        request = Topic(
+            pattern="{prefix}/coordinator/command/{service}",
+            payload=arguments_model(command),
+            direction="receive",
+            description=f"Command `{command.name}`: {command.description}",
+            command=command.name,
+        )
+        reply = Topic(
+            pattern="{prefix}/{service}/response",
+            payload=command.reply,
+            description=f"Reply to `{command.name}`, unless the command has a `reply_to`",
+            command=command.name,
+        )
+        topics += [request] if command.reply is CommandReply else [request, reply]
+    return topics
+
+
+def arguments_model(command: CommandSpec[BaseModel]) -> type[BaseModel]:
+    """Return the arguments with the name of the command. The library lists the other fields."""
+    title = re.sub(r"\W|_", "", command.name.title()) + "Command"
+    base = BaseModel if command.arguments is Command else command.arguments
+    name = (str, Field(json_schema_extra={"const": command.name}))
+    model: type[BaseModel] = create_model(title, __base__=base, command=name)
+    return model
 
 
 def asyncapi(topics: dict[str, list[Topic]]) -> dict[str, Any]:
@@ -126,7 +165,7 @@ def channel_key(service: str, topic: Topic) -> str:
     """Return a key that a JSON pointer holds without escapes."""
     levels = topic.pattern.removeprefix("{prefix}/").removeprefix("{service}/")
     words = re.findall(r"[\w-]+", levels.replace("+", "any").replace("#", "all"))
-    return ".".join([service, topic.direction, *words])
+    return ".".join([service, topic.direction, *words, *filter(None, [topic.command])])
 
 
 def topics_page(document: dict[str, Any]) -> str:
@@ -206,7 +245,7 @@ def documents() -> dict[str, str]:
     """Return the text of each document by its path."""
     topics, settings = {LIBRARY: LIBRARY_TOPICS}, {}
     for file in sorted(ROOT.glob("services/*/schemas.py")):
-        topics[file.parent.name] = getattr(load(file), "TOPICS", [])
+        topics[file.parent.name] = topics_of(load(file))
     for file in sorted(ROOT.glob("services/*/config.py")):
         settings[file.parent.name] = load(file).ServiceSettings
     contract = asyncapi(topics)

@@ -12,6 +12,7 @@ import httpx
 from pydantic import SecretStr
 from structlog.stdlib import BoundLogger
 
+from shared.errors import ExternalError
 from shared.redaction import redact_text
 from shared.retry import async_retry
 
@@ -21,7 +22,7 @@ _MAX_RETRY_AFTER_SECONDS = 60.0
 _MAX_EXCERPT = 200
 
 
-class APIError(Exception):
+class APIError(ExternalError):
     """Base class of all errors of an API client."""
 
 

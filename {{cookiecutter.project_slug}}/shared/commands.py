@@ -5,14 +5,15 @@ from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from pydantic import BaseModel, ValidationError
 from structlog.stdlib import BoundLogger
 
 from shared.mqtt.dedup import Recent, message_id
 from shared.redaction import redact_text
-from shared.schemas import Command, CommandReply, dump_message
+from shared.schemas import Command, CommandReply, describe_problems, dump_message
 
-type Result = Mapping[str, Any] | None
-type CommandHandler = Callable[[Command], Awaitable[Result] | Result]
+type Result = Mapping[str, Any] | BaseModel | None
+type CommandHandler[A] = Callable[[A], Awaitable[Result] | Result]
 type Reply = dict[str, Any]
 type SendReply = Callable[[Command, Reply], Awaitable[None]]
 
@@ -29,22 +30,24 @@ class CommandRouter:
         self._send_reply = send_reply
         self._max_age_seconds = max_age_seconds
         self._logger = logger
-        self._handlers: dict[str, CommandHandler] = {}
+        self._handlers: dict[str, tuple[CommandHandler[Any], type[BaseModel]]] = {}
         self._replies: Recent[Reply] = Recent()
 
-    def register(self, name: str, handler: CommandHandler) -> None:
+    def register(
+        self, name: str, handler: CommandHandler[Any], model: type[BaseModel] = Command
+    ) -> None:
         if name in self._handlers:
             message = f"command {name!r} already has a handler"
             raise ValueError(message)
-        self._handlers[name] = handler
+        self._handlers[name] = handler, model
 
     async def handle(self, _topic: str, command: Command) -> None:
         """Run the command and reply.
 
         An error is sent as the reply and then raised, so that the command becomes a dead letter.
-        A command that is too old gets an error reply and is not run. A repeated command is not run
-        again, unless it failed. With a `request_id` it gets the same reply again, because its
-        sender has missed the first one.
+        A command that is too old, or whose sender no longer waits, gets an error reply and is not
+        run. A repeated command is not run again, unless it failed. With a `request_id` it gets the
+        same reply again, because its sender has missed the first one.
         """
         content = repr(command.model_dump()).encode(errors="backslashreplace")
         sent_as = message_id(command.request_id, command.trace_id, content)
@@ -54,7 +57,8 @@ class CommandRouter:
             if command.request_id:
                 await self._send_reply(command, earlier)
             return
-        if self._max_age_seconds and (age := _age_seconds(command)) > self._max_age_seconds:
+        if self._is_too_late(command):
+            age = _seconds_since(command.timestamp)
             self._logger.warning("command_too_late", command=command.command, age_seconds=age)
             await self._send_reply(command, _failure(command, f"too late: sent {age:.0f} s ago"))
             return
@@ -67,16 +71,26 @@ class CommandRouter:
             self._replies.add(key, reply)
         await self._send_reply(command, reply)
 
+    def _is_too_late(self, command: Command) -> bool:
+        age, limit = _seconds_since(command.timestamp), self._max_age_seconds
+        return _seconds_since(command.expires_at) > 0 or (limit > 0 and age > limit)
+
     async def _run(self, command: Command) -> Reply:
-        handler = self._handlers.get(command.command)
-        if handler is None:
+        if command.command not in self._handlers:
             self._logger.warning("command_unknown", command=command.command)
             known = ", ".join(sorted(self._handlers)) or "none"
             return _failure(command, f"unknown command. Known commands: {known}")
-        result = handler(command)
+        handler, model = self._handlers[command.command]
+        try:
+            arguments = _arguments(command, model)
+        except ValidationError as error:
+            problems = describe_problems(error)
+            self._logger.warning("command_rejected", command=command.command, error=problems)
+            return _failure(command, f"the arguments are not valid: {problems}")
+        result = handler(arguments)
         if inspect.isawaitable(result):
             result = await result
-        result = result or {}
+        result = dump_message(result) if isinstance(result, BaseModel) else result or {}
         if overridden := result.keys() & _RESERVED_FIELDS:
             self._logger.warning(
                 "command_result_overridden", command=command.command, fields=sorted(overridden)
@@ -86,10 +100,15 @@ class CommandRouter:
         return reply
 
 
-def _age_seconds(command: Command) -> float:
-    if command.timestamp is None:
-        return 0.0
-    return round((datetime.now(UTC) - command.timestamp).total_seconds(), 1)
+def _seconds_since(time: datetime | None) -> float:
+    return 0.0 if time is None else round((datetime.now(UTC) - time).total_seconds(), 1)
+
+
+def _arguments(command: Command, model: type[BaseModel]) -> BaseModel:
+    if model is Command:
+        return command
+    is_command = issubclass(model, Command)
+    return model.model_validate(command.model_dump() if is_command else command.model_extra)
 
 
 def _failure(command: Command, error: str) -> Reply:

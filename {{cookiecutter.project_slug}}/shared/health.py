@@ -4,12 +4,13 @@ A service is healthy if none of these health timestamps is older than `max_age_s
 
 - Event loop: a task writes the health file, so the file gets old while the loop is blocked.
 - Connection: the network thread runs and the client is connected.
-- Cycle of a poller: `touch_healthcheck()` reports each success.
+- Cycle of each loop: `every()` or `touch_healthcheck()` reports each success.
 
 All ages come from the monotonic clock, because the system clock may be set at any time.
 """
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -50,10 +51,9 @@ class HealthMonitor:
         self._max_age_seconds = max_age_seconds
         self._logger = logger
         self._clock = clock
-        self._started = clock()
         self._last_connected: float | None = None
-        self._last_success: float | None = None
-        self._cycle_seconds: float | None = None
+        self._last_success: dict[str, float] = {}
+        self._cycle_seconds: dict[str, float] = {}
         self._written: float | None = None
         self._write_failed = False
 
@@ -62,25 +62,30 @@ class HealthMonitor:
         """Interval of calls to `update`, far below the maximum age."""
         return min(self._max_age_seconds / 20, 5.0)
 
-    def record_success(self) -> None:
-        self._last_success = self._clock()
+    def record_success(self, work: str = "run") -> None:
+        self._last_success[work] = self._clock()
 
-    def expect_success_every(self, cycle_seconds: float) -> None:
-        """Require a success in every cycle from now on."""
-        self._cycle_seconds = cycle_seconds
+    def expect_success_every(self, cycle_seconds: float, work: str = "run") -> None:
+        """Require a success of this work in every cycle from now on."""
+        self._cycle_seconds[work] = cycle_seconds
+        self._last_success.setdefault(work, self._clock())
 
-    def status(self, connection: BrokerConnection) -> HealthStatus:
+    def status(
+        self, connection: BrokerConnection, max_disconnected_seconds: float | None = None
+    ) -> HealthStatus:
         now = self._clock()
+        max_disconnected = min(self._max_age_seconds, max_disconnected_seconds or math.inf)
         self._observe(connection, now)
         reasons = []
         if not connection.thread_alive:
             reasons.append("the MQTT network thread is not running")
         if self._last_connected is None:
             reasons.append("not connected to the broker yet")
-        elif (age := now - self._last_connected) > self._max_age_seconds:
+        elif (age := now - self._last_connected) > max_disconnected:
             reasons.append(f"no connection to the broker for {age:.0f} s")
-        if (age := now - self._last_cycle(now)) > self._max_age_seconds:
-            reasons.append(f"no success for {age + (self._cycle_seconds or 0):.0f} s")
+        for work, cycle_seconds in self._cycle_seconds.items():
+            if (age := now - self._last_success[work]) > self._max_age_seconds + cycle_seconds:
+                reasons.append(f"no success of {work} for {age:.0f} s")
         return HealthStatus(healthy=not reasons, reasons=tuple(reasons))
 
     def update(self, connection: BrokerConnection) -> None:
@@ -114,10 +119,10 @@ class HealthMonitor:
             self._last_connected = now
 
     def _last_cycle(self, now: float) -> float:
-        if self._cycle_seconds is None:
-            return now
-        last = self._started if self._last_success is None else self._last_success
-        return min(now, last + self._cycle_seconds)
+        return min(
+            (self._last_success[work] + cycle for work, cycle in self._cycle_seconds.items()),
+            default=now,
+        )
 
     def _write(self, as_of: float) -> None:
         content = {"monotonic": as_of, "time": datetime.now(UTC).isoformat(timespec="seconds")}

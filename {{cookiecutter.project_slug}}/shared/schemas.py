@@ -1,13 +1,14 @@
 """Payloads of the messages that the library sends and receives.
 
-Put the payloads of a service into its `schemas.py`, with a list `TOPICS` of `Topic`.
-`make docs` writes `docs/topics.md` and `docs/asyncapi.json` from all of them.
+Put the payloads of a service into its `schemas.py`, with a list `TOPICS` of `Topic` and a list
+`COMMANDS` of `CommandSpec`. `make docs` writes `docs/topics.md` and `docs/asyncapi.json` from all
+of them.
 """
 
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from shared.tracing import MAX_ID_LENGTH
 
@@ -24,6 +25,15 @@ class Message(BaseModel):
     service: str | None = Field(default=None, description="Name of the sending service")
     trace_id: str | None = Field(
         default=None, max_length=MAX_ID_LENGTH, description="Id of the work behind the message"
+    )
+
+
+def describe_problems(error: ValidationError) -> str:
+    """Return the fields that are not valid with the reasons, without their values."""
+    problems = error.errors(include_url=False, include_context=False, include_input=False)
+    return "; ".join(
+        f"{'.'.join(map(str, problem['loc'])) or 'payload'}: {problem['msg']}"
+        for problem in problems
     )
 
 
@@ -71,6 +81,9 @@ class Command(Message):
         default=None, max_length=MAX_ID_LENGTH, description="Same id when the command is repeated"
     )
     reply_to: str | None = Field(default=None, description="Topic for the reply")
+    expires_at: AwareDatetime | None = Field(
+        default=None, description="Time at which the sender stops waiting, UTC"
+    )
 
 
 class CommandReply(Message):
@@ -107,6 +120,20 @@ class Topic:
     direction: Literal["send", "receive"] = "send"
     qos: Literal[0, 1, 2] = 1
     retain: bool = False
+    command: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommandSpec[A: BaseModel]:
+    """One command of a service. Pass it to `on_command`, and list it in `COMMANDS`.
+
+    `arguments` is the model that its handler gets: `Command` for a command without arguments.
+    """
+
+    name: str
+    arguments: type[A]
+    description: str
+    reply: type[BaseModel] = CommandReply
 
 
 LIBRARY_TOPICS = [

@@ -1,6 +1,7 @@
 """Base class of all services: clients, lifecycle and orderly stop."""
 
 import asyncio
+import inspect
 import os
 import signal
 import sys
@@ -8,24 +9,36 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cached_property
 from types import FrameType, get_original_bases
-from typing import {% if cookiecutter.include_home_assistant or cookiecutter.include_influxdb %}TYPE_CHECKING, {% endif %}Any, ClassVar, get_args, get_origin
+from typing import {% if cookiecutter.include_home_assistant or cookiecutter.include_influxdb %}TYPE_CHECKING, {% endif %}Any, ClassVar, get_args, get_origin, overload
 
 import psutil
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from shared.commands import CommandHandler, CommandRouter, Reply
 from shared.config import ConfigurationError, Settings, load_settings
+from shared.cycles import FailureLog, has_changed
 from shared.debugger import wait_for_debugger
 from shared.health import HealthMonitor, HealthStatus
 from shared.log import get_logger
-from shared.mqtt import MQTTClient, MQTTError, QoS, Session, encode
+from shared.mqtt import (
+    CommandError,
+    MQTTClient,
+    MQTTError,
+    NotConnectedError,
+    PayloadError,
+    QoS,
+    ServiceOfflineError,
+    Session,
+    encode,
+)
 from shared.redaction import redact_text
-from shared.schemas import Command, dump_message
-from shared.tracing import current_trace_id, new_trace_id
+from shared.schemas import Command, CommandSpec, describe_problems, dump_message
+from shared.service_status import OtherServices, ServiceStatus
+from shared.tracing import bind_trace_id, current_trace_id, new_trace_id
 
 {% if cookiecutter.include_home_assistant or cookiecutter.include_influxdb %}
 if TYPE_CHECKING:
@@ -88,6 +101,7 @@ class BaseService[S: Settings](ABC):
         self._tasks: set[asyncio.Task[Any]] = set()
         self._run_task: asyncio.Task[None] | None = None
         self._clients = AsyncExitStack()
+        self._last_published: dict[str, tuple[float, dict[str, Any]]] = {}
         self._commands = CommandRouter(
             self._send_reply, self.logger, max_age_seconds=settings.command_max_age_seconds
         )
@@ -114,9 +128,7 @@ class BaseService[S: Settings](ABC):
         """Home Assistant client, imported and created at first use."""
         from shared.home_assistant import HomeAssistantClient  # noqa: PLC0415
 
-        client = HomeAssistantClient.from_settings(self.settings, self.logger)
-        self._clients.push_async_callback(client.aclose)
-        return client
+        return self.add_client(HomeAssistantClient.from_settings(self.settings, self.logger))
 {% endif %}
 {% if cookiecutter.include_influxdb %}
 
@@ -125,10 +137,12 @@ class BaseService[S: Settings](ABC):
         """InfluxDB client, imported and created at first use."""
         from shared.influx import InfluxClient  # noqa: PLC0415
 
-        client = InfluxClient.from_settings(self.settings, self.logger)
-        self._clients.push_async_callback(client.aclose)
-        return client
+        return self.add_client(InfluxClient.from_settings(self.settings, self.logger))
 {% endif %}
+
+    @cached_property
+    def _others(self) -> OtherServices:
+        return OtherServices(self.mqtt, self.settings.topic_prefix)
 
     # Methods to implement
 
@@ -141,6 +155,25 @@ class BaseService[S: Settings](ABC):
         return {}
 
     # Methods to use
+
+    def add_client[C](self, client: C) -> C:
+        """Return `client`, which is closed at the end of the service.
+
+        A client has a method `aclose()` or `close()`, async or not. The last client is closed
+        first. Raises TypeError for another object.
+        """
+        close = getattr(client, "aclose", None) or getattr(client, "close", None)
+        if not callable(close):
+            message = f"{type(client).__name__} must have a method aclose() or close()"
+            raise TypeError(message)
+
+        async def close_client() -> None:
+            result = close()
+            if inspect.isawaitable(result):
+                await result
+
+        self._clients.push_async_callback(close_client)
+        return client
 
     def topic(self, event: str) -> str:
         return f"{self.settings.topic_prefix}/{self.name}/{event}"
@@ -159,26 +192,154 @@ class BaseService[S: Settings](ABC):
         """
         await self.mqtt.publish(self.topic(event), self._stamped(data), qos=qos, retain=retain)
 
-    def on_command(self, name: str, handler: CommandHandler) -> None:
+    async def publish_if_changed(
+        self,
+        event: str,
+        data: Mapping[str, Any] | BaseModel,
+        *,
+        delta: float | Mapping[str, float] = 0.0,
+        at_least_every: float | None = None,
+        qos: QoS = 1,
+        retain: bool = False,
+    ) -> bool:
+        """Publish if `data` differs from the last published data. Return whether it was published.
+
+        Raises MQTTError.
+
+        Args:
+            event: Last level of the topic.
+            data: Payload. The first one is always published.
+            delta: Smallest change of a number that counts, for all fields or for each by its name.
+            at_least_every: Seconds after which the same data is published again.
+            qos: QoS of the message.
+            retain: Whether the broker keeps the message.
+        """
+        content = dump_message(data) if isinstance(data, BaseModel) else dict(data)
+        now = time.monotonic()
+        published_at, published = self._last_published.get(event, (now, None))
+        is_due = at_least_every is not None and now - published_at >= at_least_every
+        if published is not None and not is_due and not has_changed(published, content, delta):
+            return False
+        await self.publish(event, content, qos=qos, retain=retain)
+        self._last_published[event] = now, content
+        return True
+
+    async def every(self, seconds: float, work: Callable[[], Awaitable[object]]) -> None:
+        """Call `work` now, and again `seconds` after each call, until the service stops.
+
+        A success counts for the health check. A failed cycle is logged and the next one follows.
+        The log has one line without a traceback for an `ExternalError`, such as `APIError` and
+        `MQTTError`, and a summary for a failure that is repeated.
+        """
+        name = getattr(work, "__name__", type(work).__name__)
+        failures = FailureLog(self.logger, name)
+        self._health.expect_success_every(seconds, name)
+        while not self._stopping.is_set():
+            with bind_trace_id(new_trace_id()):
+                try:
+                    await work()
+                except Exception as error:  # noqa: BLE001 - the next cycle may succeed
+                    failures.failed(error)
+                else:
+                    failures.succeeded()
+                    self._health.record_success(name)
+            await self._wait_for_stop(seconds)
+
+    def on_command[A: BaseModel](
+        self,
+        command: str | CommandSpec[A],
+        handler: CommandHandler[A],
+        *,
+        model: type[A] | None = None,
+    ) -> None:
         """Call `handler` for `{"command": name}` on the command topic of this service.
 
-        Its result is added to the reply. A repeated command is not run again, unless it failed.
-        With a `request_id` it gets the same reply again.
+        The handler gets the arguments as a `model`, or the whole `Command` without one. Arguments
+        that are not valid get an error reply. The result, a mapping or a model, is added to the
+        reply. A repeated command is not run again, unless it failed. With a `request_id` it gets
+        the same reply again.
         """
-        self._commands.register(name, handler)
+        if isinstance(command, CommandSpec):
+            self._commands.register(command.name, handler, command.arguments)
+        else:
+            self._commands.register(command, handler, model or Command)
 
+    @overload
+    async def send_command[R: BaseModel](
+        self,
+        target: str,
+        command: str,
+        *,
+        model: type[R],
+        timeout_seconds: float = 5.0,
+        **fields: object,
+    ) -> R: ...
+    @overload
     async def send_command(
-        self, target: str, command: str, *, timeout_seconds: float = 5.0, **fields: object
-    ) -> dict[str, Any]:
-        """Send a command to the service `target` and return the reply.
+        self,
+        target: str,
+        command: str,
+        *,
+        model: None = None,
+        timeout_seconds: float = 5.0,
+        **fields: object,
+    ) -> dict[str, Any]: ...
+    async def send_command(
+        self,
+        target: str,
+        command: str,
+        *,
+        model: type[BaseModel] | None = None,
+        timeout_seconds: float = 5.0,
+        **fields: object,
+    ) -> dict[str, Any] | BaseModel:
+        """Send a command to the service `target` and return the reply, as a `model` if one is set.
 
-        The `status` of the reply is `ok` or `error`. Raises RequestTimeoutError without a reply.
-        Pass the same `request_id` to repeat a command without running it twice.
+        Without a `model`, the `status` of the reply is `ok` or `error`. The target does not start
+        a command after `timeout_seconds`. Pass the same `request_id` to repeat a command without
+        running it twice.
+
+        Raises:
+            NotConnectedError: This service is not connected. The command is not sent.
+            ServiceOfflineError: The target is offline. The command is not sent.
+            RequestTimeoutError: No reply in time.
+            CommandError: With a `model`, the status of the reply is `error`.
+            PayloadError: The reply is not a valid `model`.
         """
-        payload = self._stamped({"command": command, **fields})
-        return await self.mqtt.request(
-            self._command_topic(target), payload, timeout_seconds=timeout_seconds
+        if not self.mqtt.connected:
+            message = f"no connection to the broker, so {command} was not sent to {target}"
+            raise NotConnectedError(message)
+        await self._others.wait_known(target)
+        if self._others.status(target).status == "offline":
+            message = f"{target} is offline, so {command} was not sent"
+            raise ServiceOfflineError(message)
+        reply = await self.mqtt.request(
+            self._command_topic(target),
+            self._stamped({"command": command, **fields}),
+            timeout_seconds=timeout_seconds,
         )
+        if model is None:
+            return reply
+        if reply.get("status") == "error":
+            message = f"{target} {command}: {reply.get('error')}"
+            raise CommandError(message)
+        try:
+            return model.model_validate(reply)
+        except ValidationError as error:
+            message = f"{target} {command}: not a valid {model.__name__}: "
+            raise PayloadError(message + describe_problems(error)) from error
+
+    def service_status(self, name: str) -> ServiceStatus:
+        """Return the last availability and heartbeat of another service.
+
+        The first call subscribes to them, so call it once before connecting. The status is
+        `unknown` until the broker has sent them.
+        """
+        return self._others.status(name)
+
+    def service_statuses(self) -> dict[str, ServiceStatus]:
+        """Return the status of all services that were seen, by name."""
+        return {name: self._others.status(name) for name in self._others.names()}
 
     def create_task[T](self, work: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T]:
         """Start a task that is cancelled when the service stops.
@@ -193,17 +354,12 @@ class BaseService[S: Settings](ABC):
     async def wait_for_shutdown(self, timeout_seconds: float | None = None) -> bool:
         """Wait until the service stops (True) or the timeout is over (False).
 
-        A `run()` that waits with a timeout is a poller. It must call `touch_healthcheck()` in
-        every successful cycle.
+        A `run()` that waits with a timeout is a loop. It must call `touch_healthcheck()` in every
+        successful cycle. `every()` does all of this.
         """
         if timeout_seconds is not None and asyncio.current_task() is self._run_task:
             self._health.expect_success_every(timeout_seconds)
-        try:
-            async with asyncio.timeout(timeout_seconds):
-                await self._stopping.wait()
-        except TimeoutError:
-            return False
-        return True
+        return await self._wait_for_stop(timeout_seconds)
 
     def touch_healthcheck(self) -> None:
         """Record a success. Call it after each successful cycle."""
@@ -211,8 +367,12 @@ class BaseService[S: Settings](ABC):
 
     @property
     def health(self) -> HealthStatus:
-        """Health without the fields of `health_check()`."""
-        return self._health.status(self.mqtt)
+        """Health without the fields of `health_check()`.
+
+        A lost connection shows after a heartbeat interval, because readers expect a heartbeat. The
+        health file, for which a container may be restarted, waits for the maximum age.
+        """
+        return self._health.status(self.mqtt, self.settings.heartbeat_interval_seconds)
 
     def health_report(self) -> dict[str, Any]:
         """Return `status` and `reasons`, with the fields of `health_check()`."""
@@ -322,6 +482,12 @@ class BaseService[S: Settings](ABC):
             _, stuck = await asyncio.wait(pending, timeout=timeout)
             for task in stuck:
                 self.logger.error("task_not_cancelled", task=task.get_name())
+
+    async def _wait_for_stop(self, timeout_seconds: float | None) -> bool:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_seconds):
+                await self._stopping.wait()
+        return self._stopping.is_set()
 
     def _on_task_done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)

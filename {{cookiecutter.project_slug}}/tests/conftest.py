@@ -10,13 +10,19 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Protocol
 
+{% if cookiecutter.include_home_assistant %}
+import httpx
+{% endif %}
 import pytest
 import structlog
 
 from shared.config import Settings
+{% if cookiecutter.include_home_assistant %}
+from shared.home_assistant import HomeAssistantClient
+{% endif %}
 from shared.log import get_logger
 from tests.brokers import Broker, EmbeddedBroker, Mosquitto, find_mosquitto
-from tests.fakes import FakeMQTT
+from tests.fakes import {{ "FakeHomeAssistant, " if cookiecutter.include_home_assistant }}FakeMQTT
 from tests.probes import LogProbe
 from tests.running import StartedService, service_class
 
@@ -111,6 +117,21 @@ async def log(logger: structlog.stdlib.BoundLogger) -> AsyncIterator[LogProbe]:
 @pytest.fixture
 def fake_mqtt(topic_prefix: str) -> FakeMQTT:
     return FakeMQTT("fake", topic_prefix)
+{% if cookiecutter.include_home_assistant %}
+
+
+@pytest.fixture
+def fake_ha(monkeypatch: pytest.MonkeyPatch) -> FakeHomeAssistant:
+    """Home Assistant in memory, to which the client of every service in this test connects."""
+    fake = FakeHomeAssistant()
+
+    def make(settings: Settings, logger: structlog.stdlib.BoundLogger) -> HomeAssistantClient:
+        transport = httpx.MockTransport(fake)
+        return HomeAssistantClient(settings.ha_url, "token", logger=logger, transport=transport)
+
+    monkeypatch.setattr(HomeAssistantClient, "from_settings", make)
+    return fake
+{% endif %}
 
 
 @pytest.fixture

@@ -1,166 +1,225 @@
-"""An MQTT client without a network, for the tests of services."""
+"""{{ "Stand-ins for the broker and for Home Assistant" if cookiecutter.include_home_assistant else "A stand-in for the broker" }}, for the tests of services."""
 
 import asyncio
-import inspect
+import itertools
+{% if cookiecutter.include_home_assistant %}
 import json
-from collections.abc import Callable, Mapping
-from typing import Any
+{% endif %}
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
-from pydantic import BaseModel
+{% if cookiecutter.include_home_assistant %}
+import httpx
+{% endif %}
+import structlog
 
-from shared.mqtt import (
-    Handler,
-    NotConnectedError,
-    Payload,
-    PayloadFormat,
-    QoS,
-    RequestTimeoutError,
-    encode,
-)
-from shared.mqtt.dedup import RecentIds, message_id
-from shared.mqtt.deprecated import accept_old_arguments
-from shared.mqtt.dispatcher import Subscription
-from shared.mqtt.topics import matches, validate_filter, validate_topic
+from shared.mqtt import MQTTClient, NotConnectedError, Payload, PublishTimeoutError, encode
+from shared.mqtt.connection import Connection, ReceivedMessage
+from shared.mqtt.payload import decode
+from shared.mqtt.topics import matches
+
+_PATIENCE_SECONDS = 10.0
 
 
-class FakeMQTT:
-    """Records what is published and hands over what a test delivers, with real topic matching.
+class MemoryConnection(Connection):
+    """A connection to a broker in memory, which has one client and accepts everything at once."""
 
-    Put it in the place of a service's client: `service.mqtt = FakeMQTT(...)`.
-    """
-
-    dropped_messages = 0
-
-    def __init__(self, service: str, topic_prefix: str) -> None:
-        self.connected = self.thread_alive = self.disconnected = False
+    def __init__(self, *address: Any, will: tuple[str, bytes], **options: Any) -> None:
+        super().__init__(*address, will=will, **options)
+        self.alive = False
+        self.online, self.changed = asyncio.Event(), asyncio.Event()
         self.published: list[tuple[str, Any]] = []
         self.retained: dict[str, Any] = {}
-        self.replies: dict[str, dict[str, Any]] = {}
-        self._service, self._prefix = service, topic_prefix
-        self._changed = asyncio.Event()
-        self._subscriptions: dict[str, Subscription] = {}
+        self.on_publish: Callable[[str, Any, bool], None]
+        self._availability_topic = will[0]
+        self._filters: set[str] = set()
+        self._ids = itertools.count(1)
+        self._unhandled: dict[int, asyncio.Event] = {}
 
-    def payloads(self, topic: str) -> list[Any]:
-        """What was published on `topic`, in order."""
-        return [payload for published, payload in self.published if published == topic]
+    @property
+    def thread_alive(self) -> bool:
+        return self.alive
 
-    async def deliver(self, topic: str, payload: Any, *, retain: bool = False) -> None:
-        """Hand a message to every handler whose filter matches; their exceptions are raised.
+    def start(self) -> None:
+        if not self.alive and not self._stopped:
+            self._loop = asyncio.get_running_loop()
+            self.alive = True
+            self.schedule(self.set_connected, True)
 
-        The payload is what JSON would be decoded to; text or bytes for a handler of such.
-        `retain` is for a message that the broker has kept.
-        """
-        for subscription in list(self._subscriptions.values()):
-            if not matches(subscription.topic_filter, topic):
-                continue
-            if retain and subscription.skip_retained:
-                continue
-            if subscription.recent is not None and _seen(subscription.recent, topic, payload):
-                continue
-            if subscription.model is not None and payload is None:
-                continue
-            result = subscription.handler(topic, _value(subscription, payload))
-            if inspect.isawaitable(result):
-                await result
+    async def stop(self, timeout_seconds: float) -> None:
+        self._stopped = True
+        self.set_connected(False)
+        self.alive = False
 
-    async def wait_for(
-        self, condition: Callable[[], bool], timeout_seconds: float | None = 10.0
-    ) -> None:
-        """Return as soon as `condition` holds after a message or a change of the connection."""
-        async with asyncio.timeout(timeout_seconds):
-            while not condition():
-                self._changed.clear()
-                await self._changed.wait()
+    def set_connected(self, connected: bool) -> None:
+        self.connected = connected
+        if connected:
+            self.online.set()
+            self._connect_callback()
+        else:
+            self.online.clear()
+            self._disconnect_callback()
+        self.changed.set()
 
-    def connect_background(self) -> None:
-        self.connected = self.thread_alive = True
-        self._changed.set()
+    def subscribe(self, filters: Sequence[tuple[str, int]]) -> int:
+        mid = next(self._ids)
+        self.schedule(self._subscribe_callback, mid, [False] * len(filters))
+        for topic_filter, _ in filters:
+            self._filters.add(topic_filter)
+            for topic, payload in self.retained.items():
+                if matches(topic_filter, topic):
+                    self.schedule(self.deliver, topic, encode(payload), True)
+        return mid
 
-    async def wait_connected(self, timeout_seconds: float | None = None) -> None:
-        try:
-            await self.wait_for(lambda: self.connected, timeout_seconds)
-        except TimeoutError as error:
-            raise NotConnectedError from error
+    def unsubscribe(self, filters: Sequence[str]) -> int:
+        mid = next(self._ids)
+        self._filters -= set(filters)
+        self.schedule(self._unsubscribe_callback, mid)
+        return mid
 
-    async def drain(self, timeout_seconds: float = 5.0) -> None:
-        """Nothing is ever at hand: `deliver` waits for the handlers."""
+    def deliver(self, topic: str, content: bytes, retain: bool) -> asyncio.Event:
+        """Deliver a message and return an event for the end of its handlers."""
+        mid = next(self._ids)
+        self._unhandled[mid] = handled = asyncio.Event()
+        self._message_callback(ReceivedMessage(topic, content, 1, retain, False, mid, 1))
+        return handled
 
-    async def disconnect(self, timeout_seconds: float = 5.0, *, keep_status: bool = True) -> None:
-        self.connected = self.thread_alive = False
-        self.disconnected = True
-        self._changed.set()
+    def acknowledge(self, message: ReceivedMessage) -> None:
+        self._unhandled.pop(message.mid).set()
 
-    @accept_old_arguments
-    def subscribe(
-        self,
-        topic: str,
-        handler: Handler,
-        *,
-        qos: QoS = 1,
-        model: type[BaseModel] | None = None,
-        payload_format: PayloadFormat = "json",
-        deduplicate: bool = False,
-        skip_retained: bool = False,
-    ) -> None:
-        recent = RecentIds() if deduplicate else None
-        self.unsubscribe(validate_filter(topic))
-        self._subscriptions[topic] = Subscription(
-            topic, handler, qos, model, payload_format, recent, skip_retained
-        )
+    def abort(self) -> None:
+        """Do nothing: a lost connection is a matter for the tests with a broker."""
 
-    def unsubscribe(self, topic: str) -> None:
-        self._subscriptions.pop(topic, None)
+    def publish_nowait(self, topic: str, content: bytes, *, retain: bool) -> None:
+        payload = decode(content, "auto")
+        is_looped = any(matches(topic_filter, topic) for topic_filter in self._filters)
+        if topic != self._availability_topic:
+            self.published.append((topic, payload))
+            self.on_publish(topic, payload, is_looped)
+        if retain:
+            self.retained[topic] = payload
+        if is_looped:
+            self.deliver(topic, content, False)
+        self.changed.set()
 
     async def publish(
         self,
         topic: str,
-        payload: Payload,
+        content: bytes,
         *,
-        qos: QoS = 1,
-        retain: bool = False,
-        timeout_seconds: float | None = None,
+        qos: int,
+        retain: bool,
+        timeout_seconds: float,
+        ignore_limit: bool = False,
     ) -> None:
-        """Record a message; at QoS 1 also while disconnected, as one that waits."""
-        validate_topic(topic)
-        content = encode(payload)
-        if not qos and not self.connected:
-            raise NotConnectedError
-        if not isinstance(payload, bytes | str | None):
-            payload = json.loads(content)
-        self.published.append((topic, payload))
-        self._changed.set()
-        if retain:
-            self.retained[topic] = payload
+        if self._stopped or (qos == 0 and not self.connected):
+            message = "no connection to the broker in memory"
+            raise NotConnectedError(message)
+        self.publish_nowait(topic, content, retain=retain)
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await self.online.wait()
+        except TimeoutError as error:
+            message = f"{topic}: not acknowledged in {timeout_seconds:g} s"
+            raise PublishTimeoutError(message) from error
 
-    async def request(
-        self, topic: str, payload: Mapping[str, Any], *, timeout_seconds: float = 5.0
-    ) -> dict[str, Any]:
-        """Answer with what the test has put into `replies` for the topic.
 
-        Without it raises RequestTimeoutError, at once.
+class FakeMQTT(MQTTClient):
+    """The client of a service, with a broker in memory: `service.mqtt = FakeMQTT(...)`.
+
+    `published` and `retained` hold what the service has sent. Put the reply to a request into
+    `replies`, by the topic of the request. A request without a reply fails at once.
+    """
+
+    connection_class: ClassVar[type[Connection]] = MemoryConnection
+    _connection: MemoryConnection
+
+    def __init__(self, service: str, topic_prefix: str) -> None:
+        logger = structlog.stdlib.get_logger(service)
+        super().__init__("memory", service=service, topic_prefix=topic_prefix, logger=logger)
+        self._connection.on_publish = self._on_publish
+        self.published, self.retained = self._connection.published, self._connection.retained
+        self.replies: dict[str, dict[str, Any]] = {}
+
+    @property
+    def connected(self) -> bool:
+        return super().connected
+
+    @connected.setter
+    def connected(self, connected: bool) -> None:
+        self._connection.set_connected(connected)
+
+    @property
+    def thread_alive(self) -> bool:
+        return self._connection.alive
+
+    @thread_alive.setter
+    def thread_alive(self, alive: bool) -> None:
+        self._connection.alive = alive
+
+    @property
+    def disconnected(self) -> bool:
+        return self._stopping
+
+    @property
+    def dead_letters(self) -> list[Any]:
+        return self.payloads(f"{self._prefix}/errors/{self._service}")
+
+    def payloads(self, topic: str) -> list[Any]:
+        """Return what was published on `topic`, in order."""
+        return [payload for published, payload in self.published if published == topic]
+
+    async def deliver(self, topic: str, payload: Payload, *, retain: bool = False) -> None:
+        """Deliver a message, encoded as `publish` does, and wait until it is handled.
+
+        A handler that fails leaves a dead letter. `retain` marks a message that was retained.
         """
-        await self.publish(topic, payload)
-        if topic not in self.replies:
-            message = f"no reply to the request on {topic} in {timeout_seconds:g} s"
-            raise RequestTimeoutError(message)
-        return self.replies[topic]
+        self._connection._loop = asyncio.get_running_loop()
+        async with asyncio.timeout(_PATIENCE_SECONDS):
+            await self._connection.deliver(topic, encode(payload), retain).wait()
 
-    async def respond(self, request: Mapping[str, Any], payload: Mapping[str, Any]) -> None:
-        topic = request.get("reply_to") or f"{self._prefix}/{self._service}/response"
-        await self.publish(topic, {**payload, "request_id": request.get("request_id")})
+    async def wait_for(
+        self, condition: Callable[[], bool], timeout_seconds: float | None = _PATIENCE_SECONDS
+    ) -> None:
+        """Return as soon as `condition` holds after a message or a change of the connection."""
+        changed = self._connection.changed
+        async with asyncio.timeout(timeout_seconds):
+            while not condition():
+                changed.clear()
+                await changed.wait()
+
+    def _on_publish(self, topic: str, payload: Any, is_looped: bool) -> None:
+        request_id = payload.get("request_id") if isinstance(payload, dict) else None
+        waiting = self._requests.get(request_id) if isinstance(request_id, str) else None
+        if waiting is None or waiting.done():
+            return
+        if topic in self.replies:
+            waiting.set_result(self.replies[topic])
+        elif not is_looped:
+            waiting.set_exception(TimeoutError())
+{% if cookiecutter.include_home_assistant %}
 
 
-def _seen(recent: RecentIds, topic: str, payload: Any) -> bool:
-    if not isinstance(payload, dict):
-        return False
-    content = json.dumps(payload).encode()
-    sent_as = message_id(payload.get("request_id"), payload.get("trace_id"), content)
-    return sent_as is not None and recent.seen((topic, sent_as))
+class FakeHomeAssistant:
+    """Keeps states and helpers, and records every call of a service."""
 
+    def __init__(self) -> None:
+        self.states: dict[str, str] = {}
+        self.calls: list[tuple[str, dict[str, Any]]] = []
 
-def _value(subscription: Subscription, payload: Any) -> Any:
-    if subscription.payload_format == "bytes":
-        return encode(payload)
-    if subscription.payload_format == "text":
-        return encode(payload).decode()
-    return subscription.model.model_validate(payload) if subscription.model else payload
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        if request.method == "POST":
+            data = json.loads(request.content)
+            service = request.url.path.removeprefix("/api/services/").replace("/", ".")
+            self.calls.append((service, data))
+            value = data.get("value", data.get("option"))
+            if service.endswith((".turn_on", ".turn_off")):
+                value = service.rpartition("_")[2]
+            if value is not None:
+                self.states[data["entity_id"]] = str(value)
+            return httpx.Response(200, json=[])
+        entity_id = request.url.path.removeprefix("/api/states/")
+        if entity_id not in self.states:
+            return httpx.Response(404, json={"message": "Entity not found."})
+        return httpx.Response(200, json={"entity_id": entity_id, "state": self.states[entity_id]})
+{% endif %}

@@ -69,8 +69,15 @@ def service_class(main: ModuleType) -> type[BaseService[Any]]:
 
 
 @asynccontextmanager
-async def running[T: BaseService[Any]](service: T) -> AsyncIterator[T]:
-    """Run a service until the block ends, connected to its broker. Nest them to run several."""
+async def running[T: BaseService[Any]](
+    service: T, mqtt: FakeMQTT | None = None
+) -> AsyncIterator[T]:
+    """Run a service until the block ends, connected to its broker or to one in memory.
+
+    Nest them to run several.
+    """
+    if mqtt is not None:
+        service.mqtt = mqtt
     task = asyncio.create_task(service.start())
     try:
         await service.mqtt.wait_connected(PATIENCE_SECONDS)

@@ -1,8 +1,5 @@
 """Each example of docs/patterns.md, taken from there and run against a broker."""
 
-{% if cookiecutter.include_home_assistant %}
-import json
-{% endif %}
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -10,32 +7,23 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-{% if cookiecutter.include_home_assistant %}
-import httpx
-{% endif %}
 import pytest
-{% if cookiecutter.include_home_assistant %}
-from structlog.stdlib import BoundLogger
-{% endif %}
 
-{% if cookiecutter.include_home_assistant %}
-from shared.config import Settings
-from shared.home_assistant import HomeAssistantClient
-{% endif %}
 from shared.service import BaseService
 from tests.brokers import Broker
 from tests.observer import Observer
 from tests.running import running
 
-DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "patterns.md"
+DOCUMENTS = Path(__file__).resolve().parent.parent / "docs"
 
 type MakeSettings = Callable[..., Any]
 type Run = Callable[..., Any]
 
 
-def code_by_section() -> dict[str, str]:
-    """The Python code below each heading of the document."""
-    title, *sections = re.split(r"^## ", DOCUMENT.read_text(encoding="utf-8"), flags=re.MULTILINE)
+def code_by_section(name: str) -> dict[str, str]:
+    """The Python code below each heading of a document."""
+    text = (DOCUMENTS / name).read_text(encoding="utf-8")
+    title, *sections = re.split(r"^## ", text, flags=re.MULTILINE)
     return {
         section.partition("\n")[0]: "\n".join(
             re.findall(r"^```python\n(.*?)^```$", section, flags=re.MULTILINE | re.DOTALL)
@@ -44,14 +32,14 @@ def code_by_section() -> dict[str, str]:
     }
 
 
-CODE = code_by_section()
+CODE = code_by_section("devices.md") | code_by_section("patterns.md")
 
 
 def example(*titles: str) -> SimpleNamespace:
     """What the examples of these sections define."""
     namespace: dict[str, Any] = {"__name__": "patterns"}
     for title in ("", *titles):
-        exec(compile(CODE[title], f"{DOCUMENT.name}: {title}", "exec"), namespace)  # noqa: S102
+        exec(compile(CODE[title], f"docs: {title}", "exec"), namespace)  # noqa: S102
     return SimpleNamespace(**namespace)
 
 
@@ -62,7 +50,7 @@ async def observer(broker: Broker, topic_prefix: str) -> AsyncIterator[Observer]
 
 
 @pytest.fixture
-def run(broker: Broker, make_settings: MakeSettings) -> Run:
+def run(broker: Broker, make_settings: MakeSettings, tmp_path: Path) -> Run:
     """Runs services of these classes; each is connected before the next one starts."""
 
     @asynccontextmanager
@@ -70,7 +58,8 @@ def run(broker: Broker, make_settings: MakeSettings) -> Run:
         async with AsyncExitStack() as stack:
             services = []
             for service_class in classes:
-                settings = make_settings(service_class.settings_class)
+                data_dir = tmp_path / service_class.name
+                settings = make_settings(service_class.settings_class, data_dir=data_dir)
                 services.append(await stack.enter_async_context(running(service_class(settings))))
             yield services
 
@@ -99,8 +88,10 @@ async def test_event_that_does_not_fit(run: Run, observer: Observer) -> None:
 async def test_command(run: Run, observer: Observer) -> None:
     code = example("Command")
     async with run(code.Heater):
-        observer.publish("coordinator/command/heater", {"command": "refresh"})
-        await observer.next("heater/response", status="ok", temperature=21.5)
+        observer.publish("coordinator/command/heater", {"command": "heat", "celsius": 21.5})
+        await observer.next("heater/response", status="ok", heating=True)
+        observer.publish("coordinator/command/heater", {"command": "heat", "celsius": 90})
+        await observer.next("heater/response", status="error", command="heat")
         observer.publish("coordinator/command/heater", {"command": "explode"})
         await observer.next("heater/response", status="error", command="explode")
 
@@ -108,13 +99,13 @@ async def test_command(run: Run, observer: Observer) -> None:
 async def test_request_and_response(run: Run, observer: Observer) -> None:
     code = example("Command", "Request and response")
     async with run(code.Heater, code.Panel):
-        await observer.next("panel/shown", temperature=21.5)
+        await observer.next("panel/shown", heating=True)
 
 
 async def test_request_while_the_other_side_is_away(run: Run, observer: Observer) -> None:
-    code = example("Request and response")
+    code = example("Command", "Request and response")
     async with run(code.Panel):
-        await observer.next("panel/shown", temperature=None)
+        await observer.next("panel/shown", heating=None)
 
 
 async def test_demand(run: Run, observer: Observer) -> None:
@@ -127,31 +118,9 @@ async def test_demand(run: Run, observer: Observer) -> None:
 
 
 {% if cookiecutter.include_home_assistant %}
-class FakeHomeAssistant:
-    """Keeps helpers, as Home Assistant does."""
-
-    def __init__(self) -> None:
-        self.states: dict[str, str] = {}
-
-    def __call__(self, request: httpx.Request) -> httpx.Response:
-        if request.url.path == "/api/services/input_number/set_value":
-            body = json.loads(request.content)
-            self.states[body["entity_id"]] = str(body["value"])
-            return httpx.Response(200, json=[])
-        entity_id = request.url.path.removeprefix("/api/states/")
-        if entity_id not in self.states:
-            return httpx.Response(404, json={"message": "Entity not found."})
-        return httpx.Response(200, json={"entity_id": entity_id, "state": self.states[entity_id]})
-
-
-async def test_shared_state(run: Run, observer: Observer, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("fake_ha")
+async def test_shared_state(run: Run, observer: Observer) -> None:
     code = example("Shared state")
-    transport = httpx.MockTransport(FakeHomeAssistant())
-
-    def fake_client(settings: Settings, logger: BoundLogger) -> HomeAssistantClient:
-        return HomeAssistantClient(settings.ha_url, "token", logger=logger, transport=transport)
-
-    monkeypatch.setattr(HomeAssistantClient, "from_settings", fake_client)
     async with run(code.Charger):
         await observer.next("charger/started", reserve_kwh=2.0)
     async with run(code.Planner, code.Charger):
@@ -166,8 +135,8 @@ async def test_shared_state(run: Run, observer: Observer) -> None:
 {% endif %}
 
 
-async def test_a_loop_that_survives_a_bad_round(run: Run, observer: Observer) -> None:
-    code = example("A loop that survives a bad round")
+async def test_a_loop_that_survives_a_failed_cycle(run: Run, observer: Observer) -> None:
+    code = example("A loop that survives a failed cycle")
     async with run(code.Meter):
         await observer.next("meter/read", watts=100)
         await observer.next("meter/read", watts=50)
@@ -192,5 +161,6 @@ def test_files_between_programs(tmp_path: Path) -> None:
 
 
 def test_every_example_has_a_test() -> None:
-    source = Path(__file__).read_text(encoding="utf-8")
+    files = (Path(__file__), Path(__file__).with_name("test_devices.py"))
+    source = "".join(file.read_text(encoding="utf-8") for file in files)
     assert [title for title, code in CODE.items() if code and f'"{title}"' not in source] == []

@@ -5,10 +5,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Path, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from schemas import ENVELOPE, CommandRequest, CommandResponse, Problem, Status
+from server import RequestLayer
+from starlette.exceptions import HTTPException as HTTPError
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from shared.mqtt import MQTTError, PayloadError, RequestTimeoutError, encode
+from shared.mqtt import (
+    CommandError,
+    MQTTError,
+    PayloadError,
+    RequestTimeoutError,
+    encode,
+)
+from shared.tracing import current_trace_id
 
 if TYPE_CHECKING:
     from main import {{ cookiecutter.__class }}
@@ -17,10 +28,20 @@ router = APIRouter(prefix="/api/v1")
 
 
 def create_app(service: "{{ cookiecutter.__class }}") -> FastAPI:
-    """Return the application. Its OpenAPI page is at /docs."""
-    app = FastAPI(title=service.name)
+    """Return the application. Its OpenAPI description is at /openapi.json."""
+    # The pages /docs and /redoc would load scripts from the internet.
+    app = FastAPI(title=service.name, docs_url=None, redoc_url=None)
     app.state.service = service
     app.exception_handler(RequestValidationError)(reject)
+    app.exception_handler(HTTPError)(report)
+    app.exception_handler(MQTTError)(report_mqtt)
+    # A page of another site must not reach this service through a name that it controls.
+    app.add_middleware(
+        TrustedHostMiddleware,
+        allowed_hosts=service.settings.http_allowed_hosts,
+        www_redirect=False,
+    )
+    app.add_middleware(RequestLayer, logger=service.logger)
     app.include_router(router)
     return app
 
@@ -49,26 +70,19 @@ async def read_status(service: Service, response: Response) -> Status:
     responses={
         502: {"model": Problem, "description": "The reply of the other service is not valid"},
         503: {"model": Problem, "description": "The broker cannot be reached"},
-        504: {"model": Problem, "description": "The other service does not reply"},
+        504: {"model": Problem, "description": "The other service is offline or does not reply"},
     },
 )
 async def send_command(
     service: Service, name: ServiceName, request: CommandRequest
 ) -> CommandResponse:
     """Send a command to another service over MQTT and return its reply."""
-    try:
-        reply = await service.send_command(
-            name,
-            request.command,
-            timeout_seconds=service.settings.command_timeout_seconds,
-            **request.arguments,
-        )
-    except RequestTimeoutError as error:
-        if not service.mqtt.connected:
-            raise HTTPException(503, "no connection to the broker") from error
-        raise HTTPException(504, f"{name} does not reply") from error
-    except MQTTError as error:
-        raise HTTPException(503, str(error)) from error
+    reply = await service.send_command(
+        name,
+        request.command,
+        timeout_seconds=service.settings.command_timeout_seconds,
+        **request.arguments,
+    )
     try:
         return to_response(name, reply)
     except (PayloadError, ValidationError) as error:
@@ -94,4 +108,21 @@ async def reject(_request: Request, error: RequestValidationError) -> Response:
     FastAPI's own handler repeats the input, which may be text that JSON or UTF-8 cannot hold.
     """
     problems = [{key: found[key] for key in ("type", "loc", "msg")} for found in error.errors()]
-    return Response(json.dumps({"detail": problems}), 422, media_type="application/json")
+    content = {"detail": problems, "trace_id": current_trace_id()}
+    return Response(json.dumps(content), 422, media_type="application/json")
+
+
+async def report_mqtt(request: Request, error: MQTTError) -> Response:
+    """Report why a command has no result, for every endpoint that sends one."""
+    status = 503
+    if isinstance(error, RequestTimeoutError):
+        status = 504
+    elif isinstance(error, CommandError | PayloadError):
+        status = 502
+    return await report(request, HTTPError(status, str(error)))
+
+
+async def report(_request: Request, error: HTTPError) -> Response:
+    """Add the trace id to an error, so that its log lines can be found."""
+    content = {"detail": error.detail, "trace_id": current_trace_id()}
+    return JSONResponse(content, error.status_code, headers=error.headers)

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from shared.config import Settings
+from shared.config import CommaSeparated, Settings
 
 
 class ServiceSettings(Settings):
@@ -17,6 +17,11 @@ class ServiceSettings(Settings):
         le=65535,
         validation_alias="{{ cookiecutter.__env }}_HTTP_PORT",
         description="Port to listen on",
+    )
+    http_allowed_hosts: CommaSeparated[str] = Field(
+        default=["localhost", "127.0.0.1", "{{ cookiecutter.service_slug }}"],
+        validation_alias="{{ cookiecutter.__env }}_HTTP_ALLOWED_HOSTS",
+        description="Host names under which clients reach this service, separated by commas",
     )
     command_timeout_seconds: float = Field(
         default=5.0,

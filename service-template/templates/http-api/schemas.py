@@ -8,7 +8,7 @@ from shared.mqtt import PayloadError, encode
 
 # Fields of the message itself, which are not part of the result.
 ENVELOPE = {"timestamp", "service", "trace_id", "request_id", "reply_to", "status", "command"}
-_RESERVED = ENVELOPE | {"self", "target", "timeout_seconds"}
+_RESERVED = ENVELOPE | {"expires_at", "model", "self", "target", "timeout_seconds"}
 
 
 class Status(BaseModel):
@@ -50,3 +50,4 @@ class Problem(BaseModel):
     """Reason why there is no reply."""
 
     detail: str
+    trace_id: str

@@ -77,7 +77,7 @@ async def test_rejects_a_request_that_is_not_valid(
         ("other", '{"command": ""}'),
         ("other", r'{"command": "\ud800"}'),
         ("other", '{"command": "x", "arguments": {"reply_to": "y"}}'),
-        ("other", '{"command": "x", "arguments": {"self": "y"}}'),
+        ("other", '{"command": "x", "arguments": {"model": "y"}}'),
         ("other", '{"command": "x", "arguments": {"value": NaN}}'),
         ("other", r'{"command": "x", "arguments": {"\ud800": 1}}'),
     ):
@@ -88,6 +88,7 @@ async def test_rejects_a_request_that_is_not_valid(
         )
         assert response.status_code == 422, body
         assert {"loc", "msg", "type"} == set(response.json()["detail"][0])
+        assert response.json()["trace_id"] == response.headers["x-trace-id"]
     assert service.mqtt.published == []
 
 
@@ -97,4 +98,11 @@ async def test_describes_itself(client: httpx.AsyncClient) -> None:
     command = paths["/api/v1/services/{name}/commands"]["post"]["responses"]
     assert status.keys() == {"200", "503"}
     assert command.keys() == {"200", "422", "502", "503", "504"}
-    assert (await client.get("/docs")).status_code == 200
+
+
+async def test_rejects_other_hosts_and_large_bodies(client: httpx.AsyncClient) -> None:
+    response = await client.get("/api/v1/status", headers={"Host": "attacker.example"})
+    assert response.status_code == 400
+    response = await client.post(COMMANDS, content=b" " * 1_000_001)
+    assert response.status_code == 413
+    assert response.json()["trace_id"] == response.headers["x-trace-id"]

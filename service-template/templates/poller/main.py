@@ -4,7 +4,7 @@ import os
 
 from config import ServiceSettings
 from pydantic import BaseModel, Field
-from schemas import Reading
+from schemas import REFRESH, Reading
 
 from shared.schemas import Command
 from shared.service import BaseService, run_service
@@ -27,18 +27,9 @@ class {{ cookiecutter.__class }}(BaseService[ServiceSettings]):
 
     async def run(self) -> None:
         self._progress = self._state.load(Progress)
-        self.on_command("refresh", self._on_refresh)
+        self.on_command(REFRESH, self._on_refresh)
         self.mqtt.connect_background()
-        while True:
-            try:
-                await self.measure()
-            except Exception:
-                # The next round may do better; the health check sees the age of the last success.
-                self.logger.exception("round_failed")
-            else:
-                self.touch_healthcheck()
-            if await self.wait_for_shutdown(self.settings.poll_interval_seconds):
-                return
+        await self.every(self.settings.poll_interval_seconds, self.measure)
 
     async def measure(self) -> Reading:
         """Take one reading and publish it."""
@@ -49,9 +40,8 @@ class {{ cookiecutter.__class }}(BaseService[ServiceSettings]):
         self.logger.info("reading_published", value=reading.value, round=reading.round)
         return reading
 
-    async def _on_refresh(self, _command: Command) -> dict[str, float]:
-        reading = await self.measure()
-        return {"value": reading.value}
+    async def _on_refresh(self, _command: Command) -> Reading:
+        return await self.measure()
 
 
 if __name__ == "__main__":

@@ -35,11 +35,11 @@ async def test_waits_for_the_poll_interval(start_service: StartService) -> None:
 async def test_is_healthy_again_once_a_cycle_succeeds(
     service: StartedService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def fail() -> None:
+    def fail() -> None:
         raise OSError("the sensor is away")
 
     with monkeypatch.context() as broken:
-        broken.setattr(service.instance, "measure", fail)
+        broken.setattr("os.getloadavg", fail)
         await until(lambda: not service.instance.health.healthy)
     await until(lambda: service.instance.health.healthy)
 

@@ -1,10 +1,8 @@
 """Watches the readings of other services: keeps statistics and raises alarms."""
 
-from typing import Any
-
 from config import ServiceSettings
 from pydantic import BaseModel, Field
-from schemas import Alarm, Reading, Statistics
+from schemas import STATISTICS, Alarm, Reading, Statistics
 
 from shared.schemas import Command
 from shared.service import BaseService, run_service
@@ -28,7 +26,7 @@ class {{ cookiecutter.__class }}(BaseService[ServiceSettings]):
 
     async def run(self) -> None:
         self._totals = self._state.load(Totals)
-        self.on_command("statistics", self._on_statistics)
+        self.on_command(STATISTICS, self._on_statistics)
         self.mqtt.subscribe(
             f"{self.settings.topic_prefix}/{self.settings.source}",
             self._on_reading,
@@ -52,8 +50,8 @@ class {{ cookiecutter.__class }}(BaseService[ServiceSettings]):
         statistics = Statistics(**self._totals.model_dump())
         await self.publish("statistics", statistics, retain=True)
 
-    def _on_statistics(self, _command: Command) -> dict[str, Any]:
-        return self._totals.model_dump()
+    def _on_statistics(self, _command: Command) -> Statistics:
+        return Statistics(**self._totals.model_dump())
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from shared.schemas import Message, Topic
+from shared.schemas import Command, CommandSpec, Message, Topic
 
 
 class Reading(Message):
@@ -21,6 +21,14 @@ class Statistics(Message):
     readings: int = Field(description="Readings so far, counted over restarts")
     highest: float | None = Field(default=None, description="Highest value so far")
 
+
+STATISTICS = CommandSpec(
+    name="statistics",
+    arguments=Command,
+    reply=Statistics,
+    description="get the statistics",
+)
+COMMANDS = [STATISTICS]
 
 TOPICS = [
     Topic(

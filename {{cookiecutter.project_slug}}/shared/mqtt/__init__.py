@@ -8,17 +8,20 @@
 from shared.mqtt.client import MQTTClient
 from shared.mqtt.dispatcher import Handler, QoS
 from shared.mqtt.errors import (
+    CommandError,
     MQTTError,
     NotConnectedError,
     PayloadError,
     PublishTimeoutError,
     QueueFullError,
     RequestTimeoutError,
+    ServiceOfflineError,
 )
 from shared.mqtt.payload import Payload, PayloadFormat, encode
 from shared.mqtt.session import Session
 
 __all__ = [
+    "CommandError",
     "Handler",
     "MQTTClient",
     "MQTTError",
@@ -30,6 +33,7 @@ __all__ = [
     "QoS",
     "QueueFullError",
     "RequestTimeoutError",
+    "ServiceOfflineError",
     "Session",
     "encode",
 ]

@@ -9,8 +9,8 @@ import ssl
 import time
 from base64 import b64encode
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
-from typing import Any, Literal, Self
+from datetime import UTC, datetime, timedelta
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel
 from structlog.stdlib import BoundLogger
@@ -44,6 +44,8 @@ class MQTTClient:
     number of unacknowledged messages (Mosquitto: 20) and sends no more at QoS 1 until then.
     """
 
+    connection_class: ClassVar[type[Connection]] = Connection
+
     def __init__(
         self,
         host: str,
@@ -76,7 +78,7 @@ class MQTTClient:
         self._reply_topic = f"{topic_prefix}/{service}/response/{self.client_id}"
         self._availability_topic = f"{topic_prefix}/{service}/availability"
         last_will = Availability(status="offline", reason="connection_lost", service=service)
-        self._connection = Connection(
+        self._connection = self.connection_class(
             host,
             port,
             client_id=self.client_id,
@@ -266,7 +268,8 @@ class MQTTClient:
             handler: Function or coroutine function.
             qos: Highest QoS that the broker uses for this subscription.
             model: Pydantic model that validates the payload. It skips empty payloads.
-            payload_format: Type of the payload without a `model`. Empty JSON is None.
+            payload_format: Type of the payload, before a `model` validates it. `auto` is JSON if
+                the payload is valid JSON, otherwise text, otherwise bytes. Empty JSON is None.
             deduplicate: Skip a message whose `request_id`, or `trace_id` and content, was seen
                 recently. Do not use it for requests: their sender repeats them to get a reply.
             skip_retained: Skip the retained messages that the broker sends on every connection.
@@ -402,7 +405,8 @@ class MQTTClient:
     ) -> dict[str, Any]:
         """Publish a request and return the reply with the same `request_id`.
 
-        Adds `reply_to` and, if missing, `request_id` and `trace_id`. Raises what `publish` raises.
+        Adds `reply_to`, `expires_at` and, if missing, `request_id` and `trace_id`. Raises what
+        `publish` raises.
 
         Raises:
             RequestTimeoutError: No reply in time.
@@ -417,6 +421,7 @@ class MQTTClient:
             "request_id": secrets.token_hex(16),
             **payload,
             "reply_to": self._reply_topic,
+            "expires_at": (datetime.now(UTC) + timedelta(seconds=timeout_seconds)).isoformat(),
         }
         request_id = envelope["request_id"]
         if not isinstance(request_id, str):

@@ -1,7 +1,9 @@
 """Errors of the MQTT client."""
 
+from shared.errors import ExternalError
 
-class MQTTError(Exception):
+
+class MQTTError(ExternalError):
     """Base class of all errors of the MQTT client."""
 
 
@@ -23,3 +25,11 @@ class RequestTimeoutError(MQTTError):
 
 class PayloadError(MQTTError):
     """A payload is not valid JSON, or cannot be encoded as JSON."""
+
+
+class ServiceOfflineError(RequestTimeoutError):
+    """The target of a command is offline, so the command was not sent."""
+
+
+class CommandError(MQTTError):
+    """The target of a command rejected it, or failed to run it."""

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Literal, NoReturn
 
 from pydantic import BaseModel
@@ -10,7 +11,7 @@ from shared.mqtt.errors import PayloadError
 from shared.schemas import dump_message
 
 type Payload = Mapping[str, Any] | BaseModel | list[Any] | str | bytes | bool | float | None
-type PayloadFormat = Literal["json", "text", "bytes"]
+type PayloadFormat = Literal["json", "text", "bytes", "auto"]
 
 
 def encode(payload: Payload) -> bytes:
@@ -40,6 +41,8 @@ def decode(payload: bytes, payload_format: PayloadFormat) -> Any:  # noqa: ANN40
     """Return the content of a received payload. Raises PayloadError."""
     if payload_format == "bytes":
         return payload
+    if payload_format == "auto":
+        return _decode_any(payload)
     try:
         text = payload.decode()
         if payload_format == "text":
@@ -50,6 +53,14 @@ def decode(payload: bytes, payload_format: PayloadFormat) -> Any:  # noqa: ANN40
         expected = "JSON" if payload_format == "json" else "UTF-8 text"
         message = f"the payload is not valid {expected}: {error}"
         raise PayloadError(message) from error
+
+
+def _decode_any(payload: bytes) -> Any:  # noqa: ANN401 - any JSON
+    formats: tuple[PayloadFormat, ...] = ("json", "text")
+    for payload_format in formats:
+        with suppress(PayloadError):
+            return decode(payload, payload_format)
+    return payload
 
 
 def _reject_constant(name: str) -> NoReturn:

@@ -14,8 +14,10 @@ LIBRARY = {
     "api_client",
     "commands",
     "config",
+    "cycles",
     "debugger",
     "diagnose",
+    "errors",
     "files",
     "health",
 {% if cookiecutter.include_home_assistant %}
@@ -30,6 +32,7 @@ LIBRARY = {
     "retry",
     "schemas",
     "service",
+    "service_status",
     "state",
     "tracing",
 }

@@ -1,0 +1,8 @@
+"""Base class of the errors that other systems cause."""
+
+
+class ExternalError(Exception):
+    """Another system failed, and its message says why. The log needs no traceback.
+
+    `MQTTError`, `APIError` and `InfluxError` derive from it. Derive those of your own clients too.
+    """

@@ -1,0 +1,73 @@
+"""Availability and heartbeats of the other services."""
+
+import asyncio
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+
+from shared.mqtt import MQTTClient
+from shared.schemas import Availability, Heartbeat
+
+# Longest wait for retained messages after a subscription.
+_RETAINED_SECONDS = 0.3
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServiceStatus:
+    """Last availability and last heartbeat of a service, None until one was received."""
+
+    availability: Availability | None = None
+    heartbeat: Heartbeat | None = None
+    heartbeat_age_seconds: float | None = None
+
+    @property
+    def status(self) -> str:
+        """Return `online`, `degraded`, `offline`, or `unknown` without an availability."""
+        if self.availability is None:
+            return "unknown"
+        if self.availability.status == "online" and self.heartbeat is not None:
+            return self.heartbeat.status
+        return self.availability.status
+
+
+class OtherServices:
+    """Follows all services below a topic prefix, from its creation on."""
+
+    def __init__(self, client: MQTTClient, topic_prefix: str) -> None:
+        self._availability: dict[str, Availability] = {}
+        self._heartbeats: dict[str, tuple[float, Heartbeat]] = {}
+        self._changed = asyncio.Event()
+        self._subscribed_at = time.monotonic()
+        # QoS 0, because the broker would queue these messages while this service is stopped.
+        for event, handler, model in (
+            ("availability", self._on_availability, Availability),
+            ("heartbeat", self._on_heartbeat, Heartbeat),
+        ):
+            client.subscribe(f"{topic_prefix}/+/{event}", handler, model=model, qos=0)
+
+    def names(self) -> list[str]:
+        return sorted(self._availability.keys() | self._heartbeats.keys())
+
+    def status(self, name: str) -> ServiceStatus:
+        received_at, heartbeat = self._heartbeats.get(name, (None, None))
+        return ServiceStatus(
+            availability=self._availability.get(name),
+            heartbeat=heartbeat,
+            heartbeat_age_seconds=None if received_at is None else time.monotonic() - received_at,
+        )
+
+    async def wait_known(self, name: str) -> None:
+        """Wait for the availability of a service, which the broker sends with the subscription."""
+        seconds = self._subscribed_at + _RETAINED_SECONDS - time.monotonic()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(seconds, 0)):
+                while name not in self._availability:
+                    self._changed.clear()
+                    await self._changed.wait()
+
+    def _on_availability(self, topic: str, availability: Availability) -> None:
+        self._availability[topic.split("/")[-2]] = availability
+        self._changed.set()
+
+    def _on_heartbeat(self, topic: str, heartbeat: Heartbeat) -> None:
+        self._heartbeats[topic.split("/")[-2]] = time.monotonic(), heartbeat
