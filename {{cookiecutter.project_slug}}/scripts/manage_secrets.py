@@ -502,7 +502,8 @@ def scan(options: argparse.Namespace) -> int:
         bad = lines_unlike(ENCRYPTED_LINE, text) or ("" if "\nsops_mac=ENC[" in text else "1")
         if file.name == ENCRYPTED.name:
             if bad:
-                found.append(f"{file} is not encrypted. Run make secrets-encrypt, or see line {bad}")
+                way = f"Run make secrets-encrypt, or see line {bad}"
+                found.append(f"{file} is not encrypted. {way}")
             # Encrypted data may look like a token.
             text = re.sub(r"=ENC\[AES256_GCM,[^]]*\]", "=", text)
         for number, line in enumerate(text.split("\n"), 1):
