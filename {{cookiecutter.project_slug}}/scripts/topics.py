@@ -262,6 +262,22 @@ def default_of(variable: str, field: FieldInfo) -> str:
     return text
 
 
+def dump(value: Any, indent: str = "") -> str:
+    """Return JSON with one line for each object that holds at most flat objects, such as a field."""
+    if not isinstance(value, dict) or height(value) <= 2:
+        return json.dumps(value, ensure_ascii=False)
+    inner = f"{indent}  "
+    items = [f"{inner}{json.dumps(key)}: {dump(item, inner)}" for key, item in value.items()]
+    return "{\n" + ",\n".join(items) + f"\n{indent}}}"
+
+
+def height(value: Any) -> int:
+    """Return how deep objects are nested in a value."""
+    if isinstance(value, dict):
+        return 1 + max(map(height, value.values()), default=0)
+    return max(map(height, value), default=0) if isinstance(value, list) else 0
+
+
 def documents() -> dict[str, str]:
     """Return the text of each document by its path."""
     services = ROOT / "services"
@@ -275,7 +291,7 @@ def documents() -> dict[str, str]:
     contract = asyncapi(topics)
     return {
         "docs/topics.md": topics_page(contract),
-        ASYNCAPI: json.dumps(contract, indent=2, ensure_ascii=False) + "\n",
+        ASYNCAPI: dump(contract) + "\n",
         ".env.example": settings_example(settings),
     }
 
