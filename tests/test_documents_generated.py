@@ -193,7 +193,7 @@ def test_settings_and_topics_of_any_kind_are_documented(repository: BakedProject
         "{prefix}/coordinator/command/odd",
     ]
     assert "\nCommand `feed-all`: feed the pets. QoS 1, not retained.\n" in page
-    assert "\n| `grams` | number | g |  |\n| `command` | \"feed-all\" |  |  |\n" in page
+    assert '\n| `grams` | number | g |  |\n| `command` | "feed-all" |  |  |\n' in page
 
 
 @pytest.mark.real
