@@ -262,20 +262,20 @@ def default_of(variable: str, field: FieldInfo) -> str:
     return text
 
 
-def dump(value: Any, indent: str = "") -> str:
-    """Return JSON with one line for each object that holds at most flat objects, such as a field."""
-    if not isinstance(value, dict) or height(value) <= 2:
+def dump(value: object, indent: str = "") -> str:
+    """Return JSON that has one line for each object with at most one level of objects in it."""
+    if not isinstance(value, dict) or not is_deep(value, levels=2):
         return json.dumps(value, ensure_ascii=False)
     inner = f"{indent}  "
     items = [f"{inner}{json.dumps(key)}: {dump(item, inner)}" for key, item in value.items()]
     return "{\n" + ",\n".join(items) + f"\n{indent}}}"
 
 
-def height(value: Any) -> int:
-    """Return how deep objects are nested in a value."""
+def is_deep(value: object, levels: int) -> bool:
+    """Return whether more than so many levels of objects are nested in a value."""
     if isinstance(value, dict):
-        return 1 + max(map(height, value.values()), default=0)
-    return max(map(height, value), default=0) if isinstance(value, list) else 0
+        return levels == 0 or any(is_deep(item, levels - 1) for item in value.values())
+    return isinstance(value, list) and any(is_deep(item, levels) for item in value)
 
 
 def documents() -> dict[str, str]:
