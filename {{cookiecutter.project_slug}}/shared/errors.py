@@ -4,5 +4,5 @@
 class ExternalError(Exception):
     """Another system failed, and its message says why. The log needs no traceback.
 
-    `MQTTError`, `APIError` and `InfluxError` derive from it. Derive those of your own clients too.
+    The errors of all clients in `shared/` derive from it. Derive those of your own clients too.
     """

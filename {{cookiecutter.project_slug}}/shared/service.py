@@ -199,20 +199,12 @@ class BaseService[S: Settings](ABC):
         *,
         delta: float | Mapping[str, float] = 0.0,
         at_least_every: float | None = None,
-        qos: QoS = 1,
         retain: bool = False,
     ) -> bool:
         """Publish if `data` differs from the last published data. Return whether it was published.
 
-        Raises MQTTError.
-
-        Args:
-            event: Last level of the topic.
-            data: Payload. The first one is always published.
-            delta: Smallest change of a number that counts, for all fields or for each by its name.
-            at_least_every: Seconds after which the same data is published again.
-            qos: QoS of the message.
-            retain: Whether the broker keeps the message.
+        `delta` is the smallest change of a number that counts, for all fields or for each by its
+        name. After `at_least_every` seconds the same data is published again. Raises MQTTError.
         """
         content = dump_message(data) if isinstance(data, BaseModel) else dict(data)
         now = time.monotonic()
@@ -220,7 +212,7 @@ class BaseService[S: Settings](ABC):
         is_due = at_least_every is not None and now - published_at >= at_least_every
         if published is not None and not is_due and not has_changed(published, content, delta):
             return False
-        await self.publish(event, content, qos=qos, retain=retain)
+        await self.publish(event, content, retain=retain)
         self._last_published[event] = now, content
         return True
 
