@@ -224,9 +224,9 @@ async def test_a_new_subscription_gets_retained_messages_unless_it_skips_them(si
     await side.send("kept/1", None, retain=True)
     await every.until_payload(None)
     await fresh.until_payload(None)
-    # A broker sends a retained message once for each filter, and every handler gets it each time.
+    # A broker may send a message once for each filter, and every handler gets it each time.
     assert set(map(str, every.payloads)) == {"{'celsius': 20}", "None"}
-    assert fresh.payloads == [None]
+    assert set(fresh.payloads) == {None}
     assert {type(payload) for payload in typed.payloads} == {Reading}
     assert side.sent("errors/tested") == []
 

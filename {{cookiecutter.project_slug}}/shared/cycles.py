@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from traceback import walk_tb
 from typing import Any
 
 from structlog.stdlib import BoundLogger
@@ -79,9 +80,5 @@ def has_changed(
 
 def _origin(error: Exception) -> tuple[str, int]:
     """Return the file and the line that raised an error."""
-    traceback = error.__traceback__
-    if traceback is None:
-        return "", 0
-    while traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    return traceback.tb_frame.f_code.co_filename, traceback.tb_lineno
+    *_, (frame, line) = walk_tb(error.__traceback__)
+    return frame.f_code.co_filename, line

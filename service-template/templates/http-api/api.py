@@ -38,7 +38,7 @@ def create_app(service: "{{ cookiecutter.__class }}") -> FastAPI:
     # A page of another site must not reach this service through a name that it controls.
     app.add_middleware(
         TrustedHostMiddleware,
-        allowed_hosts=service.settings.http_allowed_hosts,
+        allowed_hosts=[service.name, *service.settings.http_allowed_hosts],
         www_redirect=False,
     )
     app.add_middleware(RequestLayer, logger=service.logger)

@@ -19,9 +19,9 @@ class ServiceSettings(Settings):
         description="Port to listen on",
     )
     http_allowed_hosts: CommaSeparated[str] = Field(
-        default=["localhost", "127.0.0.1", "{{ cookiecutter.service_slug }}"],
+        default=["localhost", "127.0.0.1"],
         validation_alias="{{ cookiecutter.__env }}_HTTP_ALLOWED_HOSTS",
-        description="Host names under which clients reach this service, separated by commas",
+        description="Host names of this service for its clients, besides its own name",
     )
     command_timeout_seconds: float = Field(
         default=5.0,
