@@ -68,11 +68,6 @@ class Probe(BaseService[ProbeSettings]):
         await self.publish("ready", {})
         await self.wait_for_shutdown()
 
-    async def blocked(self) -> None:
-        await self.mqtt.wait_connected()
-        await self.publish("ready", {})
-        time.sleep(600)
-
 
 raise SystemExit(run_service(Probe))
 """
@@ -241,15 +236,6 @@ async def test_a_thread_that_never_ends_does_not_hold_the_process(
     await observer.next("probe/ready")
     service.signal(signal.SIGTERM)
     assert await service.end() == (0, "")
-
-
-async def test_the_second_signal_ends_a_blocked_service(start: Start, observer: Observer) -> None:
-    service = await start("blocked")
-    await observer.next("probe/ready")
-    service.signal(signal.SIGTERM)
-    service.signal(signal.SIGINT)
-    code, _ = await service.end()
-    assert code in {-signal.SIGTERM, -signal.SIGINT}
 
 
 async def test_what_a_service_does_not_use_is_not_imported() -> None:

@@ -433,7 +433,6 @@ class BaseService[S: Settings](ABC):
         finally:
             del _running[self]
             if not _running:
-                _received_signals.clear()
                 _handle_signals(signal.SIG_DFL)
                 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -555,20 +554,14 @@ class BaseService[S: Settings](ABC):
 
 
 _running: dict[BaseService[Any], asyncio.AbstractEventLoop] = {}
-_received_signals: list[int] = []
 
 
 def _on_signal(number: int, _frame: FrameType | None) -> None:
-    """Stop all services of this process. The second signal ends the process."""
-    # Append first, because Python may call this again before this call ends.
-    _received_signals.append(number)
-    if len(_received_signals) > 1:
-        _handle_signals(signal.SIG_DFL)
-        signal.raise_signal(number)
+    """Stop all services of this process."""
+    # From now on the system ends the process on the next signal, even if the loop is blocked.
+    _handle_signals(signal.SIG_DFL)
     for service, loop in _running.items():
         loop.call_soon_threadsafe(service.stop, signal.Signals(number).name)
-        # Python calls no handler during a blocking call into C, but the system needs none.
-        loop.call_soon_threadsafe(_handle_signals, signal.SIG_DFL)
 
 
 def _handle_signals(handler: _SignalHandler) -> None:
