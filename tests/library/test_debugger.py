@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import structlog
+
 from shared.debugger import wait_for_debugger
 
 
@@ -41,7 +42,7 @@ def debugpy(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDebugpy]:
     fake.wait_for_client.cancel()
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])  # noqa: S104 - what DEBUG_HOST names
 async def test_it_waits_for_a_client_on_this_machine_unless_told_otherwise(
     debugpy: FakeDebugpy, monkeypatch: pytest.MonkeyPatch, host: str
 ) -> None:
