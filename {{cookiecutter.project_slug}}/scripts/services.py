@@ -340,7 +340,7 @@ def remove(options: argparse.Namespace) -> None:
         say(f"Removed {service.name}, {data}.")
     else:
         say(f"Removed {service.name}. The volume {service.volume} keeps its data.")
-        say("Stop its container: docker compose up --detach --remove-orphans")
+        say("If its container still runs, make up removes it.")
 
 
 def confirm(service: Service, *, keep_code: bool, data: str) -> None:
@@ -403,7 +403,8 @@ def rename(options: argparse.Namespace) -> None:
             rf"^{old.variables}", new.variables, env.read_text("utf-8"), flags=re.MULTILINE
         )
         atomic_write(env.resolve(), text)
-    say(f"Renamed {old.name} to {new.name}. These stay behind:")
+    say(f"Renamed {old.name} to {new.name}. If its container runs, make up replaces it.")
+    say("These stay behind:")
     say(f"  the volume {old.volume}, since {new.name} starts with a volume of its own")
     say(f"  retained messages of {old.name} on the broker, such as its availability")
     found = run(
