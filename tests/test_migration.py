@@ -225,8 +225,8 @@ def models(project: BakedProject) -> dict[str, Any]:
                         item.pop("bind", None)
                 service[key] = sorted(service.get(key) or [], key=str)
         del model["networks"]
-        # The template changes this one.
-        del model["services"]["influxdb"]
+        # The template changes these.
+        del model["services"]["influxdb"], model["services"]["mqtt"]["healthcheck"]
         result[kind] = {name: part for name, part in model.items() if name[:2] != "x-"}
     return result
 

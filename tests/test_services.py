@@ -409,12 +409,15 @@ def test_a_service_that_another_one_needs_stays(
 
 @pytest.mark.docker
 def test_compose_decides_where_it_is_installed(repository: BakedProject) -> None:
-    """The base of another service is not among the references that the script looks at."""
+    """A network of the service is not among the references that the script looks at."""
     add(repository, "soil-moisture")
+    with repository.file("services/soil-moisture/compose.yml").open("a") as compose:
+        compose.write("\nnetworks:\n  field:\n")
     override = repository.file("docker-compose.override.yml")
-    override.write_text("services:\n  shop:\n    extends: soil-moisture\n")
+    override.write_text("services:\n  shop:\n    image: x\n    networks: [field]\n")
     message = rejected(repository, "scripts/remove-service.sh", "soil-moisture", "--yes")
     assert "Compose rejects the result" in message
+    assert "undefined network field" in message
     override.unlink()
     remove(repository, "soil-moisture")
 

@@ -165,18 +165,12 @@ async def serve_embedded(port: int) -> None:
                 goes_on = await super()._handle_message_delivery(session, handler, message)
             return goes_on
 
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
     listener = ListenerConfig(type=ListenerType.TCP, bind=f"{HOST}:{port}")
     plugins = {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}}
     broker = PatientBroker(BrokerConfig(listeners={"default": listener}, plugins=plugins))
     await broker.start()
-    try:
-        await stop.wait()
-    finally:
-        await broker.shutdown()
+    # A signal ends it as it is, because it keeps nothing.
+    await asyncio.Event().wait()
 
 
 if __name__ == "__main__":
