@@ -89,8 +89,9 @@ class EmbeddedServer(uvicorn.Server):
         try:
             self.listener = socket.create_server((host, port), family=family)
         except OSError as error:
-            problem = f"cannot listen on {host}:{port}: {error.strerror}"
-            raise ConfigurationError(["{{ cookiecutter.__env }}_HTTP_PORT: " + problem]) from error
+            variable = "{{ cookiecutter.__env }}_HTTP_PORT"
+            problem = f"{variable}: cannot listen on {host}:{port}: {error.strerror}"
+            raise ConfigurationError([problem]) from error
 
     @property
     def port(self) -> int:
