@@ -294,6 +294,7 @@ def assert_same_but_for_live_code(before: dict[str, Any], after: dict[str, Any])
 
 
 @real
+@pytest.mark.slow
 def test_two_updates_move_every_service(old: Old, tmp_path: Path) -> None:
     assert_two_updates_move_everything(old.copy(tmp_path))
 

@@ -19,7 +19,7 @@ from filelock import FileLock
 from tests.baked import BakedProject, user_environment
 from tests.combinations import OPTIONS
 from tests.conftest import Bake, Cookiecutter
-from tests.tools import needs, path_without
+from tests.tools import needs, path_without, slow_after_first
 
 pytestmark = pytest.mark.real
 
@@ -78,7 +78,7 @@ def included(project: BakedProject, name: str) -> list[str]:
 # --- Adding -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("kind", slow_after_first(TYPES))
 def test_adds_a_directory_a_test_and_a_line_to_each_list(
     repository: BakedProject, kind: str
 ) -> None:
@@ -101,7 +101,7 @@ def test_adds_a_directory_a_test_and_a_line_to_each_list(
     repository.uv_run("python", "scripts/topics.py", "--check")
 
 
-@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("kind", slow_after_first(TYPES))
 def test_removed_it_leaves_no_trace(repository: BakedProject, kind: str) -> None:
     override = repository.file("docker-compose.override.yml")
     override.write_bytes(repository.file(LISTS[1]).read_bytes())
@@ -237,6 +237,7 @@ def kill_after(project: BakedProject, steps: int, command: str, *options: str) -
     return project.uv_run("python", "-c", script, check=False).returncode != 0
 
 
+@pytest.mark.slow
 def test_an_interrupted_addition_is_finished_by_running_it_again(repository: BakedProject) -> None:
     before = tree(repository)
     add(repository, "soil-moisture")
@@ -253,6 +254,7 @@ def test_an_interrupted_addition_is_finished_by_running_it_again(repository: Bak
     assert interrupted >= 5
 
 
+@pytest.mark.slow
 def test_an_interrupted_removal_is_finished_by_running_it_again(repository: BakedProject) -> None:
     before = tree(repository)
     add(repository, "soil-moisture")
@@ -389,7 +391,9 @@ def test_outside_a_generated_repository(tmp_path: Path, cookiecutter: Cookiecutt
         "environment: {API: 'http://soil-moisture:8000'}",
     ],
 )
-@pytest.mark.parametrize("file", ["docker-compose.override.yml", "services/shop/compose.yml"])
+@pytest.mark.parametrize(
+    "file", slow_after_first(["services/shop/compose.yml", "docker-compose.override.yml"])
+)
 def test_a_service_that_another_one_needs_stays(
     repository: BakedProject, file: str, definition: str
 ) -> None:
@@ -422,7 +426,7 @@ def test_compose_decides_where_it_is_installed(repository: BakedProject) -> None
     remove(repository, "soil-moisture")
 
 
-@pytest.mark.parametrize("name", ["watch", "build", "internal"])
+@pytest.mark.parametrize("name", slow_after_first(["watch", "build", "internal"]))
 def test_words_of_compose_are_good_names(repository: BakedProject, name: str) -> None:
     before = tree(repository)
     add(repository, name)
@@ -469,7 +473,7 @@ def test_on_a_terminal_the_user_decides(repository: BakedProject, typed: str, go
 
 
 @needs("git", "python3.13")
-@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("kind", slow_after_first(["http-api", "poller", "subscriber"]))
 def test_a_renamed_service_works_and_says_what_stays_behind(
     repository: BakedProject, kind: str
 ) -> None:
@@ -503,7 +507,7 @@ def test_a_name_that_is_not_valid_is_not_given(repository: BakedProject) -> None
 
 
 @needs("python3.13")
-@pytest.mark.parametrize("kind", ["poller", "http-api"])
+@pytest.mark.parametrize("kind", slow_after_first(["http-api", "poller"]))
 def test_a_package_of_one_service_is_there_on_the_host_and_in_its_image(
     repository: BakedProject, tmp_path: Path, kind: str
 ) -> None:

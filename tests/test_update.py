@@ -15,7 +15,7 @@ import pytest
 
 from tests.baked import ROOT, TEMPLATE, BakedProject, publish, run
 from tests.conftest import Cookiecutter
-from tests.tools import needs, slow_after_first
+from tests.tools import needs
 
 pytestmark = [
     pytest.mark.real,
@@ -251,7 +251,8 @@ def update_and_check(
     return done.stdout
 
 
-@pytest.mark.parametrize("way", slow_after_first(WAYS))
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
 def test_to_next_years(make: Maker, tmp_path: Path, way: Make) -> None:
     origin = Published(tmp_path / "template")
     project = make(origin, way=way)

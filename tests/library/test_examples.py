@@ -95,7 +95,7 @@ async def test_the_overview_shows_all_other_services_and_reports_a_lost_one(
     make_settings: MakeSettings, forecast: ForecastService, observer: Observer, tmp_path: Path
 ) -> None:
     settings = make_settings(
-        OverviewSettings, overview_interval_seconds=0.02, data_dir=tmp_path / "overview"
+        OverviewSettings, overview_interval_seconds=0.2, data_dir=tmp_path / "overview"
     )
     online: dict[str, Any] = {"status": "online", "reasons": []}
     offline = online | {"status": "offline"}
@@ -112,7 +112,7 @@ async def test_the_overview_notices_a_service_that_has_fallen_silent(
     make_settings: MakeSettings, observer: Observer
 ) -> None:
     settings = make_settings(
-        OverviewSettings, overview_interval_seconds=0.02, overview_max_age_seconds=0.1
+        OverviewSettings, overview_interval_seconds=0.2, overview_max_age_seconds=0.5
     )
     heartbeat = {"status": "online", "uptime_seconds": 1, "memory_mb": 1}
     async with running(OverviewService(settings)):
