@@ -185,6 +185,7 @@ def test_history_holds_no_secret(project: BakedProject) -> None:
     assert project.read(".sops/age-key.pub").strip() in history
 
 
+@pytest.mark.slow
 def test_lint_passes_with_an_encrypted_env_enc_and_changes_nothing(project: BakedProject) -> None:
     project.run("scripts/secrets-encrypt.sh")
     git(project, "add", ".env.enc")
@@ -282,6 +283,7 @@ def test_hooks_elsewhere_are_left_alone(project: BakedProject, tmp_path: Path) -
     assert not project.file(".git/hooks/pre-commit").exists()
 
 
+@pytest.mark.slow
 def test_the_hook_works_in_a_worktree(project: BakedProject, tmp_path: Path) -> None:
     tree = tmp_path / "another tree"
     git(project, "worktree", "add", "--quiet", "-b", "other", str(tree))

@@ -270,7 +270,7 @@ def test_what_people_write_is_not_refused(text: str) -> None:
     assert not refused(typed_context(ROOT, Path("/somewhere"), answers))
 
 
-@pytest.mark.parametrize("trap", TRAPS)
+@pytest.mark.parametrize("trap", slow_after_first(TRAPS))
 def test_every_trap_in_every_answer_at_once(answers_only: Path, trap: str) -> None:
     answers = dict.fromkeys([*FREE_TEXT, "project_slug", "topic_prefix", "first_service"], trap)
     context = typed_context(ROOT, Path("/somewhere"), answers)
@@ -317,7 +317,7 @@ def test_no_answer_is_executed(cookiecutter: Cookiecutter, tmp_path: Path, injec
     assert list(tmp_path.rglob("canary")) == []
 
 
-@pytest.mark.parametrize("injection", INJECTIONS)
+@pytest.mark.parametrize("injection", slow_after_first(INJECTIONS))
 def test_no_refused_answer_is_executed(
     cookiecutter: Cookiecutter, tmp_path: Path, injection: str
 ) -> None:

@@ -94,6 +94,7 @@ async def read_name(service: Service) -> str:
 '''
 
 
+@pytest.mark.slow
 def test_a_second_endpoint_breaks_no_test_and_no_rule(bake_copy: Bake) -> None:
     project = bake_copy(**EVERYTHING)
     with project.file("services/example-service/api.py").open("a", encoding="utf-8") as api:

@@ -75,7 +75,7 @@ def test_compose_accepts_both_files(bake_copy: Bake, answers: dict[str, Any]) ->
 
 
 @needs("git", "python3.13", "mosquitto")
-@pytest.mark.parametrize("answers", REPRESENTATIVES)
+@pytest.mark.parametrize("answers", slow_after_first(REPRESENTATIVES))
 def test_own_tests_pass(bake_copy: Bake, answers: dict[str, Any]) -> None:
     """`make test` in a fresh copy, with nothing edited."""
     project = bake_copy(**answers)

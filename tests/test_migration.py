@@ -307,6 +307,7 @@ def test_two_updates_move_every_service_of_the_first_release(tmp_path: Path) -> 
 
 
 @real
+@pytest.mark.slow
 def test_an_update_without_conflicts_asks_for_the_second_one(
     old: Old, tmp_path: Path, no_make: dict[str, str | None]
 ) -> None:
@@ -368,6 +369,7 @@ def test_what_cannot_be_moved_is_listed_and_nothing_is_changed(
 
 
 @real
+@pytest.mark.slow
 def test_a_repository_without_the_history_of_its_template_is_moved_as_well(
     old: Old, tmp_path: Path, no_make: dict[str, str | None]
 ) -> None:

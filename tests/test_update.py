@@ -15,7 +15,7 @@ import pytest
 
 from tests.baked import ROOT, TEMPLATE, BakedProject, publish, run
 from tests.conftest import Cookiecutter
-from tests.tools import needs
+from tests.tools import needs, slow_after_first
 
 pytestmark = [
     pytest.mark.real,
@@ -267,7 +267,7 @@ def test_to_next_years(make: Maker, tmp_path: Path, way: Make) -> None:
     assert project.read("services/cellar-light/main.py").startswith('"""Newer: ')
 
 
-@pytest.mark.parametrize("named", [".", "../template"])
+@pytest.mark.parametrize("named", slow_after_first([".", "../template"]))
 def test_a_template_that_is_named_from_where_the_user_is(tmp_path: Path, named: str) -> None:
     """Even when the repository is made inside another one, which is not its template."""
     origin = Published(tmp_path / "template")
@@ -346,7 +346,7 @@ def test_uncommitted_work_is_not_put_at_risk(make: Maker, tmp_path: Path) -> Non
     assert {name: project.file(name).read_bytes() for name in project.files()} == before
 
 
-@pytest.mark.parametrize("target", ["template-check", "template-update"])
+@pytest.mark.parametrize("target", slow_after_first(["template-update", "template-check"]))
 def test_without_the_template_nothing_happens(make: Maker, tmp_path: Path, target: str) -> None:
     origin = Published(tmp_path / "template")
     project = make(origin)
@@ -401,7 +401,7 @@ def test_settings_of_git_do_not_keep_an_update_out(
     assert project.json(".cruft.json")["commit"] == origin.git("rev-parse", "HEAD").strip()
 
 
-@pytest.mark.parametrize("ignored", [False, True])
+@pytest.mark.parametrize("ignored", slow_after_first([False, True]))
 def test_a_file_of_the_users_with_the_name_of_a_new_one_is_a_visible_conflict(
     make: Maker, tmp_path: Path, no_make: dict[str, str | None], ignored: bool
 ) -> None:
