@@ -98,7 +98,7 @@ def run(step: Step) -> Outcome:
 
 
 def run_script(*command: str) -> str:
-    """Run a command; returns the last line that it printed."""
+    """Run a command and return the last line that it printed."""
     result = subprocess.run(
         command, stdin=subprocess.DEVNULL, capture_output=True, text=True, encoding="utf-8",
         errors="replace", env={**ENVIRONMENT, "SETUP_PYTHON": sys.executable}, check=False,

@@ -107,7 +107,7 @@ def find_problems(answers: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def report(answers: dict[str, Any], problems: list[tuple[str, str, str]]) -> dict[str, str]:
-    """Print the problems; returns the examples, which take the place of the bad answers."""
+    """Print the problems and return the examples, which replace the bad answers."""
     print("These answers are not valid:", file=sys.stderr)
     for name, rule, example in problems:
         got = str(answers[name])
@@ -133,7 +133,7 @@ def words(answers: dict[str, Any], corrections: dict[str, str], template: Path) 
 
 
 def template_directory(answers: dict[str, Any]) -> Path:
-    """Return where the template is; cookiecutter names it from the directory it was called in."""
+    """Return where the template is, which cookiecutter names from the directory of its call."""
     return Path(os.environ.get("PWD", "/"), answers.get("_repo_dir", "/"))
 
 

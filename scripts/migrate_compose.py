@@ -287,7 +287,7 @@ def extend_base(body: str, shared: str, template: dict[str, Any], prefix: str) -
     uses_build = "*build" in body
     mounts_shared = re.search(rf"{mount}|:/app/shared\b|target: */app/shared\b", body)
     for pattern in (
-        # What the base has: on a line of its own, or among others between brackets.
+        # Entries of the base: on a line of its own, or among others between brackets.
         *(r"^ +<<: *\*build *\n", r"<<: *\*build *(, *)?"),
         *(rf"^ *- *{mount} *\n", rf"{mount} *(, *)?"),
         r"^logging: *\*logging *\n",

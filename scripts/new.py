@@ -133,7 +133,7 @@ def escaped(value: Any) -> Any:
 
 
 def make(output: Path, words: list[str], ask: bool) -> int:
-    """Collect and check the answers, then generate; returns the exit code."""
+    """Collect and check the answers, generate, and return the exit code."""
     if problem := rules.template_problem(ROOT):
         print(f"{problem}\nNothing was written.", file=sys.stderr)
         return 1
