@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Builds everything, starts it, waits until it is healthy, and shows what is not. Services start
-# anew even when their image is unchanged, since shared/ is mounted and not part of it; the broker
-# does when its configuration has changed.
+# Build everything, start it, wait until it is healthy, and show what is not. Services restart even
+# when their image is unchanged, because shared/ is mounted. The broker restarts when its
+# configuration has changed.
 #
 # Usage: scripts/deploy.sh [--context NAME] [--timeout SECONDS]
 #   --context  a Docker context of another host (docker context create NAME --docker host=ssh://...)
 #   --timeout  longest wait for health once the broker has it, 300 by default
 #
-# The containers mount shared/ and infrastructure/ from this folder, so another host needs them at
-# the same path: they are copied there, over the context itself, before anything starts.
+# The containers mount shared/ and infrastructure/, so another host needs them at the same path.
+# They are copied there over the context, before anything starts.
 #
-# docker-compose.yml counts alone, or what COMPOSE_FILE names, here or in .env: no override of
-# development.
+# Compose reads docker-compose.yml alone, or the files in COMPOSE_FILE, here or in .env. The
+# override of development is left out.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -67,14 +67,14 @@ if [ -n "${DOCKER_CONTEXT:-}" ]; then
   copy_mounted_directories
 fi
 
-# What is stopped starts anew below. The broker is left alone where it can be.
-anew=()
+# Stopped services start again below. The broker keeps running unless its configuration changed.
+stale=()
 while read -r service; do
   if [ -d "services/$service" ] || { [ "$service" = mqtt ] && broker_has_old_configuration; }; then
-    anew+=("$service")
+    stale+=("$service")
   fi
 done < <(docker compose config --services)
-if [ ${#anew[@]} -gt 0 ]; then docker compose stop "${anew[@]}"; fi
+if [ ${#stale[@]} -gt 0 ]; then docker compose stop "${stale[@]}"; fi
 if docker compose up --detach --wait --wait-timeout "$timeout" --remove-orphans; then
   exec scripts/uv run --quiet --frozen python scripts/status.py --logs
 fi

@@ -46,7 +46,7 @@ class Finding(NamedTuple):
 
 
 def run(*command: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run a command in the repository; a missing program counts as exit code 127."""
+    """Run a command in the repository. A missing program counts as exit code 127."""
     foreign = {"GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR"}
     environment = {name: value for name, value in os.environ.items() if name not in foreign}
     path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])

@@ -120,7 +120,7 @@ def run(programs: list[Path], *, debug: bool) -> int:
     last_signal = 0.0
 
     def stop(number: int, _frame: object) -> None:
-        """Forward a signal to each service; a second one ends a service that does not stop."""
+        """Forward a signal to each service. A second one ends a service that does not stop."""
         nonlocal last_signal
         # One Ctrl-C may arrive twice: from the terminal, and a moment later from uv.
         last_signal, before = time.monotonic(), last_signal

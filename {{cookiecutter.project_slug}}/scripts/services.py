@@ -461,7 +461,7 @@ def lock() -> Iterator[None]:
 
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
-    """Run a command in the repository; a missing program counts as exit code 127."""
+    """Run a command in the repository. A missing program counts as exit code 127."""
     try:
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     except OSError as error:
