@@ -877,7 +877,7 @@ def test_a_secret_has_such_a_name_and_eight_characters_or_more(repository: Repos
 
 def test_encrypted_data_is_not_taken_for_a_token(repository: Repository) -> None:
     data = f"ENC[AES256_GCM,data:{'a' * 86}==,iv:x,tag:y,type:str]"
-    repository.write(".env.enc", f"A={data}\nsops_mac={data}\n")
+    repository.write(".env.enc", f"#{data}\nA={data}\nsops_mac={data}\n")
     repository.do("scan", ".env.enc")
     repository.write("file.yml", f"key: {'a' * 86}==\n")
     assert repository.do("scan", "file.yml", check=False).returncode == 1
