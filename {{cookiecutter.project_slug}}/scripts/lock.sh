@@ -2,7 +2,7 @@
 # Brings uv.lock up to date with pyproject.toml, and the exported requirements with uv.lock.
 #
 # Usage: scripts/lock.sh [--check | --upgrade]
-#   --check    change nothing; exit 1 and name what is not up to date, 3 when that cannot be checked
+#   --check    change nothing. Exit 1 names what is not up to date, exit 3 says why it is unknown
 #   --upgrade  take the newest versions that pyproject.toml allows
 set -euo pipefail
 # shellcheck source=scripts/lib.sh

@@ -71,7 +71,7 @@ class Service:
 
 
 def parse(text: str | bytes, name: str) -> dict[str, Any]:
-    """Return the content of a Compose file; raises ServiceError when it is not valid."""
+    """Return the content of a Compose file. Raises ServiceError when it is not valid."""
     try:
         # All scalars are strings, and tags of Compose such as !reset mean nothing.
         model = yaml.load(text, Loader=getattr(yaml, "CBaseLoader", yaml.BaseLoader))  # noqa: S506
@@ -236,7 +236,7 @@ def write_lists(*, add: str = "", remove: str = "") -> None:
 
 
 def compose_problem() -> str:
-    """Return why Compose rejects the files; nothing when it accepts them or is not installed."""
+    """Return why Compose rejects the files, or nothing when it accepts them or is missing."""
     if run("docker", "compose", "version").returncode:
         return ""
     own = run("docker", "compose", "config", "--quiet")
@@ -288,7 +288,7 @@ def delete_code(service: Service) -> None:
 
 
 def render(name: str, kind: str, description: str, folder: Path) -> Path:
-    """Render the service template; raises ServiceError for a name that is not valid."""
+    """Render the service template. Raises ServiceError for a name that is not valid."""
     # The user's defaults for cookiecutter must not get in.
     config = folder / "config.yaml"
     config.write_text(
@@ -344,7 +344,7 @@ def remove(options: argparse.Namespace) -> None:
 
 
 def confirm(service: Service, *, keep_code: bool, data: str) -> None:
-    """Ask on the terminal; raise ServiceError unless the user agrees."""
+    """Ask on the terminal. Raises ServiceError unless the user agrees."""
     if not sys.stdin.isatty():
         message = "There is no terminal to ask on: add --yes."
         raise ServiceError(message)
