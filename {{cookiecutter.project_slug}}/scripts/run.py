@@ -155,18 +155,27 @@ def debug_container(name: str) -> int:
     if not any((ROOT / f"docker-compose.override.{ending}").exists() for ending in ("yml", "yaml")):
         files = ["-f", "docker-compose.yml", "-f", "docker-compose.override.example.yml"]
     compose = ["docker", "compose", *files]
+    container = f"{ROOT.name}-{name}-debug"
     # Two instances would share the volume and its session.
     subprocess.run([*compose, "stop", name], cwd=ROOT, check=False)
-    options = ["--rm", "--build", "--use-aliases", "--publish", f"{DEBUG_ADDRESS}:{DEBUG_PORT}"]
+    remove_container(container)
+    options = ["--rm", "--name", container, "--build", "--use-aliases"]
+    options += ["--publish", f"{DEBUG_ADDRESS}:{DEBUG_PORT}"]
     # A published port needs all interfaces of the container.
     options += ["--env", f"DEBUG_SERVICE={name}", "--env", "DEBUG_HOST=0.0.0.0"]
     say(f"Attach the debugger to {DEBUG_ADDRESS}, in VS Code with `Attach to container`.")
-    # Compose receives Ctrl-C as well and stops the container.
+    # Compose receives Ctrl-C as well. It ends at once, and the container may not get the signal.
     signal.signal(signal.SIGINT, lambda *_: None)
     command = [*compose, "run", *options, name, "python", "main.py"]
     code = subprocess.run(command, cwd=ROOT, check=False).returncode
+    remove_container(container)
     say(f"Start {name} again: docker compose up --detach {name}")
     return code
+
+
+def remove_container(name: str) -> None:
+    """Stop a container that was started with `--rm`, if it is still there."""
+    subprocess.run(["docker", "stop", name], capture_output=True, check=False)
 
 
 def say(text: str) -> None:
