@@ -1,7 +1,9 @@
 """Fixtures of the tests of the shared library."""
 
+import asyncio
 import json
 import logging
+import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,12 +18,49 @@ from shared.config import Settings
 from shared.diagnose import Step
 from shared.mqtt import MQTTClient
 from shared.mqtt.session import Session
-from tests.brokers import Mosquitto, find_mosquitto
+from tests import brokers
+from tests.library.probes import LogProbe
 
 
 class Address(Protocol):
     host: str
     port: int
+
+
+class Mosquitto(brokers.Mosquitto):
+    """A Mosquitto that a test may kill and freeze.
+
+    `persistent` keeps sessions and retained messages over a restart.
+    """
+
+    def __init__(
+        self, program: str, folder: Path, *, persistent: bool = False, options: str = ""
+    ) -> None:
+        super().__init__(program, folder)
+        text = self._configuration.read_text()
+        if "allow_anonymous" in options:
+            text = text.replace("allow_anonymous true\n", "")
+        if persistent:
+            text += "persistence true\nautosave_interval 1\nautosave_on_changes true\n"
+        self._configuration.write_text(f"{text}persistence_location {folder}/\n{options}\n")
+
+    def stop(self) -> None:
+        self.resume()
+        super().stop()
+
+    def kill(self) -> None:
+        """End it without a chance to save or to say goodbye."""
+        self._end(signal.SIGKILL)
+
+    def freeze(self) -> None:
+        self._send(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._send(signal.SIGCONT)
+
+    def _send(self, number: signal.Signals) -> None:
+        if self._process is not None:
+            self._process.send_signal(number)
 
 
 class MakeClient(Protocol):
@@ -105,7 +144,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def make_mosquitto(tmp_path: Path) -> Iterator[Callable[..., Mosquitto]]:
     """Make real brokers that a test may stop, kill and freeze."""
-    program = find_mosquitto()
+    program = brokers.find_mosquitto()
     assert program is not None, 'install Mosquitto, or run with -m "not mosquitto"'
     made: list[Mosquitto] = []
 
@@ -126,6 +165,15 @@ def mosquitto(make_mosquitto: Callable[..., Mosquitto]) -> Mosquitto:
     broker = make_mosquitto()
     broker.start()
     return broker
+
+
+@pytest.fixture
+async def log(logger: structlog.stdlib.BoundLogger) -> AsyncIterator[LogProbe]:
+    """What is logged during the test."""
+    probe = LogProbe(asyncio.get_running_loop())
+    logging.getLogger().addHandler(probe)
+    yield probe
+    logging.getLogger().removeHandler(probe)
 
 
 @pytest.fixture

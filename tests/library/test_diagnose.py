@@ -12,9 +12,9 @@ import pytest
 from shared import diagnose
 from shared.config import Settings
 from shared.diagnose import Result, Step, failed, passed, warned
-from tests.brokers import Broker, Mosquitto, free_port
+from tests.brokers import Broker, free_port
 from tests.conftest import MakeSettings
-from tests.library.conftest import Run
+from tests.library.conftest import Mosquitto, Run
 from tests.observer import Observer
 
 pytestmark = pytest.mark.usefixtures("no_logging")

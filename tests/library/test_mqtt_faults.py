@@ -27,10 +27,10 @@ from shared.mqtt import (
     QueueFullError,
 )
 from shared.mqtt.session import Session
-from tests.brokers import HOST, Mosquitto, free_port
-from tests.library.conftest import MakeClient
+from tests.brokers import HOST, free_port
+from tests.library.conftest import MakeClient, Mosquitto
+from tests.library.probes import LogProbe, Recorder, soon, until
 from tests.observer import Observer
-from tests.probes import LogProbe, Recorder, soon, until
 
 type MakeMosquitto = Callable[..., Mosquitto]
 

@@ -23,7 +23,6 @@ from shared.home_assistant import HomeAssistantClient
 from shared.log import get_logger
 from tests.brokers import Broker, EmbeddedBroker, Mosquitto, find_mosquitto
 from tests.fakes import {{ "FakeHomeAssistant, " if cookiecutter.include_home_assistant }}FakeMQTT
-from tests.probes import LogProbe
 from tests.running import StartedService, service_class
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -103,15 +102,6 @@ def make_settings(
 @pytest.fixture
 def logger() -> structlog.stdlib.BoundLogger:
     return get_logger("test", level="DEBUG")
-
-
-@pytest.fixture
-async def log(logger: structlog.stdlib.BoundLogger) -> AsyncIterator[LogProbe]:
-    """What is logged during the test."""
-    probe = LogProbe(asyncio.get_running_loop())
-    logging.getLogger().addHandler(probe)
-    yield probe
-    logging.getLogger().removeHandler(probe)
 
 
 @pytest.fixture
