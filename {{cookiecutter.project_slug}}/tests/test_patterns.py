@@ -161,12 +161,6 @@ def test_files_between_programs(tmp_path: Path) -> None:
     assert code.hand_over(tmp_path) == {"today_kwh": 42.3}
 
 
-def test_every_example_has_a_test() -> None:
-    files = (Path(__file__), Path(__file__).with_name("test_devices.py"))
-    source = "".join(file.read_text(encoding="utf-8") for file in files)
-    assert [title for title, code in CODE.items() if code and f'"{title}"' not in source] == []
-
-
 async def test_zigbee2mqtt(make_settings: MakeSettings, fake_mqtt: FakeMQTT) -> None:
     async with running(example("Zigbee2MQTT").Plug(make_settings()), fake_mqtt) as plug:
         for power in (3, 5, 2100):
@@ -201,3 +195,8 @@ async def test_shelly(make_settings: MakeSettings, fake_mqtt: FakeMQTT) -> None:
     assert fake_mqtt.payloads(pump.topic("power"))[0]["watts"] == 21.5
     assert fake_mqtt.payloads("shellies/pump/relay/0/command") == ["off"]
     assert fake_mqtt.dead_letters == []
+
+
+def test_every_example_has_a_test() -> None:
+    source = Path(__file__).read_text(encoding="utf-8")
+    assert [title for title, code in CODE.items() if code and f'"{title}"' not in source] == []
