@@ -197,6 +197,7 @@ def test_settings_and_topics_of_any_kind_are_documented(repository: BakedProject
 
 
 @pytest.mark.real
+@pytest.mark.slow
 @needs("npm", "node")
 def test_the_official_parser_accepts_the_asyncapi_document(repository: BakedProject) -> None:
     for service_type in SERVICE_TYPES:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import shutil
 import tarfile
 
@@ -42,9 +41,9 @@ def add_library_tests(project: BakedProject) -> None:
 
 
 def run_library_tests(project: BakedProject, python: str, *arguments: str) -> None:
-    """Run tests/library in a repository, on two processes if nothing else runs here."""
-    workers = [] if "PYTEST_XDIST_WORKER" in os.environ else ["-n", "2", "--dist", "loadfile"]
-    options = ["-p", "no:cacheprovider", "--durations=10", *workers, *arguments]
+    """Run tests/library in a repository, on two processes, since its tests wait most of the time."""
+    options = ["-p", "no:cacheprovider", "--durations=10", "-n", "2", "--dist", "loadfile"]
+    options += arguments
     done = project.uv_run("pytest", "tests/library", *options, python=python, timeout=550)
     summary = done.stdout.splitlines()[-1]
     assert " passed" in summary

@@ -2,23 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
 from typing import Any
 
-from tests.observer import PATIENCE_SECONDS
-
-
-async def soon[T](awaitable: Awaitable[T]) -> T:
-    """The result, or TimeoutError when it takes far too long."""
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        return await awaitable
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for what nobody announces: a file of the broker's, a counter of a thread."""
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+from tests.probes import soon
 
 
 class Recorder:

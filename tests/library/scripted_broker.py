@@ -6,7 +6,7 @@ from enum import IntEnum
 from typing import NamedTuple, Self
 
 from tests.brokers import HOST
-from tests.library.probes import soon
+from tests.probes import soon
 
 
 class Kind(IntEnum):

@@ -12,8 +12,8 @@ import pytest
 from tests.brokers import HOST, EmbeddedBroker
 from tests.conftest import ROOT
 from tests.library.conftest import MakeClient
-from tests.library.probes import soon
 from tests.observer import PATIENCE_SECONDS
+from tests.probes import soon
 
 WAITING = """
 import signal

@@ -15,7 +15,7 @@ from shared.errors import ExternalError
 from shared.service import BaseService
 from shared.tracing import current_trace_id
 from tests.fakes import FakeMQTT
-from tests.library.probes import soon, until
+from tests.probes import soon, until
 from tests.running import running
 
 type MakeSettings = Callable[..., Settings]

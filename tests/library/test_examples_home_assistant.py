@@ -7,7 +7,7 @@ import pytest
 
 from tests.fakes import FakeHomeAssistant, FakeMQTT
 from tests.library.examples.charger_home_assistant import ChargerService, ChargerSettings
-from tests.library.probes import until
+from tests.probes import until
 from tests.running import running
 
 type MakeSettings = Callable[..., Any]

@@ -29,8 +29,9 @@ from shared.mqtt import (
 from shared.mqtt.session import Session
 from tests.brokers import HOST, free_port
 from tests.library.conftest import MakeClient, Mosquitto
-from tests.library.probes import LogProbe, Recorder, soon, until
+from tests.library.probes import LogProbe, Recorder
 from tests.observer import Observer
+from tests.probes import soon, until
 
 type MakeMosquitto = Callable[..., Mosquitto]
 

@@ -13,8 +13,9 @@ import structlog
 
 from shared.mqtt import MQTTClient, NotConnectedError, PublishTimeoutError
 from tests.library.conftest import MakeClient
-from tests.library.probes import LogProbe, Recorder, soon, until
+from tests.library.probes import LogProbe, Recorder
 from tests.library.scripted_broker import Kind, ScriptedBroker
+from tests.probes import soon, until
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from shared.config import Settings
 from shared.service import BaseService
 from tests.conftest import MakeSettings
-from tests.library.probes import soon
+from tests.probes import soon
 
 ROOT = Path(__file__).resolve().parents[2]
 SIGNALS = [signal.SIGTERM, signal.SIGINT]

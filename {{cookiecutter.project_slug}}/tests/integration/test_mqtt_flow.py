@@ -10,7 +10,8 @@ from shared.config import Settings
 from shared.schemas import Command, DeadLetter
 from shared.service import BaseService
 from tests.brokers import Broker
-from tests.observer import PATIENCE_SECONDS, Observer
+from tests.observer import Observer
+from tests.probes import soon
 from tests.running import running
 
 pytestmark = pytest.mark.integration
@@ -56,7 +57,7 @@ async def test_a_command_its_answer_and_the_event_belong_to_one_trace(
 ) -> None:
     async with running(Thermometer(make_settings())), running(Display(make_settings())) as display:
         reply = await display.send_command("thermometer", "measure", room="kitchen")
-        event = await asyncio.wait_for(display.shown.get(), PATIENCE_SECONDS)
+        event = await soon(display.shown.get())
         command = await observer.next("coordinator/command/thermometer")
         assert (reply["status"], reply["celsius"]) == ("ok", 21.5)
         assert (event["service"], event["celsius"]) == ("thermometer", 21.5)
