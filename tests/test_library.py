@@ -41,7 +41,7 @@ def add_library_tests(project: BakedProject) -> None:
 
 
 def run_library_tests(project: BakedProject, python: str, *arguments: str) -> None:
-    """Run tests/library in a repository, on two processes, since its tests wait most of the time."""
+    """Run tests/library in a repository, on two processes, since its tests wait a lot."""
     options = ["-p", "no:cacheprovider", "--durations=10", "-n", "2", "--dist", "loadfile"]
     options += arguments
     done = project.uv_run("pytest", "tests/library", *options, python=python, timeout=550)
