@@ -1,6 +1,5 @@
 """Fixtures of all tests."""
 
-import asyncio
 import importlib
 import logging
 import os
