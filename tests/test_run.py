@@ -108,7 +108,8 @@ def test_an_env_file_of_an_editor_on_windows_is_read(bake_copy: Bake) -> None:
             {},
             "Unknown service ../services/listener. Set SERVICE to one of",
         ),
-        (["--debug", SERVICE, "listener"], {}, "Only one service at a time can wait"),
+        (["--debug", SERVICE, "listener"], {}, "Set SERVICE to only one service."),
+        (["--diagnose=", SERVICE, "listener"], {}, "Set SERVICE to only one service."),
     ],
 )
 def test_a_missing_condition_is_named(
@@ -119,6 +120,20 @@ def test_a_missing_condition_is_named(
     assert done.returncode == 2
     assert done.stderr.startswith(message)
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_diagnose_on_the_host_runs_the_checks_of_one_service(project: BakedProject) -> None:
+    options = ("SERVICE=listener", "HOST=1", "ARGS=--json --step data --step mqtt")
+    env = {"MQTT_PORT": str(free_port())}
+    done = project.run("make", "--silent", "diagnose", *options, env=env, check=False)
+    results = {result["step"]: result for result in json.loads(done.stdout)}
+    assert {step: result["status"] for step, result in results.items()} == {
+        "config": "PASS",
+        "data": "PASS",
+        "mqtt": "FAIL",
+    }
+    assert results["data"]["detail"] == f"{project.file('.data/listener')} is writable"
+    assert done.returncode != 0
 
 
 def own_addresses() -> Iterator[str]:

@@ -3,7 +3,10 @@
 import asyncio
 import json
 import logging
+import re
 import signal
+import ssl
+import subprocess
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,6 +22,7 @@ from shared.diagnose import Step
 from shared.mqtt import MQTTClient
 from shared.mqtt.session import Session
 from tests import brokers
+from tests.conftest import ROOT
 from tests.library.probes import LogProbe
 
 
@@ -98,12 +102,36 @@ def run(
     return run
 
 
+class ServeHTTP(Protocol):
+    def __call__(self, status: int, body: str, tls: ssl.SSLContext | None = None) -> str: ...
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`ca.crt`, and `mqtt.crt` of localhost, made by the commands of docs/containers.md."""
+    text = (ROOT / "docs/containers.md").read_text(encoding="utf-8")
+    commands = re.search(r"^```bash\n(openssl req -x509 .*?)^```$", text, re.DOTALL | re.MULTILINE)
+    assert commands is not None
+    script = commands[1].replace("broker.example.org", "localhost")
+    directory = tmp_path_factory.mktemp("certificates")
+    subprocess.run(["sh", "-ec", script], cwd=directory, check=True, capture_output=True)  # noqa: S603, S607
+    return directory
+
+
 @pytest.fixture
-def serve_http() -> Iterator[Callable[[int, str], str]]:
+def server_tls(certificates: Path) -> ssl.SSLContext:
+    """For a server on localhost, whose certificate is from an authority of its own."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificates / "mqtt.crt", certificates / "mqtt.key")
+    return context
+
+
+@pytest.fixture
+def serve_http() -> Iterator[ServeHTTP]:
     """Starts a server that answers everything alike, but always welcomes `/ping`."""
     servers: list[ThreadingHTTPServer] = []
 
-    def serve(status: int, body: str) -> str:
+    def serve(status: int, body: str, tls: ssl.SSLContext | None = None) -> str:
         class Handler(BaseHTTPRequestHandler):
             def answer(self) -> None:
                 self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -120,9 +148,12 @@ def serve_http() -> Iterator[Callable[[int, str], str]]:
                 pass
 
         server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        if tls is not None:
+            server.socket = tls.wrap_socket(server.socket, server_side=True)
         servers.append(server)
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        return f"http://127.0.0.1:{server.server_port}"
+        origin = "http://127.0.0.1" if tls is None else "https://localhost"
+        return f"{origin}:{server.server_port}"
 
     yield serve
     for server in servers:
@@ -132,6 +163,7 @@ def serve_http() -> Iterator[Callable[[int, str], str]]:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "mosquitto: stops, kills or freezes a real Mosquitto")
+    config.addinivalue_line("markers", "home_assistant: uses a real Home Assistant")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

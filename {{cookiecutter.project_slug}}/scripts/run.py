@@ -1,7 +1,8 @@
-"""Run services on this machine without Docker, or one service under the debugger.
+"""Run services on this machine without Docker, one under the debugger, or the checks of one.
 
     make run SERVICE="name other-name"
     make debug SERVICE=name [HOST=1]
+    make diagnose SERVICE=name [HOST=1] [ARGS="--step mqtt"]
 
 A broker is started where none listens on this machine. It belongs to no service and ends last.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -38,10 +40,10 @@ class CannotRunError(Exception):
     """A condition is missing that the message names."""
 
 
-def find_services(names: list[str], *, is_debug: bool) -> list[Path]:
+def find_services(names: list[str], *, only_one: bool) -> list[Path]:
     """Return the programs of the services."""
-    if is_debug and len(names) > 1:
-        message = "Only one service at a time can wait for the debugger."
+    if only_one and len(names) > 1:
+        message = "Set SERVICE to only one service."
         raise CannotRunError(message)
     known = {path.parent.name: path for path in sorted(ROOT.glob("services/*/main.py"))}
     if not names or not known.keys() >= set(names):
@@ -178,6 +180,33 @@ def remove_container(name: str) -> None:
     subprocess.run(["docker", "stop", name], capture_output=True, check=False)
 
 
+def diagnose(name: str, arguments: list[str]) -> int:
+    """Run the checks of one service on this machine."""
+    data = DATA / name
+    data.mkdir(parents=True, exist_ok=True)
+    environment = {**make_environment(), "DATA_DIR": str(data)}
+    command = [sys.executable, f"services/{name}/diagnose.py", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+
+
+def diagnose_container(name: str, arguments: list[str]) -> int:
+    """Run the checks of one service in its container, or in one that is removed at the end."""
+    compose = ["docker", "compose"]
+    listing = [*compose, "ps", "--quiet", "--status", "running", name]
+    if subprocess.run(listing, cwd=ROOT, check=False, capture_output=True).stdout:
+        compose += ["exec", name]
+    else:
+        say(f"{name} does not run, so a new container is used.")
+        # Standard output belongs to the checks.
+        for build in (["scripts/build-base.sh"], [*compose, "build", name]):
+            if code := subprocess.run(build, cwd=ROOT, check=False, stdout=sys.stderr).returncode:
+                return code
+        # Dependencies may be the problem, so their health is not awaited.
+        compose += ["run", "--rm", "--no-deps", name]
+    command = [*compose, "python", "diagnose.py", *arguments]
+    return subprocess.run(command, cwd=ROOT, check=False).returncode
+
+
 def say(text: str) -> None:
     """Tell the user on standard error, since standard output belongs to the services."""
     sys.stderr.write(f"{text}\n")
@@ -190,10 +219,19 @@ def main() -> int:
     parser.add_argument(
         "--debug", action="store_true", help="wait for the debugger; one service only"
     )
-    parser.add_argument("--container", action="store_true", help="debug in the service's container")
+    parser.add_argument(
+        "--diagnose", metavar="ARGS", help="run diagnose.py with these arguments; one service only"
+    )
+    parser.add_argument(
+        "--container", action="store_true", help="debug or diagnose in the service's container"
+    )
     options = parser.parse_args()
     try:
-        programs = find_services(options.services, is_debug=options.debug)
+        is_diagnosis = options.diagnose is not None
+        programs = find_services(options.services, only_one=options.debug or is_diagnosis)
+        if is_diagnosis:
+            run_checks = diagnose_container if options.container else diagnose
+            return run_checks(options.services[0], shlex.split(options.diagnose))
         if options.container:
             return debug_container(options.services[0])
         return run(programs, debug=options.debug)

@@ -47,6 +47,8 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DATA_DIR", str(tmp_path / "data"))
     # Nothing listens there. The default port might be that of a broker in use.
     monkeypatch.setenv("MQTT_PORT", "1")
+    # A secret of another test must not be redacted in this one.
+    monkeypatch.setattr("shared.redaction._secrets", [])
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -119,6 +121,7 @@ def fake_ha(monkeypatch: pytest.MonkeyPatch) -> FakeHomeAssistant:
         return HomeAssistantClient(settings.ha_url, "token", logger=logger, transport=transport)
 
     monkeypatch.setattr(HomeAssistantClient, "from_settings", make)
+    monkeypatch.setattr(HomeAssistantClient, "watch", lambda _client, *ids: fake.watch(*ids))
     return fake
 {% endif %}
 

@@ -11,7 +11,7 @@ import pytest
 
 from shared.service import BaseService
 from tests.brokers import Broker
-from tests.fakes import FakeMQTT
+from tests.fakes import {{ "FakeHomeAssistant, " if cookiecutter.include_home_assistant }}FakeMQTT
 from tests.observer import Observer
 from tests.running import running
 
@@ -119,13 +119,24 @@ async def test_demand(run: Run, observer: Observer) -> None:
 
 
 {% if cookiecutter.include_home_assistant %}
-@pytest.mark.usefixtures("fake_ha")
-async def test_shared_state(run: Run, observer: Observer) -> None:
+async def test_shared_state(run: Run, observer: Observer, fake_ha: FakeHomeAssistant) -> None:
     code = example("Shared state")
     async with run(code.Charger):
         await observer.next("charger/started", reserve_kwh=2.0)
+    fake_ha.states["input_number.reserve_kwh"] = "3.0"
     async with run(code.Planner, code.Charger):
         await observer.next("charger/started", reserve_kwh=4.5)
+
+
+async def test_changes_in_home_assistant(
+    run: Run, observer: Observer, fake_ha: FakeHomeAssistant
+) -> None:
+    code = example("Changes in Home Assistant")
+    fake_ha.states["binary_sensor.motion"] = "off"
+    async with run(code.NightLight):
+        await observer.next("night-light/light", on=False)
+        await fake_ha.set_state("binary_sensor.motion", "on")
+        await observer.next("night-light/light", on=True)
 {% else %}
 async def test_shared_state(run: Run, observer: Observer) -> None:
     code = example("Shared state")

@@ -26,6 +26,7 @@ from shared.mqtt.session import Session
 from shared.mqtt.topics import is_shared, validate_filter, validate_topic
 from shared.redaction import redact_text
 from shared.schemas import Availability, DeadLetter
+from shared.timestamps import format_utc
 from shared.tracing import bind_trace_id, current_trace_id, new_trace_id
 
 # An error may quote the whole payload, which the dead letter already contains.
@@ -420,7 +421,7 @@ class MQTTClient:
             "request_id": secrets.token_hex(16),
             **payload,
             "reply_to": self._reply_topic,
-            "expires_at": (datetime.now(UTC) + timedelta(seconds=timeout_seconds)).isoformat(),
+            "expires_at": format_utc(datetime.now(UTC) + timedelta(seconds=timeout_seconds)),
         }
         request_id = envelope["request_id"]
         if not isinstance(request_id, str):
