@@ -241,22 +241,6 @@ def default_of(variable: str, field: FieldInfo) -> str:
     return str(text)
 
 
-def dump(value: object, indent: str = "") -> str:
-    """Return JSON that has one line for each object with at most one level of objects in it."""
-    if not isinstance(value, dict) or not is_deep(value, levels=2):
-        return json.dumps(value, ensure_ascii=False)
-    inner = f"{indent}  "
-    items = [f"{inner}{json.dumps(key)}: {dump(item, inner)}" for key, item in value.items()]
-    return "{\n" + ",\n".join(items) + f"\n{indent}}}"
-
-
-def is_deep(value: object, levels: int) -> bool:
-    """Return whether more than so many levels of objects are nested in a value."""
-    if isinstance(value, dict):
-        return levels == 0 or any(is_deep(item, levels - 1) for item in value.values())
-    return isinstance(value, list) and any(is_deep(item, levels) for item in value)
-
-
 def documents() -> dict[str, str]:
     """Return the text of each document by its path."""
     topics, settings = {LIBRARY: LIBRARY_TOPICS}, {}
@@ -267,7 +251,7 @@ def documents() -> dict[str, str]:
     contract = asyncapi(topics)
     return {
         "docs/topics.md": topics_page(contract),
-        ASYNCAPI: dump(contract) + "\n",
+        ASYNCAPI: json.dumps(contract, indent=2, ensure_ascii=False) + "\n",
         ".env.example": settings_example(settings),
     }
 
