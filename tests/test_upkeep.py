@@ -56,8 +56,7 @@ def test_a_new_repository_is_well(bake_copy: Bake) -> None:
     for name in ("python", "uv", "git", "mosquitto", "age", "sops", "git hooks", "age key",
                  ".env.enc", "lock", "template"):  # fmt: skip
         assert findings[name]["status"] == "PASS", findings[name]
-    version = json.loads((ROOT / "cookiecutter.json").read_text())["__template_version"]
-    assert f"version {version} " in findings["template"]["detail"]
+    assert "nothing newer" in findings["template"]["detail"]
     shown = project.run("make", "doctor", check=False).stdout
     assert "PASS  git hooks" in shown
     assert "\033" not in shown
@@ -79,7 +78,7 @@ def test_doctor_finds_what_is_wrong_and_says_how_to_mend_it(
     requirements.write_text(requirements.read_text().replace("httpx==", "httpx==9."))
     findings = doctor(project)
     for name, fix in {
-        "git hooks": "scripts/install-hooks.sh",
+        "git hooks": "make setup",
         ".env": "chmod 600 .env",
         ".env.enc": 'make secrets-recipients ARGS="add age1',
         "lock": "make lock",
@@ -96,25 +95,23 @@ def test_doctor_finds_what_is_wrong_and_says_how_to_mend_it(
 
 @pytest.mark.real
 @needs("git")
-def test_doctor_counts_how_far_the_template_is_ahead(bake_copy: Bake, tmp_path: Path) -> None:
+def test_doctor_asks_whether_the_template_is_ahead(bake_copy: Bake, tmp_path: Path) -> None:
     project = bake_copy()
     origin = tmp_path / "template"
     record = project.json(".cruft.json")
     run("git", "clone", "--quiet", record["template"], origin)
     record["template"] = str(origin)
     project.file(".cruft.json").write_text(json.dumps(record))
-    for number in range(3):
-        run("git", "commit", "--quiet", "--allow-empty", "-m", f"{number}", cwd=origin)
+    run("git", "commit", "--quiet", "--allow-empty", "-m", "Newer", cwd=origin)
     finding = doctor(project)["template"]
-    assert finding["status"] == "WARN"
-    assert finding["detail"].endswith("commits behind: 3")
-    assert finding["fix"] == "make template-update"
+    assert (finding["status"], finding["fix"]) == ("WARN", "make template-update")
+    assert finding["detail"].startswith("A newer template is available")
     origin.rename(tmp_path / "moved")
     finding = doctor(project)["template"]
     assert finding["status"] == "WARN"
     assert "cannot be reached" in finding["detail"]
     project.file(".cruft.json").unlink()
-    assert "cruft link" in doctor(project)["template"]["fix"]
+    assert "cruft link" in doctor(project)["template"]["detail"]
 
 
 @pytest.mark.real
@@ -131,15 +128,13 @@ def test_doctor_needs_nothing_but_python_and_git(bake_copy: Bake, tmp_path: Path
     assert findings["git"]["status"] == "PASS"
 
 
-@pytest.mark.parametrize(
-    "record", ["{}", "[]", "<<<<<<< ours\n", '{"template": "x", "commit": "y", "context": []}']
-)
+@pytest.mark.parametrize("record", ["{}", "[]", "<<<<<<< ours\n"])
 @needs("git")
 def test_a_damaged_record_of_the_template_is_told(bake_copy: Bake, record: str) -> None:
     project = bake_copy()
     project.file(".cruft.json").write_text(record)
     finding = doctor(project)["template"]
-    assert (finding["status"], ".cruft.json cannot be read" in finding["detail"]) == ("FAIL", True)
+    assert (finding["status"], ".cruft.json cannot be read" in finding["detail"]) == ("WARN", True)
     if "commit" not in record:
         done = project.run("scripts/template-update.sh", "--check", check=False)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
@@ -198,7 +193,8 @@ def test_what_containers_cannot_read_is_told(bake_copy: Bake) -> None:
 def test_hooks_that_are_kept_elsewhere(bake_copy: Bake, tmp_path: Path) -> None:
     project = bake_copy()
     project.run("git", "config", "core.hooksPath", tmp_path / "hooks")
-    assert "leads to none" in doctor(project)["git hooks"]["detail"]
+    elsewhere = doctor(project)["git hooks"]
+    assert (elsewhere["status"], "core.hooksPath" in elsewhere["detail"]) == ("WARN", True)
     (tmp_path / "hooks").mkdir()
     (tmp_path / "hooks/pre-commit").write_text("#!/bin/sh\nmake lint\n")
     assert doctor(project)["git hooks"]["status"] == "PASS"
@@ -206,7 +202,7 @@ def test_hooks_that_are_kept_elsewhere(bake_copy: Bake, tmp_path: Path) -> None:
     shutil.copytree(project.path, inner, ignore=shutil.ignore_patterns(".git"))
     run("git", "init", "--quiet", inner.parent)
     around = doctor(BakedProject(inner, environments=project.environments))["git hooks"]
-    assert (around["status"], "around this one" in around["detail"]) == ("WARN", True)
+    assert (around["status"], "is inside the git repository" in around["detail"]) == ("WARN", True)
 
 
 @needs("git")

@@ -4,8 +4,6 @@ import re
 import sys
 from pathlib import Path
 
-from dotenv import dotenv_values
-
 _LINE = re.compile(r"\s*(?:export\s+)?(?P<name>[A-Za-z_][A-Za-z0-9_.-]*)[ \t]*=[ \t]*(?P<value>.*)")
 # Compose expands `$` and both treat a backslash in their own way, except in none of these.
 _SAME_VALUE = re.compile(
@@ -25,6 +23,9 @@ def read(path: Path, *, warn: bool = True) -> dict[str, str]:
     for line in find_ambiguous(path.read_text(encoding="utf-8")) if warn else []:
         problem = f"{path.name}: Compose and Python may read line {line} differently."
         sys.stderr.write(f"{problem} Write it as NAME='value', without ' and \\ in the value.\n")
+    # A repository is set up without the package.
+    from dotenv import dotenv_values  # noqa: PLC0415
+
     values = dotenv_values(path, encoding="utf-8", interpolate=False)
     return {name: value for name, value in values.items() if value is not None}
 

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
+import dotenv_file
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -357,8 +358,7 @@ def edit(_: argparse.Namespace) -> None:
     """Change the values of .env.enc in $EDITOR."""
     before, draft = open_values(), WORK / ENV.name
     draft.write_text(before, encoding="utf-8")
-    default = next(filter(shutil.which, ("vim", "nano")), "vi")
-    editor = shlex.split(os.environ.get("EDITOR") or default)
+    editor = shlex.split(os.environ.get("EDITOR") or "vi")
     try:
         if not shutil.which(editor[0]) or subprocess.call([*editor, draft]) != 0:
             fail(f"The editor {editor[0]} is missing or failed. .env.enc was not changed")
@@ -436,7 +436,7 @@ def rotate() -> None:
 
 
 def findings() -> Iterator[tuple[str, str, str, str]]:
-    """Yield check, status, detail and fix, as in scripts/doctor.py. No value is shown."""
+    """Yield check, status, detail and fix, as scripts/doctor.py shows them. No value is shown."""
     for name, path in {".env": ENV, **({} if key_variables() else {"age key": KEY})}.items():
         if not path.is_file():
             yield name, "WARN", "missing", "make setup"
@@ -460,8 +460,6 @@ def findings() -> Iterator[tuple[str, str, str, str]]:
 
 def compare_env(stored: str) -> Iterator[tuple[str, str, str, str]]:
     """Compare .env with the values in .env.enc, if they are known, and with .env.example."""
-    import dotenv_file  # noqa: PLC0415 - `init` runs without python-dotenv
-
     if stored and without_blank_lines(read(ENV)) != stored:
         newer = ENV.stat().st_mtime > ENCRYPTED.stat().st_mtime
         state, way = ("newer", "encrypt") if newer else ("older", "decrypt")
@@ -475,24 +473,21 @@ def compare_env(stored: str) -> Iterator[tuple[str, str, str, str]]:
         yield "names", "WARN", f".env has no {names}", "copy the lines from .env.example"
 
 
-def check(options: argparse.Namespace) -> int:
-    """Check the key, the recipients and the values."""
-    found = [finding for finding in findings() if not options.stale or finding[0] == "values"]
-    if options.json:
-        keys = ("check", "status", "detail", "fix")
-        say(json.dumps([dict(zip(keys, finding, strict=True)) for finding in found]))
-        return 0
-    for name, status, detail, fix in found:
-        say(f"{status}  {name}: {detail}")
-        for line in fix.splitlines():
-            say(f"      -> {line}")
-    return int("FAIL" in {status for _, status, _, _ in found})
+def check(_: argparse.Namespace) -> None:
+    """Check the key, the recipients and the values, for scripts/doctor.py."""
+    keys = ("check", "status", "detail", "fix")
+    say(json.dumps([dict(zip(keys, finding, strict=True)) for finding in findings()]))
+
+
+def stale(_: argparse.Namespace) -> None:
+    """Warn when the values of .env and .env.enc differ."""
+    for name, _status, detail, fix in findings():
+        if name == "values":
+            say(f"{detail}. Run {fix}")
 
 
 def scan(options: argparse.Namespace) -> int:
     """Find values of .env and other secrets in files, and name the place without the value."""
-    import dotenv_file  # noqa: PLC0415 - `init` runs without python-dotenv
-
     patterns, found = dict(SECRET_PATTERNS), []
     for name, value in dotenv_file.read(ENV, warn=False).items():
         if SECRET_NAME.search(name) and len(value) >= SHORTEST_SECRET:
@@ -526,13 +521,10 @@ def main() -> int:
             del os.environ[name]
     parser = argparse.ArgumentParser(description="Manage .env, .env.enc and its recipients.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for function in (init, encrypt, decrypt, edit, recipients, check, scan):
+    for function in (init, encrypt, decrypt, edit, recipients, check, stale, scan):
         command = commands.add_parser(function.__name__, help=function.__doc__)
         command.set_defaults(function=function)
-        if function is check:
-            command.add_argument("--json", action="store_true", help="print JSON")
-            command.add_argument("--stale", action="store_true", help="only compare the values")
-        elif function in {recipients, scan}:
+        if function in {recipients, scan}:
             command.add_argument("words", nargs="*")
     options = parser.parse_args()
     try:
