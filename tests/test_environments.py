@@ -209,8 +209,8 @@ def test_a_cookiecutter_that_is_too_old_is_the_cause(
 def test_a_uv_that_is_too_old_gives_way_to_the_pinned_one(tmp_path: Path) -> None:
     script = tmp_path / "scripts/uv"
     script.parent.mkdir()
-    shutil.copy(TEMPLATE / "scripts/uv", script)
-    write(tmp_path / "scripts/uv.txt", "uv==1.2.3 --hash=sha256:0\n")
+    text = (TEMPLATE / "scripts/uv").read_text()
+    write(script, re.sub(r"uv==[\d.]+", "uv==1.2.3", text))
     write(tmp_path / "bin/uv", "#!/bin/sh\necho uv 0.5.31\n")
     path = path_without("uv", "python3", folder=tmp_path / "rest")
     env = {"PATH": f"{tmp_path / 'bin'}{os.pathsep}{path}"}
