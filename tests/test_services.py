@@ -521,6 +521,7 @@ def test_a_package_of_one_service_is_there_on_the_host_and_in_its_image(
     assert ("\nfastapi==" in requirements) == (kind == "http-api")
     assert "humanize" not in repository.read("base/requirements.txt")
     repository.uv_run("python", "-c", "import humanize", env=own)
+    repository.run("scripts/rename-service.sh", "soil-moisture", "soil", env=own)
     repository.run("scripts/lock.sh", "--check", env=own)
 
 

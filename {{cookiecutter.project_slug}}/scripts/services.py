@@ -300,8 +300,10 @@ def rename(options: argparse.Namespace) -> None:
     lists = plan_lists(add=new.name, remove=old.name)
     caches = shutil.ignore_patterns("__pycache__")
     copy = shutil.copytree(old.directory, SCRATCH / new.name, ignore=caches)
-    for path in (path for path in copy.rglob("*") if path.is_file()):
-        write_renamed(path, path, old, new)
+    for path in copy.rglob("*"):
+        # A package group in pyproject.toml keeps its name, which this file holds.
+        if path.is_file() and path.name != "requirements.txt":
+            write_renamed(path, path, old, new)
     copy.rename(new.directory)
     if old.test.exists():
         write_renamed(old.test, new.test, old, new)
