@@ -890,7 +890,7 @@ def test_the_dotenv_reader_takes_real_files(tmp_path: Path, python: Path) -> Non
     lines = ["\ufeffexport A = one # c", "B='two' # c", "# c", "", "C=a#b", "D='${A}'", "E=$A", "F"]
     (tmp_path / ".env").write_bytes("\r\n".join(lines).encode())
     code = (
-        "import dotenv_file, json, pathlib as p; print(json.dumps(dotenv_file.read(p.Path('{}'))))"
+        "import common, json, pathlib as p; print(json.dumps(common.read_dotenv(p.Path('{}'))))"
     )
     env = {"PYTHONPATH": str(TEMPLATE / "scripts")}
     done = run(python, "-c", code.format(tmp_path / ".env"), env=env)
@@ -914,7 +914,7 @@ def test_compose_and_python_read_alike_what_the_reader_lets_pass(
     ]
     values += [f"'{value}'" for value in values] + [f'"{value}"' for value in values]
     (tmp_path / "all").write_text("".join(f"V={value}\n" for value in values))
-    code = f"import dotenv_file; print(*dotenv_file.find_ambiguous(open('{tmp_path}/all').read()))"
+    code = f"import common; print(*common.find_ambiguous(open('{tmp_path}/all').read()))"
     env = {"PYTHONPATH": str(TEMPLATE / "scripts")}
     odd = set(map(int, run(python, "-c", code, env=env).stdout.split()))
     passed = [value for number, value in enumerate(values, 1) if number not in odd]

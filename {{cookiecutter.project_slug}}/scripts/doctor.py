@@ -13,10 +13,11 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parent.parent
+from common import MISSING, ROOT, run
+
+PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
 # Tool, command that prints its version, the oldest that will do, its purpose.
 TOOLS = [
     # GIT_CONFIG_COUNT, which the update of the template sets, came with 2.31.
@@ -36,7 +37,6 @@ SCRIPTS = [
     ("lock", "FAIL", "make lock", ["scripts/lock.sh", "--check"]),
     ("template", "WARN", "make template-update", ["scripts/template-update.sh", "--check"]),
 ]
-MISSING = 127
 
 
 class Finding(NamedTuple):
@@ -48,17 +48,9 @@ class Finding(NamedTuple):
     fix: str = ""
 
 
-def run(*command: str) -> subprocess.CompletedProcess[str]:
-    """Run a command in the repository. A missing program counts as exit code 127."""
-    path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
-    environment = {**os.environ, "PATH": path, "LC_ALL": "C", "GIT_TERMINAL_PROMPT": "0"}
-    try:
-        return subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
-            timeout=120,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return subprocess.CompletedProcess(command, MISSING, "", str(error))
+def look(*command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command whose output is read."""
+    return run(*command, PATH=PATH, LC_ALL="C", GIT_TERMINAL_PROMPT="0")
 
 
 def said(result: subprocess.CompletedProcess[str]) -> str:
@@ -69,7 +61,7 @@ def said(result: subprocess.CompletedProcess[str]) -> str:
 def check_tools() -> Iterator[Finding]:
     """Compare the versions of the tools with the oldest that will do."""
     for name, command, oldest, purpose in TOOLS:
-        result = run(*command)
+        result = look(*command)
         # An address on stderr may look like a version.
         found = re.search(r"(\d+)\.(\d+)[.\d]*", result.stdout)
         if result.returncode == MISSING:
@@ -87,7 +79,7 @@ def check_tools() -> Iterator[Finding]:
 def check_python() -> Iterator[Finding]:
     """Look for the Python version of the repository."""
     wanted = (ROOT / ".python-version").read_text(encoding="utf-8").strip()
-    result = run("scripts/uv", "python", "find", "--no-project", wanted)
+    result = look("scripts/uv", "python", "find", "--no-project", wanted)
     if result.returncode:
         fix = f"scripts/uv python install {wanted}"
         yield Finding("python", "WARN", f"{wanted}: {said(result)}", fix)
@@ -98,7 +90,7 @@ def check_python() -> Iterator[Finding]:
 def check_secrets() -> Iterator[Finding]:
     """Ask the program that manages the secrets."""
     program = ("python", "scripts/manage_secrets.py", "check")
-    result = run("scripts/uv", "run", "--quiet", "--frozen", *program)
+    result = look("scripts/uv", "run", "--quiet", "--frozen", *program)
     if result.returncode:
         yield Finding("secrets", "WARN", f"not checked: {said(result)}", "scripts/uv sync --frozen")
     else:
@@ -108,7 +100,7 @@ def check_secrets() -> Iterator[Finding]:
 def check_scripts() -> Iterator[Finding]:
     """Ask the scripts that would fix the rest. Exit codes above 1 say that it is unknown."""
     for name, status_of_1, fix, command in SCRIPTS:
-        result = run(*command)
+        result = look(*command)
         status = {0: "PASS", 1: status_of_1}.get(result.returncode, "WARN")
         yield Finding(name, status, said(result) or "up to date", "" if status == "PASS" else fix)
 

@@ -20,10 +20,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
-import dotenv_file
 import yaml
+from common import ROOT, find_ambiguous, read_dotenv, run, say
 
-ROOT = Path(__file__).resolve().parent.parent
 ENV, EXAMPLE, ENCRYPTED = ROOT / ".env", ROOT / ".env.example", ROOT / ".env.enc"
 CONFIG = ROOT / ".sops.yaml"
 # The .git of a worktree is a file: gitdir: /path/to/main/.git/worktrees/NAME
@@ -76,10 +75,6 @@ def fail(*lines: str, code: int = 1) -> NoReturn:
     raise SecretsError("\n".join(lines), code)
 
 
-def say(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-
-
 @contextlib.contextmanager
 def locked() -> Iterator[None]:
     """Let one command at a time change the secrets, and give it WORK."""
@@ -129,17 +124,6 @@ def lines_unlike(pattern: re.Pattern[str], text: str) -> str:
     """Return the numbers of the lines that do not match, such as `2, 5`."""
     lines = enumerate(text.split("\n"), 1)
     return ", ".join(str(n) for n, line in lines if line.strip() and not pattern.fullmatch(line))
-
-
-def run(*command: str | Path, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
-    """Run a command. A missing program counts as exit code 127."""
-    try:
-        return subprocess.run(
-            command, input=stdin, env={**os.environ, **env}, capture_output=True, encoding="utf-8",
-            check=False,
-        )  # fmt: skip
-    except OSError as error:
-        return subprocess.CompletedProcess(command, 127, "", str(error))
 
 
 def sops(*arguments: str | Path, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
@@ -465,10 +449,10 @@ def compare_env(stored: str) -> Iterator[tuple[str, str, str, str]]:
         state, way = ("newer", "encrypt") if newer else ("older", "decrypt")
         detail = f".env is {state} than .env.enc, and has other values"
         yield "values", "WARN", detail, f"make secrets-{way}"
-    if odd := ", ".join(map(str, dotenv_file.find_ambiguous(read(ENV)))):
+    if odd := ", ".join(map(str, find_ambiguous(read(ENV)))):
         detail = f"Compose and Python read these lines differently: {odd}"
         yield "lines", "FAIL", detail, "write NAME='value', without ' and \\ in the value"
-    values, example = (dotenv_file.read(path, warn=False) for path in (ENV, EXAMPLE))
+    values, example = (read_dotenv(path, warn=False) for path in (ENV, EXAMPLE))
     if names := ", ".join(sorted(example.keys() - values.keys())):
         yield "names", "WARN", f".env has no {names}", "copy the lines from .env.example"
 
@@ -489,7 +473,7 @@ def stale(_: argparse.Namespace) -> None:
 def scan(options: argparse.Namespace) -> int:
     """Find values of .env and other secrets in files, and name the place without the value."""
     patterns, found = dict(SECRET_PATTERNS), []
-    for name, value in dotenv_file.read(ENV, warn=False).items():
+    for name, value in read_dotenv(ENV, warn=False).items():
         if SECRET_NAME.search(name) and len(value) >= SHORTEST_SECRET:
             patterns[f"the value of {name} in .env"] = re.compile(re.escape(value))
     for file in map(Path, options.words):

@@ -18,15 +18,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-import dotenv_file
 import yaml
+from common import ROOT, read_dotenv, run, say
 from cookiecutter.exceptions import CookiecutterException
 from cookiecutter.main import cookiecutter
 
-ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from shared.files import atomic_write  # noqa: E402
+from shared.files import atomic_write
 
 COMPOSE = "docker-compose.yml"
 EXAMPLE = "docker-compose.override.example.yml"
@@ -95,7 +94,7 @@ def listed_in(model: dict[str, Any]) -> list[str]:
 
 def mentions(service: Service) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the Compose files of others that mention the service, with their content."""
-    variables = {**dotenv_file.read(ROOT / ".env", warn=False), **os.environ}
+    variables = {**read_dotenv(ROOT / ".env", warn=False), **os.environ}
     loaded = (variables.get("COMPOSE_FILE") or COMPOSE).split(os.pathsep)
     paths = [ROOT / name for name in dict.fromkeys([*loaded, COMPOSE, EXAMPLE, *OVERRIDES])]
     # Parsing takes time, and most files neither include others nor mention the service.
@@ -363,19 +362,6 @@ def locked() -> Iterator[None]:
     finally:
         shutil.rmtree(SCRATCH)
         os.close(descriptor)
-
-
-def run(*command: str) -> subprocess.CompletedProcess[str]:
-    """Run a command in the repository. A missing program counts as exit code 127."""
-    try:
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    except OSError as error:
-        return subprocess.CompletedProcess(command, 127, "", str(error))
-
-
-def say(*lines: str) -> None:
-    """Print lines for the user."""
-    sys.stdout.writelines(f"{line}\n" for line in lines)
 
 
 def main() -> int:
