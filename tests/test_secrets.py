@@ -889,9 +889,7 @@ def test_encrypted_data_is_not_taken_for_a_token(repository: Repository) -> None
 def test_the_dotenv_reader_takes_real_files(tmp_path: Path, python: Path) -> None:
     lines = ["\ufeffexport A = one # c", "B='two' # c", "# c", "", "C=a#b", "D='${A}'", "E=$A", "F"]
     (tmp_path / ".env").write_bytes("\r\n".join(lines).encode())
-    code = (
-        "import common, json, pathlib as p; print(json.dumps(common.read_dotenv(p.Path('{}'))))"
-    )
+    code = "import common, json, pathlib as p; print(json.dumps(common.read_dotenv(p.Path('{}'))))"
     env = {"PYTHONPATH": str(TEMPLATE / "scripts")}
     done = run(python, "-c", code.format(tmp_path / ".env"), env=env)
     assert json.loads(done.stdout) == {
