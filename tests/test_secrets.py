@@ -827,7 +827,7 @@ def test_check_finds_nothing_until_env_and_env_enc_differ(repository: Repository
     for shift, state, way in ((10, "newer", "encrypt"), (-10, "older", "decrypt")):
         os.utime(repository.file(".env"), (present + shift, present + shift))
         said = repository.do("stale").stdout
-        assert said.startswith(f".env is {state} than .env.enc, and has other values")
+        assert said.startswith(f"WARN  .env is {state} than .env.enc, and has other values")
         assert f"make secrets-{way}" in said
     shutil.rmtree(repository.file(".sops"))
     assert repository.do("stale").stdout == ""

@@ -467,7 +467,7 @@ def stale(_: argparse.Namespace) -> None:
     """Warn when the values of .env and .env.enc differ."""
     for name, _status, detail, fix in findings():
         if name == "values":
-            say(f"{detail}. Run {fix}")
+            say(f"WARN  {detail}. Run {fix}")
 
 
 def scan(options: argparse.Namespace) -> int:
