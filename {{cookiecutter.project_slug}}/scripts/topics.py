@@ -263,7 +263,7 @@ def default_of(variable: str, field: FieldInfo) -> str:
 
 def digest(*files: Path) -> str:
     """Return a hash of the names and the content of files."""
-    content = (str(file).encode() + file.read_bytes() for file in sorted(files))
+    content = (bytes(file.relative_to(ROOT)) + file.read_bytes() for file in sorted(files))
     return hashlib.sha256(b"\0".join(content)).hexdigest()
 
 
