@@ -22,12 +22,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import dotenv_file
+from common import ROOT, read_dotenv
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / ".data"
 LOCAL_HOSTS = {"127.0.0.1", "localhost"}
 DEBUG_PORT = 5678
@@ -56,7 +55,7 @@ def find_services(names: list[str], *, only_one: bool) -> list[Path]:
 
 def make_environment() -> dict[str, str]:
     """Return the environment of a service on this machine: `.env` is read by the service itself."""
-    settings = {**dotenv_file.read(ROOT / ".env"), **os.environ}
+    settings = {**read_dotenv(ROOT / ".env"), **os.environ}
     host = settings.get("MQTT_HOST") or "mqtt"
     return {
         **os.environ,
