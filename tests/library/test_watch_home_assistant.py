@@ -21,6 +21,7 @@ from shared.api_client import APIError, AuthenticationError, NotFoundError
 from shared.config import Settings
 from shared.home_assistant import HomeAssistantClient, StateChange
 from tests.conftest import MakeSettings
+from tests.library.probes import LogProbe
 from tests.probes import soon, until
 
 TOKEN = "t0ken-of-the-lab"
