@@ -3,8 +3,10 @@
     make run SERVICE="name other-name"
     make debug SERVICE=name [HOST=1]
     make diagnose SERVICE=name [HOST=1] [ARGS="--step mqtt"]
+    make watch [SERVICE=name] [TOPIC=filter]
+    make send SERVICE=name COMMAND=name [ARGS='{"field": 1}']
 
-A broker is started where none listens on this machine. It belongs to no service and ends last.
+`make run` starts a broker if none listens on this machine. It belongs to no service and ends last.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common import ROOT, read_dotenv
+from common import run as run_tool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,7 +35,7 @@ LOCAL_HOSTS = {"127.0.0.1", "localhost"}
 DEBUG_PORT = 5678
 DEBUG_ADDRESS = f"127.0.0.1:{DEBUG_PORT}"
 BROKER_TIMEOUT_SECONDS = 20
-SAME_SIGNAL_SECONDS = 1.0
+SAME_SIGNAL_SECONDS = 2.0
 
 
 class CannotRunError(Exception):
@@ -206,34 +209,60 @@ def diagnose_container(name: str, arguments: list[str]) -> int:
     return subprocess.run(command, cwd=ROOT, check=False).returncode
 
 
+def console(arguments: list[str]) -> int:
+    """Show messages or send a command, from here or from a container if only that has a broker."""
+    environment = make_environment()
+    host, port = environment["MQTT_HOST"], int(environment["MQTT_PORT"])
+    command = ["python", "-m", "shared.console", *arguments]
+    # The program receives Ctrl-C as well and ends by itself.
+    signal.signal(signal.SIGINT, lambda *_: None)
+    if host not in LOCAL_HOSTS or listens(host, port):
+        return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+    compose = ["docker", "compose"]
+    running = run_tool(*compose, "ps", "--services", "--status", "running").stdout.split()
+    service = next((name for name in running if (ROOT / "services" / name).is_dir()), None)
+    if service is None:
+        message = (
+            f"No broker listens on {host}:{port}, and no service runs in a container. "
+            "Run: make run SERVICE=name, or make up"
+        )
+        raise CannotRunError(message)
+    options = [] if sys.stdin.isatty() and sys.stdout.isatty() else ["--no-TTY"]
+    command = [*compose, "exec", *options, service, *command]
+    return subprocess.run(command, cwd=ROOT, check=False).returncode
+
+
 def say(text: str) -> None:
     """Tell the user on standard error, since standard output belongs to the services."""
     sys.stderr.write(f"{text}\n")
 
 
 def main() -> int:
-    """Command line; 2 when a condition is missing."""
+    """Return the exit code of the program, or 2 when a condition is missing."""
     parser = argparse.ArgumentParser(description="Run services on this machine.")
-    parser.add_argument("services", metavar="SERVICE", nargs="*")
-    parser.add_argument(
-        "--debug", action="store_true", help="wait for the debugger; one service only"
-    )
-    parser.add_argument(
-        "--diagnose", metavar="ARGS", help="run diagnose.py with these arguments; one service only"
-    )
-    parser.add_argument(
-        "--container", action="store_true", help="debug or diagnose in the service's container"
-    )
+    actions = parser.add_subparsers(dest="action", required=True)
+    for action, text in {
+        "run": "run services",
+        "debug": "run one service that waits for the debugger",
+        "diagnose": "run the checks of one service",
+    }.items():
+        of_services = actions.add_parser(action, help=text)
+        of_services.add_argument("services", metavar="SERVICE", nargs="*")
+        of_services.add_argument("--container", action="store_true", help="in its container")
+        of_services.add_argument("--arguments", default="", help="arguments of diagnose.py")
+    messages = actions.add_parser("console", help="run shared/console.py", add_help=False)
+    messages.add_argument("arguments", nargs=argparse.REMAINDER)
     options = parser.parse_args()
     try:
-        is_diagnosis = options.diagnose is not None
-        programs = find_services(options.services, only_one=options.debug or is_diagnosis)
-        if is_diagnosis:
+        if options.action == "console":
+            return console(options.arguments)
+        programs = find_services(options.services, only_one=options.action != "run")
+        if options.action == "diagnose":
             run_checks = diagnose_container if options.container else diagnose
-            return run_checks(options.services[0], shlex.split(options.diagnose))
+            return run_checks(options.services[0], shlex.split(options.arguments))
         if options.container:
             return debug_container(options.services[0])
-        return run(programs, debug=options.debug)
+        return run(programs, debug=options.action == "debug")
     except CannotRunError as error:
         say(str(error))
         return 2
