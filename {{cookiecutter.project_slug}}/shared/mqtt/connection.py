@@ -187,7 +187,9 @@ class Connection:
         return mid if code is MQTTErrorCode.MQTT_ERR_SUCCESS else None
 
     def acknowledge(self, message: ReceivedMessage) -> None:
-        """Acknowledge a message, together with all others of this turn of the event loop."""
+        """Acknowledge a message at QoS 1, with all others of this turn of the event loop."""
+        if not message.qos:
+            return
         if not self._acknowledgements:
             asyncio.get_running_loop().call_soon(self._send_acknowledgements)
         self._acknowledgements.append(message)
