@@ -1,9 +1,10 @@
 """A client of paho that reads and writes many packets with one system call.
 
-paho reads a packet with three or four calls and writes each packet with its own. Every call passes
-the GIL to the busy event loop, and takes it back only after a switch of threads. The methods of paho
-that are replaced here have an underscore, so `tests/library/test_mqtt_buffered.py` of the template
-guards them against a new version of paho.
+paho reads a packet with three or four system calls and writes each packet with its own. Every call
+passes the GIL to the busy event loop, and gets it back only after a switch of threads.
+
+The methods of paho that are replaced here are private. The tests of the template check that a new
+version of paho still calls them.
 """
 
 from collections.abc import Callable, Iterable
@@ -18,21 +19,25 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 _BURST_BYTES = 64 * 1024
+_QOS_BITS, _QOS_1 = 0b0110, 0b0010
+_CONTINUATION_BIT = 0x80
 # Not a packet of MQTT: the place in the queue where the connection ends.
 _CLOSE = 0
 # paho makes both for every message, and MQTT 3.1.1 has neither.
-_SUCCESS, _NO_PROPERTIES = ReasonCode(PacketTypes.PUBACK), Properties(PacketTypes.PUBACK)
+_SUCCESS = ReasonCode(PacketTypes.PUBACK)
+_NO_PROPERTIES = Properties(PacketTypes.PUBACK)  # type: ignore[no-untyped-call]
 
 
 class BufferedClient(Client):
     """Client with a network thread (`loop_start`) for MQTT 3.1.1 and subscriptions at QoS 0 and 1.
 
-    Both callbacks run on the network thread. `on_packet` replaces `on_message` and gets topic,
-    payload, QoS, retained, duplicate and message id. `on_sent` replaces `on_publish` and gets the
-    message id when a message was written at QoS 0, or acknowledged at QoS 1.
+    Both callbacks run on the network thread. `on_packet` replaces `on_message` and gets the topic,
+    the payload, the flags of the packet (section 3.3.1) and the message id. `on_sent` replaces
+    `on_publish` and gets the message id when a message was written at QoS 0, or acknowledged at
+    QoS 1.
     """
 
-    on_packet: Callable[[bytes, bytes, int, bool, bool, int], None]
+    on_packet: Callable[[bytes, bytes, int, int], None]
     on_sent: Callable[[int], None]
     _received: bytearray
 
@@ -82,9 +87,9 @@ class BufferedClient(Client):
         return MQTTErrorCode.MQTT_ERR_SUCCESS
 
     def _handle(self, command: int, body: bytearray) -> MQTTErrorCode:
-        kind, qos = command & 0xF0, command >> 1 & 3
-        if kind == MessageType.PUBLISH and qos < 2:
-            self._handle_message(command, qos, body)
+        kind, flags = command & 0xF0, command & 0x0F
+        if kind == MessageType.PUBLISH and flags & _QOS_BITS in {0, _QOS_1}:
+            self._handle_message(flags, body)
         elif kind == MessageType.PUBACK:
             mid = int.from_bytes(body[:2])
             self._easy_log(LogLevel.MQTT_LOG_DEBUG, "Received PUBACK (Mid: %d)", mid)
@@ -99,16 +104,15 @@ class BufferedClient(Client):
             return self._packet_handle()
         return MQTTErrorCode.MQTT_ERR_SUCCESS
 
-    def _handle_message(self, command: int, qos: int, body: bytearray) -> None:
-        topic_end = 2 + int.from_bytes(body[:2])
-        content = topic_end + 2 if qos else topic_end
-        if topic_end == 2 or content > len(body):
+    def _handle_message(self, flags: int, body: bytearray) -> None:
+        size = int.from_bytes(body[:2])
+        topic_end = 2 + size
+        payload_begin = topic_end + 2 if flags & _QOS_1 else topic_end
+        if not size or payload_begin > len(body):
             raise MalformedPacket
-        topic, mid = bytes(body[2:topic_end]), int.from_bytes(body[topic_end:content])
-        self._easy_log(LogLevel.MQTT_LOG_DEBUG, "Received PUBLISH (q%d, m%d), %r", qos, mid, topic)
-        self.on_packet(
-            topic, bytes(body[content:]), qos, bool(command & 1), bool(command & 8), mid
-        )
+        topic, mid = bytes(body[2:topic_end]), int.from_bytes(body[topic_end:payload_begin])
+        self._easy_log(LogLevel.MQTT_LOG_DEBUG, "Received PUBLISH (m%d), %r", mid, topic)
+        self.on_packet(topic, bytes(body[payload_begin:]), flags, mid)
 
     def _packet_queue(
         self,
@@ -136,9 +140,11 @@ class BufferedClient(Client):
         return MQTTErrorCode.MQTT_ERR_SUCCESS
 
     def _packet_write(self) -> MQTTErrorCode:
+        # Mosquitto 2.0 reads a WebSocket frame in pieces of 4 kB, with a pause after each.
+        limit = 1 if self._transport == "websockets" else _BURST_BYTES
         while self._out_packet:
             burst, size = [], 0
-            while self._out_packet and size < _BURST_BYTES:
+            while self._out_packet and size < limit:
                 burst.append(self._out_packet.popleft())
                 size += burst[-1]["to_process"]
             try:
@@ -177,7 +183,7 @@ def _find_body(buffer: bytearray, position: int) -> tuple[int, int] | None:
         if begin > len(buffer):
             return None
         digit = buffer[begin - 1]
-        length |= (digit & 0x7F) << 7 * index
-        if digit < 0x80:
+        length |= (digit & ~_CONTINUATION_BIT) << 7 * index
+        if not digit & _CONTINUATION_BIT:
             return (begin, begin + length) if begin + length <= len(buffer) else None
     raise MalformedPacket

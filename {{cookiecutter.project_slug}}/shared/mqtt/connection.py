@@ -417,9 +417,9 @@ class Connection:
                 self.schedule(self._complete_published)
 
     @_guarded
-    def _on_message(
-        self, topic: bytes, payload: bytes, qos: int, retain: bool, duplicate: bool, mid: int
-    ) -> None:
+    def _on_message(self, topic: bytes, payload: bytes, flags: int, mid: int) -> None:
+        # The flags of a PUBLISH packet (section 3.3.1): duplicate, QoS in two bits, retain.
+        duplicate, qos, retain = bool(flags & 0b1000), flags >> 1 & 0b11, bool(flags & 1)
         try:
             text = topic.decode()
         except UnicodeDecodeError:
