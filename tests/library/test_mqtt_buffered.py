@@ -2,15 +2,16 @@
 
 import asyncio
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 
 from shared.mqtt import MQTTClient
 from tests.library.conftest import MakeClient
+from tests.library.probes import LogProbe, Recorder
 from tests.library.scripted_broker import Kind, ScriptedBroker
-from tests.probes import LogProbe, Recorder, soon, until
+from tests.probes import soon, until
 
 COUNT = 50
 
@@ -67,7 +68,8 @@ async def test_a_burst_is_read_and_acknowledged_with_few_system_calls(
 ) -> None:
     paho: Any = client._connection._client
     reads, writes = 0, 0
-    receive, send = paho._sock_recv, paho._sock_send
+    receive: Callable[[int], bytes] = paho._sock_recv
+    send: Callable[[bytes], int] = paho._sock_send
 
     def count_reads(size: int) -> bytes:
         nonlocal reads
