@@ -20,6 +20,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from shared.config import ConfigurationError, Settings, load_settings
 from shared.mqtt.client import mqtt_credentials, mqtt_tls_context
+from shared.timestamps import format_utc
 
 _REPLY_TIMEOUT_SECONDS = 10.0
 _RED, _CYAN, _GREY = 31, 36, 90
@@ -50,8 +51,8 @@ def send(settings: Settings, service: str, command: str, fields: dict[str, Any])
         "command": command,
         "request_id": request_id,
         "reply_to": reply_to,
-        "timestamp": now.isoformat(),
-        "expires_at": (now + timedelta(seconds=_REPLY_TIMEOUT_SECONDS)).isoformat(),
+        "timestamp": format_utc(now),
+        "expires_at": format_utc(now + timedelta(seconds=_REPLY_TIMEOUT_SECONDS)),
         **fields,
     }
     client.loop_start()
