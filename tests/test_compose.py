@@ -27,6 +27,7 @@ pytestmark = [
     pytest.mark.parametrize("compose", COMPOSES, ids=lambda compose: Path(compose[0]).name),
 ]
 MIB = 1024**2
+MOSQUITTO = "infrastructure/mosquitto/mosquitto.conf"
 LOGGING = {"driver": "json-file", "options": {"max-file": "3", "max-size": "10m"}}
 NO_RIGHTS: dict[str, Any] = {
     "restart": "unless-stopped",
@@ -105,6 +106,19 @@ def model(project: BakedProject, compose: tuple[str, ...], *files: str) -> dict[
 
 PRODUCTION = ("docker-compose.yml",)
 DEVELOPMENT = ("docker-compose.yml", "docker-compose.override.example.yml")
+
+
+def test_the_limits_of_the_broker_fit_its_container(
+    projects: tuple[BakedProject, BakedProject], compose: tuple[str, ...]
+) -> None:
+    container = int(model(projects[0], compose, *PRODUCTION)["services"]["mqtt"]["mem_limit"])
+    lines = [line.split() for line in projects[0].read(MOSQUITTO).splitlines()]
+    limits = {line[0]: int(line[1]) for line in lines if len(line) == 2 and line[1].isdigit()}
+    # Measured: a broker at its memory_limit of 160 MiB has 170 MB resident.
+    assert limits["memory_limit"] + 64 * MIB <= container
+    assert 9 * limits["max_queued_bytes"] <= limits["memory_limit"]
+    assert limits["max_packet_size"] <= limits["max_queued_bytes"]
+    assert limits["autosave_interval"] <= 10
 
 
 def test_every_container_has_its_limits(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 import tarfile
+from pathlib import Path
 
 import pytest
 
@@ -40,12 +41,19 @@ def add_library_tests(project: BakedProject) -> None:
     shutil.copytree(ROOT / "tests/library", project.file("tests/library"), ignore=unused)
 
 
-def run_library_tests(project: BakedProject, python: str, *arguments: str) -> None:
+def run_library_tests(
+    project: BakedProject, python: str, *arguments: str, env: dict[str, str] | None = None
+) -> None:
     """Run tests/library in a repository, on two processes, since its tests wait a lot."""
     options = ["-p", "no:cacheprovider", "--durations=10", "-n", "2", "--dist", "loadfile"]
-    # test_client_home_assistant.py runs the others.
-    options += ["-m", "not home_assistant", *arguments]
-    done = project.uv_run("pytest", "tests/library", *options, python=python, timeout=550)
+    # Those have tests of their own.
+    options += ["--ignore=tests/library/test_foreign_brokers.py", "-m", "not home_assistant"]
+    done = project.uv_run(
+        *("pytest", "tests/library", *options, *arguments),
+        python=python,
+        env=env or {},
+        timeout=550,
+    )
     summary = done.stdout.splitlines()[-1]
     assert " passed" in summary
     assert "skipped" not in summary
@@ -75,6 +83,52 @@ def test_library_tests_pass_with_one_of_two_clients(bake_copy: Bake, left_out: s
     project = bake_copy(**{left_out: False})
     add_library_tests(project)
     run_library_tests(project, "3.13", "-k", DIFFERING)
+
+
+BROKERS = {
+    "aedes": "aedes --port {port}",
+    "mochi": "mochi -tcp 127.0.0.1:{port} -ws 127.0.0.1:0 -info 127.0.0.1:0",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [pytest.param(name, marks=needs(name)) for name in BROKERS])
+def test_brokers_of_other_projects(bake_copy: Bake, name: str) -> None:
+    project = bake_copy(**NOTHING)
+    add_library_tests(project)
+    done = project.uv_run(
+        *("pytest", "-p", "no:cacheprovider", "tests/library/test_foreign_brokers.py"),
+        env={"FOREIGN_BROKER": BROKERS[name]},
+        timeout=120,
+    )
+    assert "3 passed" in done.stdout.splitlines()[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.docker
+def test_library_tests_pass_with_the_newest_mosquitto(bake_copy: Bake, tmp_path: Path) -> None:
+    """Its program and libraries come out of the image, because tests stop, kill and freeze it."""
+    image = tmp_path / "image"
+    image.mkdir()
+    container = run("docker", "create", "eclipse-mosquitto:2.1").stdout.strip()
+    try:
+        script = 'docker export "$1" | tar -x -C "$2" usr lib lib64'
+        run("sh", "-c", script, "sh", container, image)
+    finally:
+        run("docker", "rm", container)
+    program = tmp_path / "bin/mosquitto"
+    program.parent.mkdir()
+    libraries = ":".join(str(image / path) for path in ("usr/lib/x86_64-linux-gnu", "usr/lib"))
+    (loader,) = (image / "lib64").glob("ld-linux-*.so.2")
+    program.write_text(
+        f'#!/bin/sh\nexec {loader} --library-path {libraries} {image}/usr/sbin/mosquitto "$@"\n'
+    )
+    program.chmod(0o755)
+    assert "version 2.1" in run(program, "-h", check=False).stdout
+    project = bake_copy(**NOTHING)
+    add_library_tests(project)
+    path = f"{program.parent}{os.pathsep}{os.environ['PATH']}"
+    run_library_tests(project, "3.13", "-m", "mosquitto", env={"PATH": path})
 
 
 def test_library_tests_are_clean_under_the_rules_of_the_repository(bake_copy: Bake) -> None:

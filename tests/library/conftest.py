@@ -210,13 +210,23 @@ async def log(logger: structlog.stdlib.BoundLogger) -> AsyncIterator[LogProbe]:
 
 @pytest.fixture
 async def make_client(
-    topic_prefix: str, logger: structlog.stdlib.BoundLogger, monkeypatch: pytest.MonkeyPatch
+    topic_prefix: str,
+    logger: structlog.stdlib.BoundLogger,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> AsyncIterator[MakeClient]:
-    """Makes clients of a broker, which come back quickly and are disconnected in the end."""
+    """Makes clients of a broker, which come back quickly and are disconnected in the end.
+
+    Each has a session that is kept, unless it gets another one.
+    """
     monkeypatch.setattr("shared.mqtt.connection.random.uniform", lambda *_: 0.05)
     made: list[MQTTClient] = []
+    sessions: list[Session] = []
 
     def make(broker: Address, service: str = "tested", **options: Any) -> MQTTClient:
+        if "session" not in options:
+            options["session"] = Session.claim(tmp_path / "sessions", service, logger)
+            sessions.append(options["session"])
         defaults: dict[str, Any] = {"topic_prefix": topic_prefix, "logger": logger}
         options = {**defaults, **options}
         made.append(MQTTClient(broker.host, broker.port, service=service, **options))
@@ -225,6 +235,8 @@ async def make_client(
     yield make
     for client in reversed(made):
         await client.disconnect()
+    for session in sessions:
+        session.close()
 
 
 @pytest.fixture
@@ -237,7 +249,7 @@ def claim_session(
     def claim() -> Session:
         for session in claimed:
             session.close()
-        claimed.append(Session.claim(tmp_path / "session.json", "restarted", logger))
+        claimed.append(Session.claim(tmp_path / "restarted", "restarted", logger))
         return claimed[-1]
 
     yield claim

@@ -1,10 +1,13 @@
+import errno
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 import structlog
+from pydantic import ValidationError
 
 from shared.commands import CommandRouter
+from shared.mqtt import CommandError
 from shared.mqtt.dedup import Recent
 from shared.schemas import Command, CommandReply
 
@@ -188,6 +191,48 @@ async def test_a_command_that_utf8_cannot_hold_is_answered(
     router.register("refresh", lambda _command: None)
     await send(router, command="refresh", trace_id="t", room="\ud800")
     assert [reply.status for reply in replies] == ["ok"]
+
+
+@pytest.mark.parametrize(
+    ("payload", "answered"),
+    [
+        ({"command": 5, "reply_to": "a/reply", "request_id": "1"}, ("", "1")),
+        ({"reply_to": "a/reply"}, ("", None)),
+        ({"command": "refresh", "request_id": 7, "reply_to": "a/reply"}, ("refresh", None)),
+        ({"command": "x" * 300, "request_id": "1", "reply_to": "a/reply"}, ("x" * 200, "1")),
+        ({"command": "refresh", "reply_to": 5}, None),
+        ({"command": 5}, None),
+        ([1], None),
+    ],
+)
+async def test_a_command_whose_fields_do_not_fit_is_answered_if_it_says_where(
+    router: CommandRouter, replies: list[CommandReply], payload: Any, answered: Any
+) -> None:
+    router.register("refresh", lambda _command: None)
+    with pytest.raises(ValidationError):
+        await router.handle("a/topic", payload)
+    assert [(reply.command, reply.request_id) for reply in replies] == [answered] * bool(answered)
+    assert all((reply.error or "").startswith("not a valid command: ") for reply in replies)
+
+
+async def test_a_retained_command_that_is_cleared_is_no_command(
+    router: CommandRouter, replies: list[CommandReply]
+) -> None:
+    await router.handle("a/topic", None)
+    assert replies == []
+
+
+async def test_a_command_that_meets_a_full_disk_is_not_run_after_its_error_reply(
+    router: CommandRouter, replies: list[CommandReply]
+) -> None:
+    def fail(_command: Command) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    router.register("save", fail)
+    # An OSError would make the dispatcher retry it.
+    with pytest.raises(CommandError, match="save: OSError"):
+        await send(router, command="save")
+    assert [reply.status for reply in replies] == ["error"]
 
 
 def test_a_command_has_one_handler(router: CommandRouter) -> None:

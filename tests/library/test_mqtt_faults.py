@@ -26,6 +26,7 @@ from shared.mqtt import (
     PublishTimeoutError,
     QueueFullError,
 )
+from shared.mqtt.dispatcher import MESSAGE_BYTES
 from shared.mqtt.session import Session
 from tests.brokers import HOST, free_port
 from tests.library.conftest import MakeClient, Mosquitto
@@ -104,14 +105,14 @@ async def test_the_queue_is_bounded_and_does_not_hold_up_birth_and_farewell(
         await client.publish("room again", 1)
 
 
-async def test_messages_that_timed_out_count_until_the_broker_has_them(
+async def test_messages_that_are_kept_count_until_the_broker_has_them(
     make_mosquitto: MakeMosquitto, make_client: MakeClient
 ) -> None:
     client = make_client(make_mosquitto(), max_queued_messages=2)
     client.connect_background()
     for n in range(2):
         with pytest.raises(PublishTimeoutError):
-            await client.publish("lonely", n, timeout_seconds=0.01)
+            await client.publish("lonely", n, timeout_seconds=0.01, keep_trying=True)
     with pytest.raises(QueueFullError):
         await client.publish("lonely", 2)
 
@@ -348,7 +349,6 @@ async def test_a_frozen_broker_is_noticed_and_its_return_too(
     await soon(client.wait_connected())
     await client.publish(f"{topic_prefix}/flow", 3)
     await recorder.until_payload(3)
-    assert 2 in recorder.payloads
 
 
 async def test_a_short_freeze_only_delays(
@@ -450,13 +450,18 @@ async def test_disconnect_while_messages_pour_in(
     await soon(flooding)
 
 
-@pytest.mark.parametrize("max_queued_messages", [1000, 15])
+@pytest.mark.parametrize("room", [1000, 15])
 async def test_a_flood_at_qos_1_is_handled_whole_and_in_order(
-    mosquitto: Mosquitto, make_client: MakeClient, topic_prefix: str, max_queued_messages: int
+    mosquitto: Mosquitto,
+    make_client: MakeClient,
+    topic_prefix: str,
+    monkeypatch: pytest.MonkeyPatch,
+    room: int,
 ) -> None:
     """The lower limit is below the broker's window: the broker redelivers the excess."""
-    count = FLOOD if max_queued_messages > 20 else 200
-    client = await connected(make_client(mosquitto, max_queued_messages=max_queued_messages))
+    count = FLOOD if room > 20 else 200
+    monkeypatch.setattr("shared.mqtt.dispatcher.MAX_QUEUED_BYTES", room * (MESSAGE_BYTES + 1))
+    client = await connected(make_client(mosquitto))
     handled: dict[int, None] = {}
     most_waiting = 0
     done = asyncio.Event()
@@ -476,13 +481,18 @@ async def test_a_flood_at_qos_1_is_handled_whole_and_in_order(
     await soon(done.wait())
     assert list(handled) == list(range(count))
     assert client.dropped_messages == 0
-    assert most_waiting <= max_queued_messages
+    assert most_waiting <= room
 
 
 async def test_a_flood_at_qos_0_is_bounded_and_counted(
-    mosquitto: Mosquitto, make_client: MakeClient, topic_prefix: str, log: LogProbe
+    mosquitto: Mosquitto,
+    make_client: MakeClient,
+    topic_prefix: str,
+    log: LogProbe,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    client = await connected(make_client(mosquitto, max_queued_messages=100))
+    monkeypatch.setattr("shared.mqtt.dispatcher.MAX_QUEUED_BYTES", 101 * MESSAGE_BYTES)
+    client = await connected(make_client(mosquitto))
     release, end, handled = asyncio.Event(), Recorder(), Recorder()
 
     async def handle(topic: str, payload: Any) -> None:
@@ -505,16 +515,18 @@ async def test_a_flood_at_qos_0_is_bounded_and_counted(
     await log.next("messages_dropped", dropped_in_total=FLOOD - 100)
 
 
-async def test_a_message_of_5_mb(client: MQTTClient, topic_prefix: str) -> None:
-    recorder, letters = Recorder(), Recorder()
+async def test_a_message_of_5_mb(
+    make_mosquitto: MakeMosquitto, make_client: MakeClient, topic_prefix: str
+) -> None:
+    # Mosquitto 2.1 has a limit of 2 MB without this line.
+    broker = make_mosquitto(options="max_packet_size 6000000\n")
+    broker.start()
+    client = await connected(make_client(broker, max_payload_bytes=6_000_000))
+    recorder = Recorder()
     client.subscribe(f"{topic_prefix}/big", recorder)
-    client.subscribe(f"{topic_prefix}/errors/#", letters)
     text = "x" * 5_000_000
     await client.publish(f"{topic_prefix}/big", {"text": text})
     assert (await recorder.next())[1] == {"text": text}
-    await client.publish(f"{topic_prefix}/big", b"\xff" * 5_000_000)
-    letter = (await letters.next())[1]
-    assert base64.b64decode(letter["payload"]) == b"\xff" * 5_000_000
 
 
 # Two clients of one name

@@ -26,7 +26,7 @@ async def scripted() -> AsyncIterator[ScriptedBroker]:
 
 @pytest.fixture
 def client(scripted: ScriptedBroker, make_client: MakeClient) -> MQTTClient:
-    return make_client(scripted)
+    return make_client(scripted, session=None)
 
 
 async def test_birth_comes_after_the_subscriptions_are_confirmed(

@@ -21,6 +21,8 @@ DOCKER_STOP_SECONDS = 10
 
 PROGRAM = """
 import asyncio
+import os
+import signal
 import time
 
 from pydantic import Field
@@ -39,6 +41,8 @@ class Probe(BaseService[ProbeSettings]):
 
     async def run(self) -> None:
         self.on_command("work", self.work)
+        self.on_command("die", lambda _command: os.kill(os.getpid(), signal.SIGKILL))
+        self.on_command("refresh", lambda _command: None)
         self.mqtt.connect_background()
         await getattr(self, self.settings.mode)()
 
@@ -177,6 +181,27 @@ async def test_a_killed_service_leaves_its_last_will(
     async with Observer(broker.host, broker.port, topic_prefix) as late:
         # Retained: the `online` of before must not greet who comes now.
         await late.next("probe/availability", status="offline", reason="connection_lost")
+
+
+async def test_a_message_that_has_ended_the_process_three_times_is_not_handled(
+    start: Start, observer: Observer
+) -> None:
+    for death in range(3):
+        service = await start("idle")
+        if not death:
+            await observer.next("probe/availability", status="online")
+            observer.publish("coordinator/command/probe", {"command": "die"})
+            observer.publish("coordinator/command/probe", {"command": "refresh"})
+        code, _ = await service.end()
+        assert code == -signal.SIGKILL
+    service = await start("idle")
+    letter = await observer.next("errors/probe")
+    assert letter["error_type"] == "FatalMessageError"
+    assert json.loads(letter["payload"]) == {"command": "die"}
+    # The messages behind it are handled, and the service stays.
+    await observer.next("probe/response", command="refresh", status="ok")
+    service.signal(signal.SIGTERM)
+    assert (await service.end())[0] == 0
 
 
 async def test_a_crash_says_goodbye_tells_why_and_exits_with_1(

@@ -9,8 +9,10 @@ from pydantic import BaseModel, ValidationError
 from structlog.stdlib import BoundLogger
 
 from shared.mqtt.dedup import Recent, message_id
+from shared.mqtt.errors import CommandError
 from shared.redaction import redact_text
 from shared.schemas import Command, CommandReply, describe_problems, dump_message
+from shared.tracing import MAX_ID_LENGTH
 
 type Result = Mapping[str, Any] | BaseModel | None
 type CommandHandler[A] = Callable[[A], Awaitable[Result] | Result]
@@ -41,14 +43,23 @@ class CommandRouter:
             raise ValueError(message)
         self._handlers[name] = handler, model
 
-    async def handle(self, _topic: str, command: Command) -> None:
+    async def handle(self, _topic: str, payload: Any) -> None:  # noqa: ANN401 - any JSON
         """Run the command and reply.
 
-        An error is sent as the reply and then raised, so that the command becomes a dead letter.
+        A payload that is not a valid command gets an error reply if it has a `reply_to`. An error
+        is sent as the reply and then raised, so that the command becomes a dead letter.
         A command that is too old, or whose sender no longer waits, gets an error reply and is not
         run. A repeated command is not run again, unless it failed. With a `request_id` it gets the
         same reply again, because its sender has missed the first one.
         """
+        if payload is None:
+            # An empty payload clears a retained command.
+            return
+        try:
+            command = Command.model_validate(payload)
+        except ValidationError as error:
+            await self._reply_to_invalid(payload, describe_problems(error))
+            raise
         content = repr(command.model_dump()).encode(errors="backslashreplace")
         sent_as = message_id(command.request_id, command.trace_id, content)
         key = (command.command, sent_as) if sent_as else None
@@ -66,10 +77,26 @@ class CommandRouter:
             reply = await self._run(command)
         except Exception as error:
             await self._send_reply(command, _failure(command, f"{type(error).__name__}: {error}"))
+            if isinstance(error, OSError):
+                # The dispatcher would retry it, but its sender knows already that it has failed.
+                message = f"{command.command}: {type(error).__name__}: {error}"
+                raise CommandError(message) from error
             raise
         if key:
             self._replies.add(key, reply)
         await self._send_reply(command, reply)
+
+    async def _reply_to_invalid(self, payload: object, problems: str) -> None:
+        fields = payload if isinstance(payload, dict) else {}
+        known = {name: fields.get(name) for name in ("command", "request_id", "reply_to")}
+        short = {
+            name: value[:MAX_ID_LENGTH] if name != "reply_to" else value
+            for name, value in known.items()
+            if isinstance(value, str)
+        }
+        if "reply_to" in short:
+            command = Command.model_validate({"command": "", **short})
+            await self._send_reply(command, _failure(command, f"not a valid command: {problems}"))
 
     def _is_too_late(self, command: Command) -> bool:
         age, limit = _seconds_since(command.timestamp), self._max_age_seconds

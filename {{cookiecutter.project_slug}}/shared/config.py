@@ -230,7 +230,10 @@ class Settings(BaseSettings):
         default=10.0, gt=0, description="Timeout for the acknowledgement of the broker, in seconds"
     )
     mqtt_max_queued_messages: int = Field(
-        default=1000, ge=1, description="Limit of messages in memory, in each direction"
+        default=1000, ge=1, description="Limit of messages that wait for an acknowledgement"
+    )
+    mqtt_max_payload_bytes: int = Field(
+        default=2**20, ge=1, description="Limit of a received payload, in bytes"
     )
 {% if cookiecutter.include_home_assistant %}
 
@@ -272,6 +275,11 @@ class Settings(BaseSettings):
     )
 {% endif %}
 
+    instance: int | None = Field(
+        default=None,
+        ge=1,
+        description="Number of this replica. Empty uses the first MQTT session that is free",
+    )
     data_dir: Path = Field(
         default=Path("/app/data"), description="Directory for state and the health file"
     )

@@ -98,10 +98,17 @@ class CommandReply(Message):
 
 
 class DeadLetter(Message):
-    """Message whose handler failed, with the error."""
+    """Message whose handler failed, with the error.
+
+    A payload of more than 64 KiB is cut. One that exceeds `MQTT_MAX_PAYLOAD_BYTES` is left out.
+    """
 
     original_topic: str
     payload: str = Field(description="Text, or base64 if the bytes are not UTF-8")
+    payload_bytes: int | None = Field(default=None, description="Length of a payload that was cut")
+    payload_sha256: str | None = Field(
+        default=None, description="SHA-256 of a payload that was cut, hexadecimal"
+    )
     encoding: Literal["utf-8", "base64"] = "utf-8"
     error_type: str
     error: str

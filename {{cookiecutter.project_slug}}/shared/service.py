@@ -51,7 +51,6 @@ if TYPE_CHECKING:
 
 {% endif %}
 HEALTH_FILE_NAME = "healthcheck"
-SESSION_FILE_NAME = "mqtt-session.json"
 _THREAD_EXIT_SECONDS = 1.0
 # Shares of the time for an orderly stop. The rest is for the other clients.
 _SHARE_OF_HANDLERS = 0.2
@@ -114,10 +113,11 @@ class BaseService[S: Settings](ABC):
     @cached_property
     def mqtt(self) -> MQTTClient:
         session = Session.claim(
-            self.settings.data_dir / SESSION_FILE_NAME,
+            self.settings.data_dir,
             self.name,
             self.logger,
             client_id=self.settings.mqtt_client_id.replace("{service}", self.name),
+            instance=self.settings.instance,
         )
         self._clients.callback(session.close)
         return MQTTClient.from_settings(self.settings, self.name, self.logger, session=session)
@@ -185,12 +185,15 @@ class BaseService[S: Settings](ABC):
         *,
         qos: QoS = 1,
         retain: bool = False,
+        keep_trying: bool = False,
     ) -> None:
         """Publish on `{prefix}/{name}/{event}` with timestamp, service and trace id.
 
-        Raises MQTTError.
+        The arguments are those of `mqtt.publish`. Raises MQTTError.
         """
-        await self.mqtt.publish(self.topic(event), self._stamped(data), qos=qos, retain=retain)
+        await self.mqtt.publish(
+            self.topic(event), self._stamped(data), qos=qos, retain=retain, keep_trying=keep_trying
+        )
 
     async def publish_if_changed(
         self,
@@ -447,8 +450,9 @@ class BaseService[S: Settings](ABC):
         self.mqtt.subscribe(
             self._command_topic(self.name),
             self._commands.handle,
-            model=Command,
             skip_retained=True,
+            # Replicas with a number share the commands. Only one of them runs each.
+            shared=self.settings.instance is not None,
         )
         self.create_task(self._watch_health(), name="health")
         if self.settings.heartbeat_interval_seconds:

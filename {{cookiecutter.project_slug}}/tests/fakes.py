@@ -114,6 +114,7 @@ class MemoryConnection(Connection):
         retain: bool,
         timeout_seconds: float,
         ignore_limit: bool = False,
+        keep_trying: bool = False,
     ) -> None:
         if self._stopped or (qos == 0 and not self.connected):
             message = "no connection to the broker in memory"

@@ -67,6 +67,15 @@ def run(broker: Broker, make_settings: MakeSettings, tmp_path: Path) -> Run:
     return run
 
 
+async def test_replicas(run: Run, observer: Observer) -> None:
+    code = example("Replicas")
+    async with run(code.Worker, code.Worker):
+        for n in range(20):
+            observer.publish("camera/motion", {"image": n})
+        images = [(await observer.next("worker/done"))["image"] for _ in range(20)]
+        assert sorted(images) == list(range(20))
+
+
 async def test_event(run: Run, observer: Observer) -> None:
     code = example("Event")
     async with run(code.Display, code.Forecaster):

@@ -4,6 +4,8 @@ Handlers, sync and async, run on the event loop. All methods must be called on t
 """
 
 import asyncio
+import codecs
+import hashlib
 import secrets
 import ssl
 import time
@@ -21,6 +23,7 @@ from shared.mqtt.dedup import RecentIds
 from shared.mqtt.deprecated import accept_old_arguments
 from shared.mqtt.dispatcher import Dispatcher, Handler, QoS, Subscription
 from shared.mqtt.errors import MQTTError, NotConnectedError, PayloadError, RequestTimeoutError
+from shared.mqtt.journal import Journal
 from shared.mqtt.payload import Payload, PayloadFormat, encode
 from shared.mqtt.session import Session
 from shared.mqtt.topics import is_shared, validate_filter, validate_topic
@@ -31,14 +34,16 @@ from shared.tracing import bind_trace_id, current_trace_id, new_trace_id
 
 # An error may quote the whole payload, which the dead letter already contains.
 _MAX_ERROR_LENGTH = 2000
+# As JSON, a dead letter is smaller than 1 MiB: a byte of its payload or topic becomes 6 at most.
+_MAX_DEAD_LETTER_PAYLOAD_BYTES = 64 * 1024
 
 
 class MQTTClient:
     """Client that reconnects, subscribes again and publishes its birth message again.
 
-    A message at QoS 1 is acknowledged after it was handled, and the session outlives the
-    connection, so a lost connection loses no message. With a persistent `session` the broker also
-    queues messages while the service is stopped.
+    A message at QoS 1 is acknowledged after it was handled. A `session` that is kept outlives the
+    connection, so a lost connection loses no message, and the broker queues messages while the
+    service is stopped. Without one, messages of the time without a connection are lost.
 
     Messages of one subscription are handled one at a time and in order. A message whose handler
     fails is published as a dead letter on `{prefix}/errors/{service}`. The broker limits the
@@ -63,6 +68,7 @@ class MQTTClient:
         keepalive_seconds: int = 30,
         publish_timeout_seconds: float = 10.0,
         max_queued_messages: int = 1000,
+        max_payload_bytes: int = 2**20,
         session: Session | None = None,
     ) -> None:
         self._session = session or Session.new(service)
@@ -70,11 +76,13 @@ class MQTTClient:
         self._broker = f"{host}:{port}"
         self._service, self._prefix, self._logger = service, topic_prefix, logger
         self._publish_timeout_seconds = publish_timeout_seconds
+        self._max_payload_bytes = max_payload_bytes
         self._ready = asyncio.Event()
         self._draining = self._stopping = False
         self._subscribing: dict[int, list[str]] = {}
         self._unsubscribing: dict[int, list[str]] = {}
         self._initial_subscribe: int | None = None
+        self._confirmed: set[str] = set()
         self._requests: dict[str, asyncio.Future[dict[str, Any]]] = {}
         self._reply_topic = f"{topic_prefix}/{service}/response/{self.client_id}"
         self._availability_topic = f"{topic_prefix}/{service}/availability"
@@ -83,6 +91,7 @@ class MQTTClient:
             host,
             port,
             client_id=self.client_id,
+            clean_session=not self._session.kept,
             username=username,
             password=password,
             tls=tls,
@@ -99,12 +108,17 @@ class MQTTClient:
             logger=logger,
         )
         self._dispatcher = Dispatcher(
-            max_queued_messages=max_queued_messages,
+            max_payload_bytes=max_payload_bytes,
             schedule=self._connection.schedule,
             acknowledge=self._connection.acknowledge,
             reconnect=self._connection.reconnect,
             send_dead_letter=self._send_dead_letter,
             urgent_topics=frozenset({self._reply_topic, self._availability_topic}),
+            journal=(
+                None
+                if self._session.deaths is None
+                else Journal(self._session.deaths, self._save_session)
+            ),
             logger=logger,
         )
         # QoS 0, because handlers that wait for a reply may use up the broker's limit at QoS 1.
@@ -136,6 +150,7 @@ class MQTTClient:
             keepalive_seconds=settings.mqtt_keepalive_seconds,
             publish_timeout_seconds=settings.mqtt_publish_timeout_seconds,
             max_queued_messages=settings.mqtt_max_queued_messages,
+            max_payload_bytes=settings.mqtt_max_payload_bytes,
             session=session,
         )
 
@@ -255,8 +270,15 @@ class MQTTClient:
         payload_format: PayloadFormat = "json",
         deduplicate: bool = False,
         skip_retained: bool = False,
+        shared: bool = False,
     ) -> None:
         """Call `handler(topic, payload)` for each message on `topic`, which may hold wildcards.
+
+        With `shared`, each message goes to one replica of the service, by the filter
+        `$share/{service}/{topic}`. A shared subscription keeps less than a plain one: messages are
+        lost while all replicas are stopped, and Mosquitto forgets the subscription when it
+        restarts until the replicas connect again. Retained messages do not arrive. The order of
+        messages is only kept within a replica.
 
         The handler replaces an earlier one for the same `topic`. Subscribe before connecting:
         messages that the broker has queued meanwhile are lost without a handler. Raises ValueError
@@ -273,7 +295,10 @@ class MQTTClient:
             deduplicate: Skip a message whose `request_id`, or `trace_id` and content, was seen
                 recently. Do not use it for requests: their sender repeats them to get a reply.
             skip_retained: Skip the retained messages that the broker sends on every connection.
+            shared: Share the messages with the other replicas of this service.
         """
+        if shared:
+            topic = f"$share/{self._service}/{topic}"
         recent = RecentIds() if deduplicate else None
         validate_filter(topic)
         self._dispatcher.add(
@@ -285,6 +310,7 @@ class MQTTClient:
 
     def unsubscribe(self, topic: str) -> None:
         """End a subscription. Messages that have arrived are still handled."""
+        self._confirmed.discard(topic)
         if self._dispatcher.remove(topic) and self._connection.connected:
             self._send_unsubscribe([topic])
 
@@ -312,6 +338,14 @@ class MQTTClient:
             if obsolete := self._session.filters - wanted:
                 self._send_unsubscribe(sorted(obsolete))
             self._add_to_session(wanted)
+            if self._connection.resumed:
+                # A subscription that the session has already would send its retained messages
+                # again, of which the last connection got too many.
+                filters = [
+                    item
+                    for item in filters
+                    if item[0] not in self._confirmed or item[0] == self._reply_topic
+                ]
         self._initial_subscribe = self._send_subscribe(filters)
 
     def _end_subscriptions(self) -> None:
@@ -347,6 +381,8 @@ class MQTTClient:
         for topic_filter, failed in zip(topic_filters, failures, strict=False):
             if failed:
                 self._logger.error("subscription_refused", topic=topic_filter)
+            else:
+                self._confirmed.add(topic_filter)
         if topic_filters and mid == self._initial_subscribe and not self._stopping:
             # Publish `online` only now, because its readers may send messages at once.
             self._send_birth_message()
@@ -375,14 +411,20 @@ class MQTTClient:
         qos: QoS = 1,
         retain: bool = False,
         timeout_seconds: float | None = None,
+        keep_trying: bool = False,
     ) -> None:
         """Publish a mapping, list, model or number as JSON. Text and bytes are sent unchanged.
 
         QoS 0 raises NotConnectedError without a connection. QoS 1 waits for a connection and for
         the acknowledgement of the broker.
 
+        A message that times out is withdrawn. The broker may still receive it if it was written to
+        the connection before, because MQTT cannot take a message back. With `keep_trying`, it is
+        sent on the next connections until the process ends.
+
         Raises:
-            PublishTimeoutError: No acknowledgement in time. The message may still be delivered.
+            PublishTimeoutError: No acknowledgement in time.
+            PublishRejectedError: The broker closes the connection whenever it gets this message.
             QueueFullError: Too many messages wait for an acknowledgement.
             PayloadError: The payload cannot be encoded.
             ValueError: The topic is not valid.
@@ -396,6 +438,7 @@ class MQTTClient:
             timeout_seconds=(
                 self._publish_timeout_seconds if timeout_seconds is None else timeout_seconds
             ),
+            keep_trying=keep_trying,
         )
 
     # Request and reply
@@ -495,10 +538,15 @@ class MQTTClient:
         self, message: ReceivedMessage, error: BaseException, trace_id: str
     ) -> DeadLetter:
         encoding: Literal["utf-8", "base64"] = "utf-8"
+        size = len(message.payload)
+        # A payload that is too large to be decoded is too large for a dead letter as well.
+        limit = 0 if size > self._max_payload_bytes else _MAX_DEAD_LETTER_PAYLOAD_BYTES
+        content, is_cut = message.payload[:limit], size > limit
         try:
-            payload = message.payload.decode()
+            # The cut may be inside a character.
+            payload = codecs.getincrementaldecoder("utf-8")().decode(content, final=not is_cut)
         except UnicodeDecodeError:
-            payload, encoding = b64encode(message.payload).decode(), "base64"
+            payload, encoding = b64encode(content).decode(), "base64"
         # JSON may hold half of a surrogate pair ("\ud800"), which UTF-8 cannot encode.
         text = redact_text(str(error))[:_MAX_ERROR_LENGTH]
         text = text.encode(errors="backslashreplace").decode()
@@ -509,6 +557,8 @@ class MQTTClient:
             original_topic=message.topic,
             payload=payload,
             encoding=encoding,
+            payload_bytes=size if is_cut else None,
+            payload_sha256=hashlib.sha256(message.payload).hexdigest() if is_cut else None,
             error_type=type(error).__name__,
             error=text,
         )

@@ -25,13 +25,22 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from structlog.stdlib import BoundLogger
 
-from shared.mqtt.buffered_client import BufferedClient
-from shared.mqtt.errors import MQTTError, NotConnectedError, PublishTimeoutError, QueueFullError
+from shared.mqtt.errors import (
+    MQTTError,
+    NotConnectedError,
+    PublishRejectedError,
+    PublishTimeoutError,
+    QueueFullError,
+)
+from shared.mqtt.withdrawal import WithdrawingClient
 
 MAX_RECONNECT_DELAY_SECONDS = 30
 _CONNECT_TIMEOUT_SECONDS = 5.0
+_KEEPALIVE_TIMEOUT = "Keep alive timeout"
 _SHORT_CONNECTION_SECONDS = 5.0
 _SHORT_CONNECTIONS_BEFORE_WARNING = 3
+# One lost connection may be a restart of the broker, so a message has more than one attempt.
+_ATTEMPTS_BEFORE_REJECTED = 3
 
 
 def _guarded[**P](callback: Callable[Concatenate["Connection", P], None]) -> Callable[..., None]:
@@ -75,6 +84,8 @@ class _Pending(NamedTuple):
     """A message that paho still holds: unacknowledged at QoS 1, unwritten at QoS 0."""
 
     qos: int
+    topic: str
+    size: int
     done: asyncio.Future[None] | None
 
 
@@ -90,6 +101,7 @@ class Connection:
         port: int,
         *,
         client_id: str,
+        clean_session: bool,
         username: str,
         password: str,
         tls: ssl.SSLContext | None,
@@ -107,7 +119,7 @@ class Connection:
     ) -> None:
         self.connected = False
         self._address = (host, port, keepalive_seconds)
-        self._client_id = client_id
+        self._client_id, self._clean_session = client_id, clean_session
         self._max_queued_messages = max_queued_messages
         self._connect_callback, self._disconnect_callback = on_connect, on_disconnect
         self._subscribe_callback, self._unsubscribe_callback = on_subscribe, on_unsubscribe
@@ -116,10 +128,15 @@ class Connection:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._stopped = False
+        # Whether this connection follows one that `reconnect` has replaced, in the same session.
+        self.resumed = False
+        self._replacing = False
         self._connection_id = 0
         self._connected_at = 0.0
         self._short_connections = 0
         self._pending: dict[int, _Pending] = {}
+        self._suspect, self._suspect_attempts = 0, 0
+        self._closed_by_us = False
         self._publishing = False
         self._published: deque[int] = deque()
         self._wake_up_scheduled = False
@@ -208,12 +225,14 @@ class Connection:
         if self.connected and connection_id == self._connection_id:
             # The broker would redeliver messages without these acknowledgements again and again.
             self._send_acknowledgements()
+            self._replacing = self._closed_by_us = True
             self._client.close_connection()
 
     def abort(self) -> None:
         """Close the socket without DISCONNECT, so that the broker publishes the last will."""
         sock = self._client.socket()
         if sock is not None:
+            self._closed_by_us = True
             with contextlib.suppress(OSError), _raw_socket(sock) as raw:
                 raw.shutdown(socket.SHUT_RDWR)
 
@@ -232,8 +251,12 @@ class Connection:
         retain: bool,
         timeout_seconds: float,
         ignore_limit: bool = False,
+        keep_trying: bool = False,
     ) -> None:
-        """Publish, and wait for the acknowledgement at QoS 1. Raises MQTTError."""
+        """Publish, and wait for the acknowledgement at QoS 1. Raises MQTTError.
+
+        A message that times out is withdrawn, unless `keep_trying` is set.
+        """
         if self._stopped or (qos == 0 and not self.connected):
             # paho drops messages at QoS 0 silently while it is not connected.
             message = f"no connection to {self._address[0]}:{self._address[1]}"
@@ -251,11 +274,15 @@ class Connection:
             raise QueueFullError(message)
         loop = asyncio.get_running_loop()
         done = loop.create_future()
-        self._pass_to_paho(topic, content, qos, retain, done)
+        mid = self._pass_to_paho(topic, content, qos, retain, done)
         # `call_later` costs a third of `asyncio.timeout`, at thousands of messages a second.
         timer = loop.call_later(timeout_seconds, _expire, done, topic, timeout_seconds)
         try:
             await done
+        except BaseException:
+            if not keep_trying:
+                self._withdraw(mid)
+            raise
         finally:
             timer.cancel()
 
@@ -266,15 +293,44 @@ class Connection:
         qos: int,
         retain: bool,
         done: asyncio.Future[None] | None,
-    ) -> None:
+    ) -> int:
         # The network thread may complete the message before `publish` returns its id.
         self._publishing = True
         try:
             info = self._client.publish(topic, content, qos=qos, retain=retain)
             self._raise_for(info.rc, qos)
-            self._pending[info.mid] = _Pending(qos, done)
+            self._pending[info.mid] = _Pending(qos, topic, len(content), done)
         finally:
             self._publishing = False
+        return info.mid
+
+    def _withdraw(self, mid: int) -> None:
+        # `stop` removes all pending messages, and then the client.
+        if self._pending.pop(mid, None) is not None:
+            self._client.withdraw(mid)
+
+    def _withdraw_rejected(self) -> bool:
+        """Withdraw the message for which the broker closes the connection. Return whether it did.
+
+        It is the first message without an acknowledgement on several connections.
+        """
+        first = next((mid for mid, pending in self._pending.items() if pending.qos), 0)
+        self._suspect_attempts = self._suspect_attempts + 1 if first == self._suspect else 1
+        self._suspect = first
+        if not first or self._suspect_attempts < _ATTEMPTS_BEFORE_REJECTED:
+            return False
+        _, topic, size, done = self._pending[first]
+        self._withdraw(first)
+        if done is not None and not done.done():
+            message = f"the broker closes the connection for {topic} ({size} bytes)"
+            done.set_exception(PublishRejectedError(message))
+        self._logger.error(
+            "publish_rejected",
+            topic=topic,
+            bytes=size,
+            hint="check the size limit of the broker, its ACL and its rules for topics",
+        )
+        return True
 
     def _raise_for(self, code: MQTTErrorCode, qos: int) -> None:
         # MQTT_ERR_NO_CONN is not an error at QoS 1: paho keeps the message and sends it later.
@@ -298,11 +354,11 @@ class Connection:
         tls: ssl.SSLContext | None,
         transport: Literal["tcp", "websockets"],
         will: tuple[str, bytes],
-    ) -> BufferedClient:
-        client = BufferedClient(
+    ) -> WithdrawingClient:
+        client = WithdrawingClient(
             CallbackAPIVersion.VERSION2,
             self._client_id,
-            clean_session=False,
+            clean_session=self._clean_session,
             manual_ack=True,
             transport=transport,
         )
@@ -356,7 +412,7 @@ class Connection:
         self,
         client: Client,
         _userdata: object,
-        _flags: ConnectFlags,
+        flags: ConnectFlags,
         reason: ReasonCode,
         _properties: Properties | None,
     ) -> None:
@@ -367,7 +423,7 @@ class Connection:
             client.disconnect()
         else:
             self._connection_id += 1
-            self.schedule(self._set_connected)
+            self.schedule(self._set_connected, flags.session_present)
 
     @_guarded
     def _on_connect_fail(self, _client: Client, _userdata: object) -> None:
@@ -433,19 +489,24 @@ class Connection:
 
     # Work that the callbacks schedule on the event loop
 
-    def _set_connected(self) -> None:
+    def _set_connected(self, session_present: bool) -> None:
         self.connected = not self._stopped
+        self.resumed, self._replacing = self._replacing and session_present, False
         self._connected_at = time.monotonic()
         if self.connected:
             self._connect_callback()
 
     def _set_disconnected(self, reason: str) -> None:
         was_connected, self.connected = self.connected, False
+        closed_by_us, self._closed_by_us = self._closed_by_us, False
         self._fail_pending(NotConnectedError(f"connection lost: {reason}"), qos=0)
         if not was_connected:
             return
         self._disconnect_callback()
         self._logger.warning("mqtt_disconnected", reason=reason)
+        if not closed_by_us and reason != _KEEPALIVE_TIMEOUT and self._withdraw_rejected():
+            self._short_connections = 0
+            return
         is_short = time.monotonic() - self._connected_at < _SHORT_CONNECTION_SECONDS
         self._short_connections = self._short_connections + 1 if is_short else 0
         if self._short_connections >= _SHORT_CONNECTIONS_BEFORE_WARNING:
@@ -453,7 +514,8 @@ class Connection:
             self._logger.warning(
                 "mqtt_connection_flapping",
                 client_id=self._client_id,
-                hint="check whether another process uses the same client id",
+                hint="check whether another process uses the same client id. Otherwise the broker"
+                " rejects a message, which `publish_rejected` names later",
             )
 
     def _report_refusal(self, reason: str) -> None:
@@ -464,6 +526,8 @@ class Connection:
         )
 
     def _report_unreachable(self, reason: str) -> None:
+        # A broker that has been away may have an older session.
+        self._replacing = False
         host, port, _ = self._address
         self._logger.warning("mqtt_unreachable", host=host, port=port, reason=reason)
 

@@ -3,16 +3,17 @@
 Each subscription has its own queue and worker. Its messages are handled one at a time and in order,
 and a slow handler delays no other subscription.
 
-The queues are bounded by number and bytes. At QoS 0 the excess is dropped and counted. At QoS 1 a
-message is acknowledged after it was handled, and brokers limit unacknowledged messages. Some exceed
-their limit (Mosquitto 2.0.11: 700 instead of 20). The excess stays unacknowledged, and the broker
-redelivers it on a new connection as soon as the queues are empty.
+The queues are bounded by bytes. At QoS 0 the excess is dropped and counted. At QoS 1 a message is
+acknowledged after it was handled, and brokers limit unacknowledged messages. Some exceed their
+limit (Mosquitto 2.0.11: 700 instead of 20), above all with retained messages. The excess stays
+unacknowledged, and the broker redelivers it on a new connection as soon as the queues are empty.
 
 Acknowledgements are sent as handlers finish, not in the order of arrival (section 4.6). Otherwise
 one slow handler would delay all others, and brokers only look at the message id.
 """
 
 import asyncio
+import errno
 import inspect
 import time
 from collections import deque
@@ -26,6 +27,8 @@ from structlog.stdlib import BoundLogger
 
 from shared.mqtt.connection import ReceivedMessage
 from shared.mqtt.dedup import RecentIds, message_id
+from shared.mqtt.errors import FatalMessageError, PayloadError
+from shared.mqtt.journal import Journal
 from shared.mqtt.payload import PayloadFormat, decode
 from shared.mqtt.topics import is_exact, matches
 from shared.tracing import MAX_ID_LENGTH, bind_trace_id, new_trace_id
@@ -34,10 +37,18 @@ type Handler = Callable[[str, Any], Awaitable[object] | object]
 type QoS = Literal[0, 1]
 
 MAX_QUEUED_BYTES = 32 * 2**20
+# Memory of a queued message without its payload.
+MESSAGE_BYTES = 500
 SLOW_HANDLER_SECONDS = 10.0
 _DROP_REPORT_SECONDS = 5.0
 _CANCELLATION_SECONDS = 0.4
 _RECONNECT_DELAY_SECONDS = 60.0
+_FIRST_PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 1.0, 30.0
+# Faults of this machine that may pass. The message is not to blame.
+_PASSING_FAULTS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EIO),
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+}
 # A worker yields after this time, so that a burst does not block the event loop.
 _TIME_SLICE_SECONDS = 0.02
 
@@ -45,8 +56,7 @@ _TIME_SLICE_SECONDS = 0.02
 class _Backlog:
     """Size of the waiting messages. The network thread calls `add`, the event loop `remove`."""
 
-    def __init__(self, max_messages: int) -> None:
-        self._max_messages = max_messages
+    def __init__(self) -> None:
         # Each counter is written by one thread only, so no lock is needed.
         self._messages_in, self._bytes_in = 0, 0
         self._messages_out, self._bytes_out = 0, 0
@@ -56,19 +66,17 @@ class _Backlog:
         return self._messages_in - self._messages_out
 
     def has_room(self, size: int) -> bool:
-        waiting = self.messages
-        return waiting == 0 or (
-            waiting < self._max_messages
-            and self._bytes_in - self._bytes_out + size <= MAX_QUEUED_BYTES
-        )
+        # A message that is larger than the limit has room alone.
+        waiting = self._bytes_in - self._bytes_out
+        return not waiting or waiting + size + MESSAGE_BYTES <= MAX_QUEUED_BYTES
 
     def add(self, size: int) -> None:
         self._messages_in += 1
-        self._bytes_in += size
+        self._bytes_in += size + MESSAGE_BYTES
 
     def remove(self, size: int) -> None:
         self._messages_out += 1
-        self._bytes_out += size
+        self._bytes_out += size + MESSAGE_BYTES
 
 
 @dataclass(slots=True)
@@ -114,12 +122,13 @@ class Dispatcher:
     def __init__(
         self,
         *,
-        max_queued_messages: int,
+        max_payload_bytes: int,
         schedule: Callable[[Callable[[], None]], None],
         acknowledge: Callable[[ReceivedMessage], None],
         reconnect: Callable[[int], None],
         send_dead_letter: Callable[[ReceivedMessage, BaseException, str], Awaitable[bool]],
         urgent_topics: frozenset[str] = frozenset(),
+        journal: Journal | None = None,
         logger: BoundLogger,
     ) -> None:
         """Create a dispatcher without subscriptions.
@@ -129,8 +138,10 @@ class Dispatcher:
         has the dead letter, and never raises. `urgent_topics` have their own limit at QoS 0,
         because handlers wait for their messages.
         """
-        self._backlogs = (_Backlog(max_queued_messages), _Backlog(max_queued_messages))
-        self._urgent_backlog, self._urgent_topics = _Backlog(max_queued_messages), urgent_topics
+        self._max_payload_bytes = max_payload_bytes
+        self._backlogs = (_Backlog(), _Backlog())
+        self._urgent_backlog, self._urgent_topics = _Backlog(), urgent_topics
+        self._journal = journal
         self._schedule = schedule
         self._acknowledge = acknowledge
         self._reconnect = reconnect
@@ -345,7 +356,14 @@ class Dispatcher:
             while subscription.queue:
                 delivery = subscription.queue.popleft()
                 subscription.busy_since, subscription.reported_slow = now, False
-                delivery.succeeded &= await self._handle(subscription, delivery)
+                message = delivery.message
+                if self._journal is None or not (message.duplicate or message.retain):
+                    succeeded = await self._handle(subscription, delivery)
+                else:
+                    topic_filter = subscription.topic_filter
+                    async with self._journal.record(topic_filter, message) as is_fatal:
+                        succeeded = await self._handle(subscription, delivery, is_fatal=is_fatal)
+                delivery.succeeded &= succeeded
                 delivery.remaining -= 1
                 if not delivery.remaining:
                     self._finish(delivery)
@@ -394,12 +412,35 @@ class Dispatcher:
         self._logger.warning("messages_not_handled", hint="the broker redelivers them")
         self._reconnect(self._failed_connection_id)
 
-    async def _handle(self, subscription: Subscription, delivery: _Delivery) -> bool:
-        """Call the handler. Return False if the broker has to redeliver the message."""
+    async def _handle(
+        self, subscription: Subscription, delivery: _Delivery, *, is_fatal: bool = False
+    ) -> bool:
+        """Call the handler until no passing fault of this machine prevents it.
+
+        Return False if the broker has to redeliver the message.
+        """
+        pause_seconds = _FIRST_PAUSE_SECONDS
+        while True:
+            try:
+                return await self._try(subscription, delivery, is_fatal)
+            except OSError as error:
+                self._logger.warning(
+                    "subscription_paused",
+                    topic=subscription.topic_filter,
+                    error=error,
+                    retry_seconds=pause_seconds,
+                )
+            # A pause is not a slow handler.
+            subscription.busy_since = 0.0
+            await asyncio.sleep(pause_seconds)
+            subscription.busy_since = time.monotonic()
+            pause_seconds = min(pause_seconds * 2, _MAX_PAUSE_SECONDS)
+
+    async def _try(self, subscription: Subscription, delivery: _Delivery, is_fatal: bool) -> bool:
         message, recent = delivery.message, subscription.recent
         trace_id, key = "", None
         try:
-            value = delivery.content(subscription.payload_format)
+            value = self._content(delivery, subscription.payload_format, is_fatal)
             if isinstance(value, dict):
                 trace_id = _id(value.get("trace_id"))
                 if recent is not None:
@@ -420,16 +461,32 @@ class Dispatcher:
                 if inspect.isawaitable(result):
                     await result
         except (Exception, asyncio.CancelledError) as error:
-            # A cancellation is an error of the handler, unless this worker was cancelled.
-            task = asyncio.current_task()
-            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
-                raise
-            is_sent = await self._send_dead_letter(message, error, trace_id or new_trace_id())
-            if recent is not None and key and not is_sent:
-                # Forget the id, so that the redelivered message is handled.
+            if recent is not None and key:
+                # Forget the id, so that the message is handled when it is sent again.
                 recent.forget(key)
-            return is_sent
+            if _is_passing(error):
+                raise
+            return await self._send_dead_letter(message, error, trace_id or new_trace_id())
         return True
+
+    def _content(self, delivery: _Delivery, payload_format: PayloadFormat, is_fatal: bool) -> Any:  # noqa: ANN401 - any JSON
+        if is_fatal:
+            text = "the process has ended three times while it handled this message"
+            raise FatalMessageError(text)
+        size, limit = len(delivery.message.payload), self._max_payload_bytes
+        if size > limit:
+            text = f"a payload of {size} bytes is larger than MQTT_MAX_PAYLOAD_BYTES ({limit})"
+            raise PayloadError(text)
+        return delivery.content(payload_format)
+
+
+def _is_passing(error: BaseException) -> bool:
+    """Return whether the message is not to blame: a fault of this machine, or the stop."""
+    if isinstance(error, asyncio.CancelledError):
+        # A cancellation is an error of the handler, unless this worker was cancelled.
+        task = asyncio.current_task()
+        return task is not None and task.cancelling() > 0
+    return isinstance(error, OSError) and error.errno in _PASSING_FAULTS
 
 
 def _id(value: object) -> str:

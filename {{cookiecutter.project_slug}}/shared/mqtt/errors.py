@@ -12,7 +12,11 @@ class NotConnectedError(MQTTError):
 
 
 class PublishTimeoutError(MQTTError):
-    """The broker did not acknowledge the message in time. It may still be delivered."""
+    """The broker did not acknowledge the message in time."""
+
+
+class PublishRejectedError(MQTTError):
+    """The broker closes the connection for this message: its size, its topic, or a permission."""
 
 
 class QueueFullError(MQTTError):
@@ -25,6 +29,10 @@ class RequestTimeoutError(MQTTError):
 
 class PayloadError(MQTTError):
     """A payload is not valid JSON, or cannot be encoded as JSON."""
+
+
+class FatalMessageError(MQTTError):
+    """The process has ended repeatedly while it handled this message, so it is not handled."""
 
 
 class ServiceOfflineError(RequestTimeoutError):

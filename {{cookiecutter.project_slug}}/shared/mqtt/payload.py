@@ -1,6 +1,7 @@
 """Payloads of messages: JSON, text or bytes."""
 
 import json
+import math
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Literal, NoReturn
@@ -32,7 +33,7 @@ def encode(payload: Payload) -> bytes:
             case Mapping():
                 payload = dict(payload)
         return _ENCODER.encode(payload).encode()
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         message = f"the payload cannot be encoded as JSON: {error}"
         raise PayloadError(message) from error
 
@@ -48,7 +49,8 @@ def decode(payload: bytes, payload_format: PayloadFormat) -> Any:  # noqa: ANN40
         if payload_format == "text":
             return text
         # An empty payload clears a retained message (section 3.3.1.3), so it is not an error.
-        return _DECODER.decode(text) if text else None
+        # RFC 8259 lets a parser skip a byte order mark, which some editors write.
+        return _DECODER.decode(text.removeprefix("\ufeff")) if text else None
     except (ValueError, RecursionError) as error:
         expected = "JSON" if payload_format == "json" else "UTF-8 text"
         message = f"the payload is not valid {expected}: {error}"
@@ -68,6 +70,14 @@ def _reject_constant(name: str) -> NoReturn:
     raise ValueError(message)
 
 
+def _finite(number: str) -> float:
+    value = float(number)
+    if math.isinf(value):
+        message = f"{number} is too large for a number"
+        raise ValueError(message)
+    return value
+
+
 # Python writes and reads NaN and Infinity by default, but JSON does not include them.
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-_DECODER = json.JSONDecoder(parse_constant=_reject_constant)
+_DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_reject_constant)
