@@ -7,6 +7,8 @@ The methods of paho that are replaced here are private. The tests of the templat
 version of paho still calls them.
 """
 
+import os
+import socket
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from time import monotonic
@@ -40,6 +42,7 @@ class BufferedClient(Client):
     on_packet: Callable[[bytes, bytes, int, int], None]
     on_sent: Callable[[int], None]
     _received: bytearray
+    _closing = _half_closed = False
 
     def acknowledge(self, mids: Iterable[int]) -> None:
         """Acknowledge messages at QoS 1 with one write."""
@@ -48,12 +51,17 @@ class BufferedClient(Client):
         self._packet_queue(MessageType.PUBACK, packets, 0, 0)
 
     def close_connection(self) -> None:
-        """Close the connection without DISCONNECT, after everything queued has been written."""
+        """End the connection without DISCONNECT, after everything queued has been written.
+
+        What the broker sends from now on is ignored.
+        """
+        self._closing = True
         self._packet_queue(_CLOSE, b"", 0, 0)
 
     def reconnect(self) -> MQTTErrorCode:
         # The rest of a packet belongs to the lost connection.
         self._received = bytearray()
+        self._closing = self._half_closed = False
         return super().reconnect()
 
     def loop_read(self, max_packets: int = 1) -> MQTTErrorCode:  # noqa: ARG002 - as paho names it
@@ -74,11 +82,13 @@ class BufferedClient(Client):
             return MQTTErrorCode.MQTT_ERR_CONN_LOST
         if not data:
             return MQTTErrorCode.MQTT_ERR_CONN_LOST
+        if self._closing:
+            return MQTTErrorCode.MQTT_ERR_SUCCESS
         self._last_bytes_received = monotonic()
         sock, buffer, position = self._sock, self._received, 0
         buffer += data
         # A handler may close the connection, or replace it.
-        while self._sock is sock and (body := _find_body(buffer, position)):
+        while self._sock is sock and not self._closing and (body := _find_body(buffer, position)):
             code = self._handle(buffer[position], buffer[slice(*body)])
             position = body[1]
             if code > 0:
@@ -142,7 +152,7 @@ class BufferedClient(Client):
     def _packet_write(self) -> MQTTErrorCode:
         # Mosquitto 2.0 reads a WebSocket frame in pieces of 4 kB, with a pause after each.
         limit = 1 if self._transport == "websockets" else _BURST_BYTES
-        while self._out_packet:
+        while self._out_packet and not self._half_closed:
             burst, size = [], 0
             while self._out_packet and size < limit:
                 burst.append(self._out_packet.popleft())
@@ -167,9 +177,23 @@ class BufferedClient(Client):
                 kind = item["command"] & 0xF0
                 if kind == MessageType.PUBLISH and item["qos"] == 0:
                     self.on_sent(item["mid"])
-                elif kind in {MessageType.DISCONNECT, _CLOSE}:
+                elif kind == MessageType.DISCONNECT:
                     return MQTTErrorCode.MQTT_ERR_CONN_LOST
+                elif kind == _CLOSE:
+                    self._half_close()
+                    return MQTTErrorCode.MQTT_ERR_SUCCESS
         return MQTTErrorCode.MQTT_ERR_SUCCESS
+
+    def want_write(self) -> bool:
+        return not self._half_closed and super().want_write()
+
+    def _half_close(self) -> None:
+        # A close would reset the connection while there is something to read, and the broker would
+        # lose what it has not read yet. After this one, the broker closes.
+        self._half_closed = True
+        if self._sock is not None:
+            with suppress(OSError), socket.socket(fileno=os.dup(self._sock.fileno())) as raw:
+                raw.shutdown(socket.SHUT_WR)
 
 
 def _find_body(buffer: bytearray, position: int) -> tuple[int, int] | None:
