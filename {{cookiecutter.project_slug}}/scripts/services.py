@@ -296,6 +296,7 @@ def render(name: str, kind: str, description: str, folder: Path) -> Path:
         encoding="utf-8",
     )
     answers = {"service_name": name, "service_slug": name, "service_type": kind}
+    answers["_home_assistant"] = str((ROOT / "shared" / "discovery.py").exists())
     if description:
         answers["description"] = description
     # The template's hook has printed what is wrong.
@@ -330,17 +331,30 @@ def remove(options: argparse.Namespace) -> None:
     data = f"the volume {service.volume} and .data/{service.name}"
     if not options.yes:
         confirm(service, keep_code=options.keep_code, data=data if options.delete_data else "")
-    if options.delete_data:
-        run("docker", "compose", "rm", "--stop", "--force", service.name)
+    remove_container(service)
     write_lists(remove=service.name)
     if not options.keep_code:
         delete_code(service)
+    clear_retained(service)
     if options.delete_data:
         delete_data(service)
         say(f"Removed {service.name}, {data}.")
     else:
         say(f"Removed {service.name}. The volume {service.volume} keeps its data.")
-        say("If its container still runs, make up removes it.")
+
+
+def remove_container(service: Service) -> None:
+    """Remove the container, because a service that runs would publish retained messages again."""
+    run("docker", "compose", "rm", "--stop", "--force", service.name)
+
+
+def clear_retained(service: Service) -> None:
+    """Clear what the broker has retained of a service, or say how to do it."""
+    import retained  # noqa: PLC0415 - paho and pydantic take time, which adding a service saves
+
+    if problem := retained.clear(service.name):
+        say(f"The broker may keep retained messages of {service.name}: {problem}")
+        say(f"Clear them with the broker running: {retained.COMMAND} {service.name}")
 
 
 def confirm(service: Service, *, keep_code: bool, data: str) -> None:
@@ -391,6 +405,7 @@ def rename(options: argparse.Namespace) -> None:
         copy.rename(new.directory)
     if old.test.exists():
         write_renamed(old.test, new.test, old, new)
+    remove_container(old)
     try:
         write_lists(add=new.name, remove=old.name)
     except ServiceError:
@@ -403,10 +418,9 @@ def rename(options: argparse.Namespace) -> None:
             rf"^{old.variables}", new.variables, env.read_text("utf-8"), flags=re.MULTILINE
         )
         atomic_write(env.resolve(), text)
-    say(f"Renamed {old.name} to {new.name}. If its container runs, make up replaces it.")
-    say("These stay behind:")
-    say(f"  the volume {old.volume}, since {new.name} starts with a volume of its own")
-    say(f"  retained messages of {old.name} on the broker, such as its availability")
+    say(f"Renamed {old.name} to {new.name}. Start it with make up.")
+    say(f"The volume {old.volume} stays, since {new.name} starts with a volume of its own.")
+    clear_retained(old)
     found = run(
         "git", "grep", "--untracked", "-nw", "-e", old.name, "--", ":!uv.lock", ":!templates"
     )
