@@ -17,7 +17,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +140,11 @@ def free_port() -> int:
         return port
 
 
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 def until(condition: Callable[[], Any], what: str, seconds: float = PATIENCE_SECONDS) -> Any:
     """Return the first true value of `condition`. Raises TimeoutError."""
     deadline = time.monotonic() + seconds
@@ -216,9 +221,8 @@ class HomeAssistant:
         """All states by entity id."""
         return {each["entity_id"]: each["state"] for each in self.call("/api/states")}
 
-    def wait(self, seconds: float = PATIENCE_SECONDS, **states: str | None) -> None:
-        """Wait for states by entity id, with `__` for the dot. None: the entity is gone."""
-        wanted = {name.replace("__", "."): state for name, state in states.items()}
+    def wait(self, wanted: Mapping[str, str | None], seconds: float = PATIENCE_SECONDS) -> None:
+        """Wait for states by entity id. None stands for an entity that does not exist."""
 
         def differences() -> dict[str, str | None]:
             found = self.states()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.real, needs("home-assistant", "mosqu
 GOLDEN = ROOT / "tests/library/discovery"
 KEEPALIVE_SECONDS = 5
 SETTINGS = {
+    "EXAMPLE_SERVICE_POLL_INTERVAL_SECONDS": "3600",
     "HA_DISCOVERY_PREFIX": "homeassistant",
     "HEARTBEAT_INTERVAL_SECONDS": "1",
     "MQTT_HOST": "127.0.0.1",
@@ -48,7 +50,7 @@ class Services:
     def start(self, name: str) -> None:
         data = self.project.file(f".data/{name}")
         data.mkdir(parents=True, exist_ok=True)
-        environment = {**home_assistant.os.environ, **self.environment, "DATA_DIR": str(data)}
+        environment = {**os.environ, **self.environment, "DATA_DIR": str(data)}
         with data.joinpath("log").open("ab") as log:
             self._running[name] = subprocess.Popen(
                 [self._python, f"services/{name}/main.py"],
@@ -104,25 +106,26 @@ def test_services_in_home_assistant(services: Services, hass: HomeAssistant) -> 
     services.start("boiler")
     services.start("example-service")
     values = {
-        "sensor__boiler_power": "1.5",
-        "binary_sensor__boiler_window_open": "off",
-        "sensor__boiler_burner": "heating",
-        "sensor__boiler_fuel": "gas",
-        "sensor__boiler_note": "unknown",
-        "sensor__boiler_serviced_at": "unknown",
-        "switch__boiler_pump": "off",
-        "number__boiler_setpoint": "20.0",
-        "select__boiler_mode": "unknown",
-        "text__boiler_label": "",
-        "binary_sensor__boiler_connectivity": "on",
-        "binary_sensor__boiler_problem": "off",
-        "sensor__boiler_last_failure": "unknown",
-        "sensor__boiler_dead_letters": "0",
+        "sensor.boiler_power": "1.5",
+        "binary_sensor.boiler_window_open": "off",
+        "sensor.boiler_burner": "heating",
+        "sensor.boiler_fuel": "gas",
+        "sensor.boiler_note": "unknown",
+        "sensor.boiler_serviced_at": "unknown",
+        "switch.boiler_pump": "off",
+        "number.boiler_setpoint": "20.0",
+        "select.boiler_mode": "unknown",
+        "text.boiler_label": "",
+        "binary_sensor.boiler_connectivity": "on",
+        "binary_sensor.boiler_problem": "off",
+        "sensor.boiler_last_failure": "unknown",
+        "sensor.boiler_dead_letters": "0",
     }
-    hass.wait(**values)
+    hass.wait(values)
+    hass.wait({"binary_sensor.example_service_problem": "off"})
+    hass.action("button.press", "button.example_service_refresh")
     numbers = ("sensor.boiler_uptime", "sensor.boiler_memory", "sensor.example_service_load")
     until(lambda: all(number(hass, name) is not None for name in numbers), "numbers")
-    hass.wait(binary_sensor__example_service_problem="off")
     assert "button.boiler_wipe" not in hass.states()
 
     # Commands
@@ -132,16 +135,15 @@ def test_services_in_home_assistant(services: Services, hass: HomeAssistant) -> 
     hass.action("select.select_option", "select.boiler_mode", option="boost")
     hass.action("text.set_value", "text.boiler_label", value='with "quotes"')
     changed = {
-        "sensor__boiler_power": "2.5",
-        "switch__boiler_pump": "on",
-        "number__boiler_setpoint": "21.5",
-        "select__boiler_mode": "boost",
+        "sensor.boiler_power": "2.5",
+        "switch.boiler_pump": "on",
+        "number.boiler_setpoint": "21.5",
+        "select.boiler_mode": "boost",
     }
-    hass.wait(**changed)
+    hass.wait(changed)
     hass.action("text.set_value", "text.boiler_label", value="attic")
-    hass.wait(text__boiler_label="attic")
-    hass.action("button.press", "button.example_service_refresh")
-    until(lambda: number(hass, "sensor.example_service_round") == 2, "second round")
+    hass.wait({"text.boiler_label": "attic"})
+    hass.wait({"sensor.example_service_round": "2"})
 
     # The diagnosis asks the real one.
     access = {**services.environment, "HA_URL": hass.url, "HA_TOKEN": hass.token}
@@ -152,7 +154,7 @@ def test_services_in_home_assistant(services: Services, hass: HomeAssistant) -> 
     # A restart of Home Assistant
     hass.stop()
     hass.start()
-    hass.wait(**values | changed | {"text__boiler_label": "attic"})
+    hass.wait({**values, **changed, "text.boiler_label": "attic"})
 
     # A field that is gone
     services.stop("boiler")
@@ -163,18 +165,18 @@ def test_services_in_home_assistant(services: Services, hass: HomeAssistant) -> 
     boiler.write_text(text.replace(mark, "str"), encoding="utf-8")
     assert "sensor.boiler_fuel" in hass.entities_of("boiler")
     services.start("boiler")
-    hass.wait(sensor__boiler_fuel=None, binary_sensor__boiler_problem="off")
+    hass.wait({"sensor.boiler_fuel": None, "binary_sensor.boiler_problem": "off"})
     assert "sensor.boiler_fuel" not in hass.entities_of("boiler")
 
     # A stop, and a crash
-    gone = {name: "unavailable" for name in values if name != "sensor__boiler_fuel"}
-    gone["binary_sensor__boiler_connectivity"] = "off"
+    gone = {name: "unavailable" for name in values if name != "sensor.boiler_fuel"}
+    gone["binary_sensor.boiler_connectivity"] = "off"
     services.stop("boiler")
-    hass.wait(seconds=1, **gone)
+    hass.wait(gone, seconds=1)
     services.start("boiler")
-    hass.wait(binary_sensor__boiler_connectivity="on", binary_sensor__boiler_problem="off")
+    hass.wait({"binary_sensor.boiler_connectivity": "on", "binary_sensor.boiler_problem": "off"})
     services.kill("boiler")
-    hass.wait(seconds=1.5 * KEEPALIVE_SECONDS, **gone)
+    hass.wait(gone, seconds=1.5 * KEEPALIVE_SECONDS)
 
     # A service that is removed
     services.stop("example-service")

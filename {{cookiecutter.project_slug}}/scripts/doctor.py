@@ -148,6 +148,31 @@ def check_permissions() -> list[Finding]:
     return [Finding("permissions", "PASS", "containers can read what they mount")]
 
 
+def check_discovery() -> list[Finding]:
+    """Ask the diagnosis of a service whether Home Assistant finds the services."""
+    env = ROOT / ".env"
+    is_set = re.compile(r"^HA_DISCOVERY_PREFIX=['\"]?\w", re.MULTILINE)
+    services = sorted(path.parent.name for path in ROOT.glob("services/*/diagnose.py"))
+    if not services or not env.is_file() or not is_set.search(env.read_text(encoding="utf-8")):
+        return []
+    options = ("diagnose.py", "--json", "--step", "discovery")
+    # The broker may be within reach of the containers only.
+    result = run("docker", "compose", "exec", "-T", services[0], "python", *options)
+    if result.returncode and not result.stdout:
+        program = f"services/{services[0]}/{options[0]}"
+        result = run(
+            *("scripts/uv", "run", "--quiet", "--frozen", "python", program, *options[1:]),
+            PYTHONPATH=str(ROOT),
+        )
+    try:
+        (found,) = (step for step in json.loads(result.stdout) if step["step"] == "discovery")
+    except ValueError:
+        found = {"status": "WARN", "detail": f"not checked: {reason(result)}", "fix": "make up"}
+    # The repository itself is in order without a broker.
+    status = "PASS" if found["status"] == "PASS" else "WARN"
+    return [Finding("home assistant", status, found["detail"], found["fix"])]
+
+
 def check_template() -> list[Finding]:
     record = ROOT / ".cruft.json"
     if not record.is_file():
@@ -188,7 +213,8 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     as_json = parser.parse_args().json
     checks = (
-        check_tools, check_git, check_secrets, check_lock, check_permissions, check_template,
+        check_tools, check_git, check_secrets, check_lock, check_permissions, check_discovery,
+        check_template,
     )  # fmt: skip
     findings = [finding for check in checks for finding in check()]
     if as_json:

@@ -14,8 +14,8 @@ from shared.schemas import Command, CommandSpec, Message, Topic
 
 class Reading(Message):
 {% if cookiecutter._home_assistant %}
-    value: Annotated[float, Sensor(name="Load", icon="mdi:gauge", state_class="measurement")] = (
-        Field(description="Load of the machine, averaged over one minute")
+    value: Annotated[float, Sensor(name="Load", suggested_display_precision=2)] = Field(
+        description="Load of the machine, averaged over one minute"
     )
     round: Annotated[int, Sensor(icon="mdi:counter", entity_category="diagnostic")] = Field(
         description="Number of the cycle, counted over restarts"
