@@ -492,7 +492,7 @@ def test_a_renamed_service_works_and_says_what_stays_behind(
     said = repository.run("scripts/rename-service.sh", "api", "front-door").stdout
     assert "api_data" in said
     # Nothing of this repository runs in containers.
-    assert "scripts/retained.py api" in said
+    assert "The broker may keep retained messages of api" in said
     assert "FRONT_DOOR_TEST='1'" in repository.read(".env")
     assert not repository.file("services/api").exists()
     for name in repository.files("services/front-door/*"):
@@ -528,7 +528,10 @@ def test_the_broker_retains_nothing_of_a_removed_or_renamed_service(
         said = repository.run("scripts/rename-service.sh", "soil-moisture", "soil").stdout
         remove(repository, "example-service")
         found = {topic for topic in topics if is_retained(topic, port)}
-    assert "retained" not in said
+        doctor = repository.run(sys.executable, "scripts/doctor.py", "--json", check=False).stdout
+    assert "The broker may keep" not in said
+    details = {each["check"]: each["detail"] for each in json.loads(doctor)}
+    assert details.get("home assistant") == ("announced: kept" if home_assistant else None)
     assert found == {topic for topic in topics if "kept" in topic}
     done = repository.uv_run("python", "scripts/retained.py", "soil", check=False)
     assert (done.returncode, "no connection" in done.stderr) == (1, True)
