@@ -27,7 +27,7 @@ VERSION, PYTHON_VERSION = "2025.4.4", "3.13"
 # Newer releases break this version, and its own constraints do not exclude them.
 CONSTRAINTS = "pycares<5\njosepy<2\nsetuptools<81\n"
 INTEGRATIONS = {"api", "config", "frontend", "http", "mqtt", "websocket_api"}
-PATIENCE_SECONDS = 30
+PATIENCE_SECONDS = 120
 PYTHON = HOME_ASSISTANT / "bin/python"
 # About this installation, not about what the tests do.
 EXPECTED_LOG = ("Skipping pip installation", "Support for the running Python version")

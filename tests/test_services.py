@@ -502,7 +502,8 @@ def test_a_renamed_service_works_and_says_what_stays_behind(
 
 
 @needs("git", "mosquitto", "mosquitto_sub")
-@pytest.mark.parametrize("home_assistant", slow_after_first([True, False]))
+@pytest.mark.slow
+@pytest.mark.parametrize("home_assistant", [True, False])
 def test_the_broker_retains_nothing_of_a_removed_or_renamed_service(
     bake_copy: Bake, tmp_path: Path, home_assistant: bool
 ) -> None:
@@ -511,9 +512,10 @@ def test_the_broker_retains_nothing_of_a_removed_or_renamed_service(
     port = free_port()
     (tmp_path / "mosquitto.conf").write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\n")
     settings = {"MQTT_HOST": "127.0.0.1", "MQTT_PORT": str(port), "MQTT_PASSWORD": ""}
+    if home_assistant:
+        settings["HA_DISCOVERY_PREFIX"] = "homeassistant"
     with repository.file(".env").open("a", encoding="utf-8") as env:
         env.writelines(f"{name}='{value}'\n" for name, value in settings.items())
-        env.write("HA_DISCOVERY_PREFIX='homeassistant'\n")
     add(repository, "soil-moisture")
     topics = {
         f"{prefix}/{name}/availability" for name in ("example-service", "soil-moisture", "kept")
