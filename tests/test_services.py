@@ -533,7 +533,7 @@ def test_the_broker_retains_nothing_of_a_removed_or_renamed_service(
         doctor = repository.run(sys.executable, "scripts/doctor.py", "--json", check=False).stdout
     assert "The broker may keep" not in said
     details = {each["check"]: each["detail"] for each in json.loads(doctor)}
-    assert details.get("home assistant") == ("announced: kept" if home_assistant else None)
+    assert details.get("discovery") == ("announced: kept" if home_assistant else None)
     assert found == {topic for topic in topics if "kept" in topic}
     done = repository.uv_run("python", "scripts/retained.py", "soil", check=False)
     assert (done.returncode, "no connection" in done.stderr) == (1, True)

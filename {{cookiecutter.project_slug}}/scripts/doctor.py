@@ -149,7 +149,7 @@ def check_permissions() -> list[Finding]:
 
 
 def check_discovery() -> list[Finding]:
-    """Ask the diagnosis of a service whether Home Assistant finds the services."""
+    """Ask the diagnosis of a service whether the announcements of all services arrive."""
     env = ROOT / ".env"
     is_set = re.compile(r"^HA_DISCOVERY_PREFIX=['\"]?\w", re.MULTILINE)
     services = sorted(path.parent.name for path in ROOT.glob("services/*/diagnose.py"))
@@ -170,7 +170,7 @@ def check_discovery() -> list[Finding]:
         found = {"status": "WARN", "detail": f"not checked: {reason(result)}", "fix": "make up"}
     # The repository itself is in order without a broker.
     status = "PASS" if found["status"] == "PASS" else "WARN"
-    return [Finding("home assistant", status, found["detail"], found["fix"])]
+    return [Finding("discovery", status, found["detail"], found["fix"])]
 
 
 def check_template() -> list[Finding]:

@@ -38,7 +38,7 @@ def retained_topics(settings: Settings, name: str) -> list[str]:
     if getattr(settings, "ha_discovery_prefix", ""):
         from shared.discovery import config_topic  # noqa: PLC0415 - not in every repository
 
-        # First, because Home Assistant would show the device as offline otherwise.
+        # First, because readers of the announcement would see an empty availability otherwise.
         topics.insert(0, config_topic(settings, name))
     return topics
 

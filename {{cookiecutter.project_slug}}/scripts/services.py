@@ -296,7 +296,7 @@ def render(name: str, kind: str, description: str, folder: Path) -> Path:
         encoding="utf-8",
     )
     answers = {"service_name": name, "service_slug": name, "service_type": kind}
-    answers["_home_assistant"] = str((ROOT / "shared" / "discovery.py").exists())
+    answers["_marks"] = str((ROOT / "shared" / "discovery.py").exists())
     if description:
         answers["description"] = description
     # The template's hook has printed what is wrong.

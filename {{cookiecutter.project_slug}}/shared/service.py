@@ -59,7 +59,7 @@ SESSION_FILE_NAME = "mqtt-session.json"
 DISCOVERY_FILE_NAME = "discovery.json"
 {% endif %}
 _THREAD_EXIT_SECONDS = 1.0
-# An entity in Home Assistant shows no more characters.
+# A heartbeat is small, and its readers show no more characters.
 _MAX_FAILURE_LENGTH = 255
 # Shares of the time for an orderly stop. The rest is for the other clients.
 _SHARE_OF_HANDLERS = 0.2

@@ -1,19 +1,19 @@
 """Messages of {{ cookiecutter.service_slug }}."""
 
-{% if cookiecutter._home_assistant %}
+{% if cookiecutter._marks %}
 from typing import Annotated
 
 {% endif %}
 from pydantic import Field
 
-{% if cookiecutter._home_assistant %}
+{% if cookiecutter._marks %}
 from shared.discovery import Sensor
 {% endif %}
 from shared.schemas import Command, CommandSpec, Message, Topic
 
 
 class Reading(Message):
-{% if cookiecutter._home_assistant %}
+{% if cookiecutter._marks %}
     value: Annotated[float, Sensor(name="Load", suggested_display_precision=2)] = Field(
         description="Load of the machine, averaged over one minute"
     )

@@ -2,7 +2,7 @@
 
 from config import ServiceSettings
 from pydantic import BaseModel, Field
-from schemas import STATISTICS, {{ 'TOPICS, ' if cookiecutter._home_assistant }}Alarm, Reading, Statistics
+from schemas import STATISTICS, {{ 'TOPICS, ' if cookiecutter._marks }}Alarm, Reading, Statistics
 
 from shared.schemas import Command
 from shared.service import BaseService, run_service
@@ -18,7 +18,7 @@ class Totals(BaseModel):
 
 class {{ cookiecutter.__class }}(BaseService[ServiceSettings]):
     name = "{{ cookiecutter.service_slug }}"
-{% if cookiecutter._home_assistant %}
+{% if cookiecutter._marks %}
     topics = TOPICS
 {% endif %}
 

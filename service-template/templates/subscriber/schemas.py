@@ -1,12 +1,12 @@
 """Messages of {{ cookiecutter.service_slug }}."""
 
-{% if cookiecutter._home_assistant %}
+{% if cookiecutter._marks %}
 from typing import Annotated
 
 {% endif %}
 from pydantic import Field
 
-{% if cookiecutter._home_assistant %}
+{% if cookiecutter._marks %}
 from shared.discovery import Sensor
 {% endif %}
 from shared.schemas import Command, CommandSpec, Message, Topic
@@ -25,7 +25,7 @@ class Alarm(Message):
 
 
 class Statistics(Message):
-{% if cookiecutter._home_assistant %}
+{% if cookiecutter._marks %}
     readings: Annotated[int, Sensor(icon="mdi:counter", state_class="total_increasing")] = Field(
         description="Readings so far, counted over restarts"
     )
