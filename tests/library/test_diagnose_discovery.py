@@ -75,7 +75,7 @@ def test_announcements_without_a_token(diagnose: Diagnose) -> None:
     [
         (200, "meter", ("PASS", "in Home Assistant: meter")),
         (200, "other", ("FAIL", "announced, but not in Home Assistant: meter")),
-        (401, "meter", ("FAIL", "POST /api/template: status 401: ")),
+        (401, "meter", ("FAIL", "401")),
     ],
 )
 def test_entities_in_home_assistant(
@@ -90,4 +90,4 @@ def test_entities_in_home_assistant(
     url = serve_http(status, f"[{{('mqtt', '{device_id(settings, service)}')}}]")
     _, result = diagnose(HA_URL=url, HA_TOKEN="t0ken")
     assert result["status"] == expected[0]
-    assert result["detail"].startswith(expected[1])
+    assert expected[1] in result["detail"]

@@ -27,8 +27,9 @@ from shared.service import BaseService
 from tests.brokers import Broker, Mosquitto
 from tests.fakes import FakeMQTT
 from tests.library.examples import boiler_discovery as boiler
+from tests.library.probes import LogProbe
 from tests.observer import PATIENCE_SECONDS, Observer
-from tests.probes import LogProbe, until
+from tests.probes import until
 from tests.running import running
 
 type MakeSettings = Callable[..., Settings]

@@ -10,17 +10,15 @@ import asyncio
 import importlib
 import logging
 import secrets
-import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+import structlog
+from common import ROOT, run
+
 sys.path.insert(0, str(ROOT))
 
-import structlog  # noqa: E402
-
-from shared.config import ConfigurationError, Settings, load_settings  # noqa: E402
-from shared.mqtt import MQTTClient, MQTTError  # noqa: E402
+from shared.config import ConfigurationError, Settings, load_settings
+from shared.mqtt import MQTTClient, MQTTError
 
 COMMAND = "scripts/uv run --frozen python scripts/retained.py"
 TIMEOUT_SECONDS = 5.0
@@ -58,11 +56,8 @@ def clear(name: str) -> str:
 
 
 def _clear_in_container(topics: list[str]) -> str:
-    command = ["docker", "compose", "exec", "-T", "mqtt", "sh", "-c", _CLEAR, "sh", *topics]
-    try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    except OSError as error:
-        return f"docker: {error.strerror}"
+    shell = ("docker", "compose", "exec", "-T", "mqtt", "sh", "-c", _CLEAR, "sh")
+    done = run(*shell, *topics)
     return " ".join(done.stderr.split()) if done.returncode else ""
 
 

@@ -40,6 +40,7 @@ LIBRARY = {
     "service",
     "service_status",
     "state",
+    "timestamps",
     "tracing",
 }
 
