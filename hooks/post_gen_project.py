@@ -121,6 +121,7 @@ def render_first_service(config_file: str) -> list[str]:
         *(sys.executable, "-m", "cookiecutter", "templates/service", "--no-input"),
         *("--output-dir", "services", "--config-file", config_file),
         *(f"service_name={name}", f"service_slug={name}", f"service_type={kind}"),
+        f"_marks={ANSWERS['include_home_assistant']}",
     ]
 
 

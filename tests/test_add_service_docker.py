@@ -58,6 +58,16 @@ def volumes(project: BakedProject) -> list[str]:
     return project.run(*listed).stdout.split()
 
 
+def retained(project: BakedProject) -> set[str]:
+    """Services whose availability the broker retains."""
+    shell = "XDG_CONFIG_HOME=/run/mosquitto/.config mosquitto_sub -h 127.0.0.1 -F %t -W 1"
+    command = f"{shell} --retained-only -t '+/+/availability'"
+    inside = ("docker", "compose", "exec", "-T", "mqtt", "sh", "-c", command)
+    # It ends with the exit code of a timeout.
+    topics = project.run(*inside, check=False).stdout.split()
+    return {topic.split("/")[1] for topic in topics}
+
+
 @needs("git", "python3.13")
 def test_services_come_talk_and_go(repository: BakedProject, cookiecutter: Cookiecutter) -> None:
     repository.run("scripts/new-service.sh", "listener", "--type", "subscriber")
@@ -84,7 +94,10 @@ def test_services_come_talk_and_go(repository: BakedProject, cookiecutter: Cooki
     said = repository.run("scripts/remove-service.sh", "listener", "--yes").stdout
     assert "docker volume ls --filter name=listener_data" in said
     assert "services-in-docker_listener_data" in volumes(repository)
-    repository.run("scripts/rename-service.sh", "soil-moisture", "moisture")
+    assert retained(repository) == {"example-service", "gateway", "soil-moisture"}
+    said = repository.run("scripts/rename-service.sh", "soil-moisture", "moisture").stdout
+    assert retained(repository) == {"example-service", "gateway"}
+    assert "The broker may keep" not in said
     assert " passed" in repository.run("make", "test", python="3.13", timeout=550).stdout
     repository.run("git", "add", "--all")
     repository.run("make", "lint", timeout=550)

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.real
 EVERYTHING = {"first_service_type": "http-api"}
 NOTHING = {"include_home_assistant": False, "include_influxdb": False}
 # Tests of the modules that differ when one of two clients is chosen.
-DIFFERING = "diagnose or config or test_service.py or home_assistant or influx"
+DIFFERING = "diagnose or config or test_service.py or home_assistant or discovery or influx"
 MIN_COVERAGE = 97
 
 
@@ -26,6 +26,7 @@ def add_library_tests(project: BakedProject) -> None:
     """Copy tests/library into a repository, without the tests of modules that it lacks."""
     tested = {
         "home_assistant.py": "shared/home_assistant.py",
+        "discovery.py": "shared/discovery.py",
         "influx.py": "shared/influx.py",
         "http_api.py": "services/example-service/server.py",
     }

@@ -9,16 +9,19 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from filelock import FileLock
+from paho.mqtt import publish
 
 from tests.baked import BakedProject, user_environment
 from tests.combinations import OPTIONS
 from tests.conftest import Bake, Cookiecutter
+from tests.home_assistant import free_port, listens, until
 from tests.tools import needs, path_without, slow_after_first
 
 pytestmark = pytest.mark.real
@@ -486,13 +489,66 @@ def test_a_renamed_service_works_and_says_what_stays_behind(
     repository.run("git", "add", "--all")
     said = repository.run("scripts/rename-service.sh", "api", "front-door").stdout
     assert "api_data" in said
-    assert "retained messages of api" in said
+    # Nothing of this repository runs in containers.
+    assert "The broker may keep retained messages of api" in said
     assert "FRONT_DOOR_TEST='1'" in repository.read(".env")
     assert not repository.file("services/api").exists()
     for name in repository.files("services/front-door/*"):
         assert not re.search(r"\bAPI_|ApiService|api_data|[\"'/]api[\"'/]", repository.read(name))
     repository.run("make", "test", "SERVICE=front-door", python="3.13")
     repository.uv_run("python", "scripts/topics.py", "--check")
+
+
+@needs("git", "mosquitto", "mosquitto_sub")
+@pytest.mark.slow
+@pytest.mark.parametrize("home_assistant", [True, False])
+def test_the_broker_retains_nothing_of_a_removed_or_renamed_service(
+    bake_copy: Bake, tmp_path: Path, home_assistant: bool
+) -> None:
+    repository = bake_copy(include_home_assistant=home_assistant)
+    prefix = repository.path.name
+    port = free_port()
+    (tmp_path / "mosquitto.conf").write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\n")
+    settings = {"MQTT_HOST": "127.0.0.1", "MQTT_PORT": str(port), "MQTT_PASSWORD": ""}
+    if home_assistant:
+        settings["HA_DISCOVERY_PREFIX"] = "homeassistant"
+    with repository.file(".env").open("a", encoding="utf-8") as env:
+        env.writelines(f"{name}='{value}'\n" for name, value in settings.items())
+    add(repository, "soil-moisture")
+    topics = {
+        f"{prefix}/{name}/availability" for name in ("example-service", "soil-moisture", "kept")
+    }
+    if home_assistant:
+        topics |= {
+            f"homeassistant/device/{prefix}_{name}/config" for name in ("soil-moisture", "kept")
+        }
+    with broker(tmp_path / "mosquitto.conf", port):
+        # The client waits for its acknowledgements.
+        publish.multiple([(topic, "{}", 1, True) for topic in topics], port=port)
+        said = repository.run("scripts/rename-service.sh", "soil-moisture", "soil").stdout
+        remove(repository, "example-service")
+        found = {topic for topic in topics if is_retained(topic, port)}
+        doctor = repository.run(sys.executable, "scripts/doctor.py", "--json", check=False).stdout
+    assert "The broker may keep" not in said
+    details = {each["check"]: each["detail"] for each in json.loads(doctor)}
+    assert details.get("discovery") == ("announced: kept" if home_assistant else None)
+    assert found == {topic for topic in topics if "kept" in topic}
+    done = repository.uv_run("python", "scripts/retained.py", "soil", check=False)
+    assert (done.returncode, "no connection" in done.stderr) == (1, True)
+
+
+@contextmanager
+def broker(configuration: Path, port: int) -> Iterator[None]:
+    """Run Mosquitto."""
+    with subprocess.Popen(["mosquitto", "-c", configuration], stderr=subprocess.DEVNULL) as process:
+        until(lambda: listens(port), "broker")
+        yield
+        process.terminate()
+
+
+def is_retained(topic: str, port: int) -> bool:
+    command = ["mosquitto_sub", "-p", str(port), "-t", topic, "-C", "1", "-W", "1"]
+    return subprocess.run(command, stdout=subprocess.DEVNULL).returncode == 0
 
 
 def test_a_name_that_is_not_valid_is_not_given(repository: BakedProject) -> None:

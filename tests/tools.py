@@ -13,12 +13,16 @@ from typing import Any
 import pytest
 from _pytest.mark import ParameterSet
 
+# tests/home_assistant.py installs it there.
+HOME_ASSISTANT = Path(__file__).resolve().parent.parent / ".tools/homeassistant"
+
 
 def needs(*tools: str) -> pytest.MarkDecorator:
     """Mark a test (or, as `pytestmark`, a module) that runs these tools.
 
-    A tool is the name of a command, `docker` (a daemon has to answer) or `python3.12` and the
-    like (any such interpreter, also one of pyenv's or uv's that is not on PATH).
+    A tool is the name of a command, `docker` (a daemon has to answer), `home-assistant` or
+    `python3.12` and the like (any such interpreter, also one of pyenv's or uv's that is not on
+    PATH).
     """
     return pytest.mark.needs(*tools)
 
@@ -43,6 +47,8 @@ def require(*tools: str) -> None:
 def available(tool: str) -> bool:
     if tool == "docker":
         return _answers("docker", "info")
+    if tool == "home-assistant":
+        return (HOME_ASSISTANT / "installed").exists()
     if tool.startswith("python3."):
         return find_python(tool.removeprefix("python")) is not None
     return shutil.which(tool) is not None

@@ -741,3 +741,46 @@ async def test_a_certificate_of_somebody_else(
     assert client.thread_alive
     await client.disconnect()
     gc.collect()
+
+
+# What has to happen before `online`
+
+
+async def test_a_lost_connection_is_not_online_when_its_preparation_ends(
+    mosquitto: Mosquitto, make_client: MakeClient, log: LogProbe, topic_prefix: str
+) -> None:
+    client, prepared = make_client(mosquitto), [asyncio.Event(), asyncio.Event()]
+    calls = iter(prepared)
+
+    async def prepare() -> None:
+        await next(calls).wait()
+
+    client.before_online = prepare
+    async with Observer(mosquitto.host, mosquitto.port, topic_prefix) as observer:
+        client.connect_background()
+        await until(lambda: client._going_online is not None)
+        first = client._going_online
+        assert first is not None
+        break_connection(client)
+        await until(lambda: client._going_online is not first)
+        prepared[0].set()
+        await soon(first)
+        assert not client.connected
+        await observer.next("tested/availability", status="offline")
+        prepared[1].set()
+        await observer.next("tested/availability", status="online")
+    await soon(client.wait_connected())
+    assert log.names().count("mqtt_connected") == 1
+
+
+async def test_a_preparation_that_fails_is_logged_and_leaves_the_client_offline(
+    mosquitto: Mosquitto, make_client: MakeClient, log: LogProbe
+) -> None:
+    async def prepare() -> None:
+        raise LookupError("nothing to announce")
+
+    client = make_client(mosquitto)
+    client.before_online = prepare
+    client.connect_background()
+    assert "nothing to announce" in str((await log.next("before_online_failed"))["error"])
+    assert not client.connected

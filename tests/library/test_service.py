@@ -124,6 +124,36 @@ async def test_birth_heartbeat_and_offline(observer: Observer, make_settings: Ma
     await observer.next("probe/availability", status="offline", reason="stopped")
 
 
+async def test_the_heartbeat_tells_the_last_failure_and_the_number_of_dead_letters(
+    observer: Observer, make_settings: MakeSettings
+) -> None:
+    class Failing(Probe):
+        async def run(self) -> None:
+            self.mqtt.subscribe(self.topic("bad"), self.fail)
+            await super().run()
+
+        def fail(self, _topic: str, _payload: object) -> None:
+            raise OSError("password=s3cret " + 300 * "x")
+
+        async def work(self) -> None:
+            self.fail("", "")
+
+    service = Failing(make_settings(heartbeat_interval_seconds=0.1))
+    async with running(service):
+        healthy = await observer.next("probe/heartbeat")
+        assert "last_failure" not in healthy
+        assert healthy["dead_letters"] == 0
+        observer.publish("probe/bad", 1)
+        await observer.next("probe/heartbeat", dead_letters=1)
+        service.create_task(service.every(60, service.work), name="work")
+        while "last_failure" not in (failed := await observer.next("probe/heartbeat")):
+            pass
+    assert failed["last_failure"].startswith("OSError: password=")
+    assert "s3cret" not in failed["last_failure"]
+    assert len(failed["last_failure"]) == 255
+    assert failed["status"] == "online"
+
+
 async def test_a_health_check_that_fails_shows_in_the_heartbeat(
     observer: Observer, settings: Settings
 ) -> None:

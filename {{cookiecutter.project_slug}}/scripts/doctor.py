@@ -119,9 +119,34 @@ def check_permissions() -> Iterator[Finding]:
     yield Finding("permissions", "PASS", "containers can read what they mount")
 
 
+def check_discovery() -> Iterator[Finding]:
+    """Ask the diagnosis of a service whether the announcements of all services arrive."""
+    env = ROOT / ".env"
+    is_set = re.compile(r"(?m)^HA_DISCOVERY_PREFIX=['\"]?\w")
+    services = sorted(path.parent.name for path in ROOT.glob("services/*/diagnose.py"))
+    if not services or not env.is_file() or not is_set.search(env.read_text(encoding="utf-8")):
+        return
+    options = ("--json", "--step", "discovery")
+    # The broker may be within reach of the containers only.
+    result = look("docker", "compose", "exec", "-T", services[0], "python", "diagnose.py", *options)
+    if not result.stdout:
+        program = ("python", "scripts/run.py", "diagnose", f"--arguments={' '.join(options)}")
+        result = look("scripts/uv", "run", "--quiet", "--frozen", *program, services[0])
+    try:
+        (found,) = (step for step in json.loads(result.stdout) if step["step"] == "discovery")
+    except ValueError:
+        found = {"status": "WARN", "detail": f"not checked: {said(result)}", "fix": "make up"}
+    # The repository itself is in order without a broker.
+    status = "PASS" if found["status"] == "PASS" else "WARN"
+    yield Finding("discovery", status, found["detail"], found["fix"])
+
+
 def main() -> int:
     """Print the findings, as JSON if asked."""
-    checks = (check_python, check_tools, check_scripts, check_secrets, check_permissions)
+    checks = (
+        check_python, check_tools, check_scripts, check_secrets, check_permissions,
+        check_discovery,
+    )  # fmt: skip
     chosen = (check_secrets,) if "--secrets" in sys.argv else checks
     findings = [finding for check in chosen for finding in check()]
     if "--json" in sys.argv:

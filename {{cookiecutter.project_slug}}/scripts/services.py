@@ -224,6 +224,7 @@ def add(options: argparse.Namespace) -> None:
 def render(name: str, kind: str, description: str = "") -> Path:
     """Render the service template. Raises ServiceError for a name that is not valid."""
     answers = {"service_name": name, "service_slug": name, "service_type": kind}
+    answers["_marks"] = str((ROOT / "shared" / "discovery.py").exists())
     if description:
         answers["description"] = description
     # The template's hook has printed what is wrong.
@@ -258,12 +259,30 @@ def remove(options: argparse.Namespace) -> None:
     lists = plan_lists(remove=service.name)
     if not options.yes:
         confirm(service)
+    remove_container(service)
     write_lists(lists)
     delete_code(service)
+    clear_retained(service)
     say(
-        f"Removed {service.name}. If its container still runs, make up removes it.",
+        f"Removed {service.name}.",
         f"Its volume keeps the data: docker volume ls --filter name={service.volume}",
     )
+
+
+def remove_container(service: Service) -> None:
+    """Remove the container, because a service that runs would publish retained messages again."""
+    run("docker", "compose", "rm", "--stop", "--force", service.name)
+
+
+def clear_retained(service: Service) -> None:
+    """Clear what the broker has retained of a service, or say how to do it."""
+    import retained  # noqa: PLC0415 - paho and pydantic take time, which adding a service saves
+
+    if problem := retained.clear(service.name):
+        say(
+            f"The broker may keep retained messages of {service.name}: {problem}",
+            f"Clear them with the broker running: {retained.COMMAND} {service.name}",
+        )
 
 
 def confirm(service: Service) -> None:
@@ -306,6 +325,7 @@ def rename(options: argparse.Namespace) -> None:
     copy.rename(new.directory)
     if old.test.exists():
         write_renamed(old.test, new.test, old, new)
+    remove_container(old)
     try:
         write_lists(lists)
     except ServiceError:
@@ -317,11 +337,10 @@ def rename(options: argparse.Namespace) -> None:
         text = re.sub(rf"(?m)^{old.variables}", new.variables, env.read_text(encoding="utf-8"))
         atomic_write(env.resolve(), text)
     say(
-        f"Renamed {old.name} to {new.name}. If its container runs, make up replaces it.",
-        "These stay behind:",
-        f"  the volume {old.volume}, since {new.name} starts with a volume of its own",
-        f"  retained messages of {old.name} on the broker, such as its availability",
+        f"Renamed {old.name} to {new.name}. Start it with make up.",
+        f"The volume {old.volume} stays, since {new.name} starts with a volume of its own.",
     )
+    clear_retained(old)
     search = ("git", "grep", "--untracked", "-nw", "-e", old.name, "--", ":!uv.lock", ":!templates")
     if found := run(*search).stdout.splitlines():
         say(f"These lines still mention {old.name}:", *(f"  {line}" for line in found))

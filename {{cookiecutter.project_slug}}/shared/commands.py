@@ -43,6 +43,13 @@ class CommandRouter:
             raise ValueError(message)
         self._handlers[name] = handler, model
 
+{% if cookiecutter.include_home_assistant %}
+    @property
+    def arguments(self) -> dict[str, type[BaseModel]]:
+        """Model of the arguments of each command."""
+        return {name: model for name, (_, model) in self._handlers.items()}
+
+{% endif %}
     async def handle(self, _topic: str, payload: Any) -> None:  # noqa: ANN401 - any JSON
         """Run the command and reply.
 

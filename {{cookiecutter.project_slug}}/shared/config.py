@@ -61,6 +61,12 @@ def _topic_prefix(value: str) -> str:
     return value
 
 
+{% if cookiecutter.include_home_assistant %}
+def _discovery_prefix(value: str) -> str:
+    return value and _topic_prefix(value)
+
+
+{% endif %}
 def _one_line(value: SecretStr) -> SecretStr:
     if re.search(r"[\r\n]", value.get_secret_value()):
         message = "must not contain a line end"
@@ -248,6 +254,10 @@ class Settings(BaseSettings):
     )
     ha_timeout_seconds: float = Field(
         default=10.0, gt=0, description="Timeout for a request, in seconds"
+    )
+    ha_discovery_prefix: Annotated[str, AfterValidator(_discovery_prefix)] = Field(
+        default="",
+        description="Prefix of MQTT discovery, usually homeassistant. Empty announces nothing",
     )
 {% endif %}
 {% if cookiecutter.include_influxdb %}

@@ -143,6 +143,7 @@ def _library_steps() -> list[Step]:
         Step("mqtt", check_mqtt),
 {% if cookiecutter.include_home_assistant %}
         Step("home-assistant", check_home_assistant),
+        Step("discovery", check_discovery),
 {% endif %}
 {% if cookiecutter.include_influxdb %}
         Step("influxdb", check_influxdb),
@@ -229,6 +230,54 @@ async def check_home_assistant(settings: Settings) -> Result:
         except APIError as error:
             return failed(str(error), f"check that HA_URL ({settings.ha_url}) is right")
     return passed(f"{settings.ha_url}: connected, token accepted")
+
+
+async def check_discovery(settings: Settings) -> Result:
+    """Look for the announcements on the broker, and for their entities in Home Assistant."""
+    from shared.announcer import find_announced  # noqa: PLC0415
+
+    prefix = settings.ha_discovery_prefix
+    if not prefix:
+        return Result(Status.SKIP, "HA_DISCOVERY_PREFIX is empty, so no service is announced")
+    name = f"diagnose-{secrets.token_hex(4)}"
+    client = MQTTClient.from_settings(settings, name, structlog.stdlib.get_logger())
+    try:
+        client.connect_background()
+        await client.wait_connected(_MQTT_TIMEOUT_SECONDS)
+        devices = await find_announced(client, settings)
+    except MQTTError as error:
+        return failed(str(error), "correct what the step mqtt reports")
+    finally:
+        await client.disconnect(keep_status=False)
+    if not devices:
+        return failed(
+            f"no service is announced below {prefix}/device/",
+            f"start a service, and allow its user to read and write {prefix}/# in the broker's ACL",
+        )
+    return await _check_entities(settings, devices)
+
+
+async def _check_entities(settings: Settings, devices: Mapping[str, str]) -> Result:
+    from shared.api_client import APIError  # noqa: PLC0415
+    from shared.home_assistant import HomeAssistantClient  # noqa: PLC0415
+
+    names = ", ".join(devices.values())
+    if not settings.ha_token.get_secret_value():
+        return warned(f"announced: {names}", "set HA_TOKEN to check Home Assistant as well")
+    # The REST API has no entity registry, but templates read it.
+    template = "{% raw %}{{ integration_entities('mqtt') | map('device_attr', 'identifiers') | list }}{% endraw %}"
+    async with HomeAssistantClient.from_settings(settings, structlog.stdlib.get_logger()) as client:
+        try:
+            known = await client.render_template(template)
+        except APIError as error:
+            return failed(str(error), "set HA_TOKEN to a token of an administrator")
+    if missing := [name for key, name in devices.items() if f"'{key}'" not in known]:
+        return failed(
+            f"announced, but not in Home Assistant: {', '.join(missing)}",
+            "add its MQTT integration, with the same broker and the discovery prefix"
+            f" {settings.ha_discovery_prefix}",
+        )
+    return passed(f"in Home Assistant: {names}")
 {% endif %}
 {% if cookiecutter.include_influxdb %}
 

@@ -69,6 +69,12 @@ class Heartbeat(Message):
     uptime_seconds: float = Field(json_schema_extra={"unit": "s"})
     memory_mb: float = Field(description="Resident memory", json_schema_extra={"unit": "MiB"})
     reasons: list[str] = Field(default_factory=list)
+    last_failure: str | None = Field(
+        default=None, description="Last error of a cycle or reason, even if it is over"
+    )
+    dead_letters: int = Field(
+        default=0, description="Messages whose handler failed since the start"
+    )
 
 
 class Command(Message):

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping{{ ", Sequence" if cookiecutter.include_home_assistant }}
 from contextlib import AsyncExitStack, contextmanager, suppress
 from functools import cached_property
 from types import FrameType, get_original_bases
@@ -35,8 +35,11 @@ from shared.mqtt import (
     encode,
 )
 from shared.redaction import redact_text
-from shared.schemas import Command, CommandSpec, describe_problems, dump_message
+from shared.schemas import Command, CommandSpec, {{ "Topic, " if cookiecutter.include_home_assistant }}describe_problems, dump_message
 from shared.service_status import OtherServices, ServiceStatus
+{% if cookiecutter.include_home_assistant %}
+from shared.state import StateFile
+{% endif %}
 from shared.timestamps import format_utc
 from shared.tracing import bind_trace_id, current_trace_id, new_trace_id
 
@@ -51,7 +54,12 @@ if TYPE_CHECKING:
 
 {% endif %}
 HEALTH_FILE_NAME = "healthcheck"
+{% if cookiecutter.include_home_assistant %}
+DISCOVERY_FILE_NAME = "discovery.json"
+{% endif %}
 _THREAD_EXIT_SECONDS = 1.0
+# A heartbeat is small, and its readers show no more characters.
+_MAX_FAILURE_LENGTH = 255
 # Shares of the time for an orderly stop. The rest is for the other clients.
 _SHARE_OF_HANDLERS = 0.2
 _SHARE_OF_RUN = 0.15
@@ -68,6 +76,10 @@ class BaseService[S: Settings](ABC):
 
     name: ClassVar[str]
     settings_class: ClassVar[type[Settings]] = Settings
+{% if cookiecutter.include_home_assistant %}
+    topics: ClassVar[Sequence[Topic]] = ()
+    """`TOPICS` of schemas.py, whose marks become entities in Home Assistant."""
+{% endif %}
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
@@ -101,6 +113,10 @@ class BaseService[S: Settings](ABC):
         self._run_task: asyncio.Task[None] | None = None
         self._clients = AsyncExitStack()
         self._last_published: dict[str, tuple[float, dict[str, Any]]] = {}
+        self._last_failure: str | None = None
+{% if cookiecutter.include_home_assistant %}
+        self._buttons: dict[str, str] = {}
+{% endif %}
         self._commands = CommandRouter(
             self._send_reply, self.logger, max_age_seconds=settings.command_max_age_seconds
         )
@@ -235,6 +251,7 @@ class BaseService[S: Settings](ABC):
                     await work()
                 except Exception as error:  # noqa: BLE001 - the next cycle may succeed
                     failures.failed(error)
+                    self._last_failure = f"{type(error).__name__}: {error}"
                 else:
                     failures.succeeded()
                     self._health.record_success(name)
@@ -246,6 +263,9 @@ class BaseService[S: Settings](ABC):
         handler: CommandHandler[A],
         *,
         model: type[A] | None = None,
+{% if cookiecutter.include_home_assistant %}
+        button: str = "",
+{% endif %}
     ) -> None:
         """Call `handler` for `{"command": name}` on the command topic of this service.
 
@@ -253,11 +273,19 @@ class BaseService[S: Settings](ABC):
         that are not valid get an error reply. The result, a mapping or a model, is added to the
         reply. A repeated command is not run again, unless it failed. With a `request_id` it gets
         the same reply again.
+{% if cookiecutter.include_home_assistant %}
+
+        `button` is the label of a button in Home Assistant, which sends the command.
+{% endif %}
         """
         if isinstance(command, CommandSpec):
             self._commands.register(command.name, handler, command.arguments)
         else:
             self._commands.register(command, handler, model or Command)
+{% if cookiecutter.include_home_assistant %}
+        if button:
+            self._buttons[command.name if isinstance(command, CommandSpec) else command] = button
+{% endif %}
 
     @overload
     async def send_command[R: BaseModel](
@@ -454,12 +482,37 @@ class BaseService[S: Settings](ABC):
             # Replicas with a number share the commands. Only one of them runs each.
             shared=self.settings.instance is not None,
         )
+{% if cookiecutter.include_home_assistant %}
+        self._announce_device()
+{% endif %}
         self.create_task(self._watch_health(), name="health")
         if self.settings.heartbeat_interval_seconds:
             self.create_task(self._send_heartbeats(), name="heartbeat")
         self._run_task = self.create_task(self.run(), name="run")
         await self._stopping.wait()
 
+{% if cookiecutter.include_home_assistant %}
+    def _announce_device(self) -> None:
+        state = StateFile(self.settings.data_dir / DISCOVERY_FILE_NAME, self.logger)
+        # Without the setting, an announcement of an earlier start has to be cleared.
+        if not self.settings.ha_discovery_prefix and not state.path.exists():
+            return
+        from shared.announcer import Announcer  # noqa: PLC0415
+        from shared.discovery import device_config  # noqa: PLC0415
+
+        Announcer(
+            self.mqtt,
+            self.settings,
+            self.name,
+            make_config=lambda: device_config(
+                self.settings, self.name, self.topics, self._commands.arguments, self._buttons
+            ),
+            state=state,
+            create_task=self.create_task,
+            logger=self.logger,
+        )
+
+{% endif %}
     async def _drain(self) -> None:
         # Drain first, because handlers may need running tasks and open clients.
         if "mqtt" in vars(self):
@@ -550,10 +603,16 @@ class BaseService[S: Settings](ABC):
             await asyncio.sleep(self.settings.heartbeat_interval_seconds)
 
     def _heartbeat(self) -> dict[str, Any]:
+        report = self.health_report()
+        if report["reasons"]:
+            self._last_failure = "; ".join(map(str, report["reasons"]))
+        failure = self._last_failure and redact_text(self._last_failure)[:_MAX_FAILURE_LENGTH]
         return {
             "uptime_seconds": round(time.monotonic() - self._started, 1),
             "memory_mb": round(psutil.Process().memory_info().rss / 2**20, 1),
-            **self.health_report(),
+            "dead_letters": self.mqtt.dead_letters_sent,
+            **({"last_failure": failure} if failure else {}),
+            **report,
         }
 
 

@@ -4,7 +4,7 @@ import os
 
 from config import ServiceSettings
 from pydantic import BaseModel, Field
-from schemas import REFRESH, Reading
+from schemas import REFRESH, {{ 'TOPICS, ' if cookiecutter._marks }}Reading
 
 from shared.schemas import Command
 from shared.service import BaseService, run_service
@@ -19,6 +19,9 @@ class Progress(BaseModel):
 
 class {{ cookiecutter.__class }}(BaseService[ServiceSettings]):
     name = "{{ cookiecutter.service_slug }}"
+{% if cookiecutter._marks %}
+    topics = TOPICS
+{% endif %}
 
     def __init__(self, settings: ServiceSettings) -> None:
         super().__init__(settings)
@@ -27,7 +30,7 @@ class {{ cookiecutter.__class }}(BaseService[ServiceSettings]):
 
     async def run(self) -> None:
         self._progress = self._state.load(Progress)
-        self.on_command(REFRESH, self._on_refresh)
+        self.on_command(REFRESH, self._on_refresh{{ ', button="Refresh"' if cookiecutter._marks }})
         self.mqtt.connect_background()
         await self.every(self.settings.poll_interval_seconds, self.measure)
 

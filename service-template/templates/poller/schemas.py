@@ -1,13 +1,29 @@
 """Messages of {{ cookiecutter.service_slug }}."""
 
+{% if cookiecutter._marks %}
+from typing import Annotated
+
+{% endif %}
 from pydantic import Field
 
+{% if cookiecutter._marks %}
+from shared.discovery import Sensor
+{% endif %}
 from shared.schemas import Command, CommandSpec, Message, Topic
 
 
 class Reading(Message):
+{% if cookiecutter._marks %}
+    value: Annotated[float, Sensor(name="Load", suggested_display_precision=2)] = Field(
+        description="Load of the machine, averaged over one minute"
+    )
+    round: Annotated[int, Sensor(icon="mdi:counter", entity_category="diagnostic")] = Field(
+        description="Number of the cycle, counted over restarts"
+    )
+{% else %}
     value: float = Field(description="Load of the machine, averaged over one minute")
     round: int = Field(description="Number of the cycle, counted over restarts")
+{% endif %}
 
 
 REFRESH = CommandSpec(

@@ -2,7 +2,7 @@
 
 from config import ServiceSettings
 from pydantic import BaseModel, Field
-from schemas import STATISTICS, Alarm, Reading, Statistics
+from schemas import STATISTICS, {{ 'TOPICS, ' if cookiecutter._marks }}Alarm, Reading, Statistics
 
 from shared.schemas import Command
 from shared.service import BaseService, run_service
@@ -18,6 +18,9 @@ class Totals(BaseModel):
 
 class {{ cookiecutter.__class }}(BaseService[ServiceSettings]):
     name = "{{ cookiecutter.service_slug }}"
+{% if cookiecutter._marks %}
+    topics = TOPICS
+{% endif %}
 
     def __init__(self, settings: ServiceSettings) -> None:
         super().__init__(settings)

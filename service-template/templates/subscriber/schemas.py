@@ -1,7 +1,14 @@
 """Messages of {{ cookiecutter.service_slug }}."""
 
+{% if cookiecutter._marks %}
+from typing import Annotated
+
+{% endif %}
 from pydantic import Field
 
+{% if cookiecutter._marks %}
+from shared.discovery import Sensor
+{% endif %}
 from shared.schemas import Command, CommandSpec, Message, Topic
 
 
@@ -18,8 +25,17 @@ class Alarm(Message):
 
 
 class Statistics(Message):
+{% if cookiecutter._marks %}
+    readings: Annotated[int, Sensor(icon="mdi:counter", state_class="total_increasing")] = Field(
+        description="Readings so far, counted over restarts"
+    )
+    highest: Annotated[float | None, Sensor(icon="mdi:arrow-collapse-up")] = Field(
+        default=None, description="Highest value so far"
+    )
+{% else %}
     readings: int = Field(description="Readings so far, counted over restarts")
     highest: float | None = Field(default=None, description="Highest value so far")
+{% endif %}
 
 
 STATISTICS = CommandSpec(

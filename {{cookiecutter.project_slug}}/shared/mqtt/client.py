@@ -10,7 +10,7 @@ import secrets
 import ssl
 import time
 from base64 import b64encode
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, Literal, Self
 
@@ -77,13 +77,17 @@ class MQTTClient:
         self._service, self._prefix, self._logger = service, topic_prefix, logger
         self._publish_timeout_seconds = publish_timeout_seconds
         self._max_payload_bytes = max_payload_bytes
+        self.before_online: Callable[[], Awaitable[None]] | None = None
+        """Awaited on every connection, before `online` is published."""
         self._ready = asyncio.Event()
+        self._going_online: asyncio.Task[None] | None = None
         self._draining = self._stopping = False
         self._subscribing: dict[int, list[str]] = {}
         self._unsubscribing: dict[int, list[str]] = {}
         self._initial_subscribe: int | None = None
         self._confirmed: set[str] = set()
         self._requests: dict[str, asyncio.Future[dict[str, Any]]] = {}
+        self._dead_letters_sent = 0
         self._reply_topic = f"{topic_prefix}/{service}/response/{self.client_id}"
         self._availability_topic = f"{topic_prefix}/{service}/availability"
         last_will = Availability(status="offline", reason="connection_lost", service=service)
@@ -168,6 +172,11 @@ class MQTTClient:
     def dropped_messages(self) -> int:
         """Number of messages at QoS 0 that arrived faster than they were handled."""
         return self._dispatcher.dropped
+
+    @property
+    def dead_letters_sent(self) -> int:
+        """Number of messages whose handler failed."""
+        return self._dead_letters_sent
 
     # Connection
 
@@ -385,9 +394,26 @@ class MQTTClient:
                 self._confirmed.add(topic_filter)
         if topic_filters and mid == self._initial_subscribe and not self._stopping:
             # Publish `online` only now, because its readers may send messages at once.
-            self._send_birth_message()
-            self._ready.set()
-            self._logger.info("mqtt_connected", broker=self._broker)
+            if self.before_online is None:
+                self._go_online()
+            else:
+                preparing = self._prepare(self.before_online, mid)
+                self._going_online = asyncio.create_task(preparing, name="mqtt-before-online")
+
+    async def _prepare(self, before_online: Callable[[], Awaitable[None]], mid: int) -> None:
+        try:
+            await before_online()
+        except Exception as error:  # noqa: BLE001 - the service that it belongs to reports it
+            self._logger.warning("before_online_failed", error=error)
+            return
+        is_current = mid == self._initial_subscribe and self._connection.connected
+        if is_current and not self._stopping:
+            self._go_online()
+
+    def _go_online(self) -> None:
+        self._send_birth_message()
+        self._ready.set()
+        self._logger.info("mqtt_connected", broker=self._broker)
 
     def _on_message(self, message: ReceivedMessage) -> None:
         """Queue a message. Called on the network thread."""
@@ -532,6 +558,7 @@ class MQTTClient:
             except Exception:
                 self._logger.exception("dead_letter_not_sent", topic=message.topic)
                 return False
+            self._dead_letters_sent += 1
         return True
 
     def _dead_letter(

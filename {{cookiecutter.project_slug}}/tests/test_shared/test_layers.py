@@ -11,12 +11,18 @@ FILES = {
 }
 # Modules of the template. Leave yours out: they may import these, but not the other way round.
 LIBRARY = {
+{% if cookiecutter.include_home_assistant %}
+    "announcer",
+{% endif %}
     "api_client",
     "commands",
     "config",
     "cycles",
     "debugger",
     "diagnose",
+{% if cookiecutter.include_home_assistant %}
+    "discovery",
+{% endif %}
     "errors",
     "files",
     "health",
