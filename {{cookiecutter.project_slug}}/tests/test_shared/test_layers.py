@@ -35,6 +35,7 @@ LIBRARY = {
     "service_status",
     "state",
     "tracing",
+    "watchdog",
 }
 
 
