@@ -508,7 +508,9 @@ def test_a_healthy_release_does_not_vouch_for_the_next_one(stack: ServiceStack) 
 
 def test_a_blocked_loop_restarts_the_container_once(stack: ServiceStack) -> None:
     with restored(stack.project.file(f"services/{SERVICE}/main.py")) as main:
-        replace_in(main, "return await self.measure()", "__import__('time').sleep(600)")
+        # Once, because the broker redelivers the command after the restart.
+        hang = "os.mkdir(self.settings.data_dir / 'hung'); __import__('time').sleep(600)"
+        replace_in(main, "return await self.measure()", hang)
         stack.up("--build")
         container, before = stack.ids()[SERVICE], time.time()
         statuses = stack.record(f"{SERVICE}/availability")

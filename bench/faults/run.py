@@ -123,7 +123,8 @@ class Stack:
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not self.journal.joinpath("done").exists():
             if time.monotonic() > deadline:
-                raise SystemExit(f"the producer does not end\n{self.compose('logs', PRODUCER)}")
+                state = self.compose("ps", "--all") + self.compose("logs", "--tail", "20")
+                raise SystemExit(f"the producer does not end\n{state}")
             time.sleep(0.2)
         sent = self.lines("sent")
         acknowledged = {number for kind, number in sent if kind == "acknowledged"}
