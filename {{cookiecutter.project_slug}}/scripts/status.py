@@ -3,10 +3,10 @@
 
     scripts/status.py [--logs]
 
-Standard library only. LAST SUCCESS is the health timestamp that the last health check saw. RESTARTS says how
-often the container ran out of memory, as far as Docker remembers: it keeps the last 256 events.
-ERRORS counts the lines of the last hour at level error or above. `--logs` also prints the last
-lines and the last health check of each container that is not healthy.
+Standard library only. LAST SUCCESS is the health timestamp that the last health check saw.
+RESTARTS says how often the container ran out of memory, as far as Docker remembers: it keeps the
+last 256 events. ERRORS counts the lines of the last hour at level error or above. `--logs` also
+prints the last lines and the last health check of each container that is not healthy.
 """
 
 from __future__ import annotations
