@@ -9,9 +9,9 @@ import json
 import os
 import threading
 import time
-from datetime import UTC, datetime
 
 from shared.debugger import is_debugging
+from shared.timestamps import format_utc
 
 _STDERR = 2
 _MIN_LOOK_SECONDS = 1.0
@@ -82,7 +82,7 @@ class Watchdog:
             "event": "event_loop_blocked",
             "level": "critical",
             "service": self._service,
-            "timestamp": datetime.now(UTC).isoformat(),
+            "timestamp": format_utc(),
             "blocked_seconds": round(age, 1),
         }
         # The log may be what blocks, so write without it.
