@@ -56,3 +56,4 @@ bench: ## Measure, as ratios to peers; needs Mosquitto and Docker (see bench/REA
 	$(RUN) python bench/add_service.py
 	$(UV) run bench/mqtt/run.py
 	$(UV) run bench/docker/run.py
+	$(UV) run bench/faults/run.py

@@ -35,6 +35,9 @@ NEW_ASSERTION = r"""    \1
     (letter,) = service.mqtt.dead_letters
     assert letter["error_type"] == "ValidationError"
 """
+# The health file was in the volume, where it outlived its process.
+OLD_HEALTH_FILE = 'Path(os.environ.get("DATA_DIR") or "/app/data") / "healthcheck"'
+NEW_HEALTH_FILE = 'Path(os.environ.get("HEALTH_PATH") or "/tmp/healthcheck")  # noqa: S108'
 BASE = "base/compose.yml"
 SHARED_MOUNT = "./shared:/app/shared:ro"
 BOTH_NETWORKS = "networks: [internal, egress]\n"
@@ -440,6 +443,7 @@ class Migration:
             if Path(override).is_file():
                 self._try(override, self._own_override, override)
         self._launch()
+        self._health_checks()
         self._tests()
 
     def _try(self, part: str, step: Any, *arguments: str) -> None:
@@ -609,6 +613,12 @@ class Migration:
         text = re.sub(r'"configurations": \[\s*\]', '"configurations": []', text)
         if text == read(self._old / LAUNCH):
             self.files[LAUNCH] = read(self._new / LAUNCH)
+
+    def _health_checks(self) -> None:
+        for path in sorted(Path("services").glob("*/healthcheck.py")):
+            text = read(path)
+            if OLD_HEALTH_FILE in text:
+                self.files[path.as_posix()] = text.replace(OLD_HEALTH_FILE, NEW_HEALTH_FILE)
 
     def _tests(self) -> None:
         for path in sorted(Path("tests").glob("test_*.py")):

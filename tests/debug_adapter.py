@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,8 @@ class DebugAdapter:
         self._stream.close()
         self._connection.close()
 
-    def stop_at(self, path: Path, line: int, entry: dict[str, Any]) -> None:
-        """Attach with an entry of launch.json, stop at the line once, and continue."""
+    def stop_at(self, path: Path, line: int, entry: dict[str, Any], *, seconds: float = 0) -> None:
+        """Attach with an entry of launch.json, stop at the line once, and continue after a time."""
         self.ask("initialize", adapterID="debugpy")
         self._request("attach", **entry)
         self._event("initialized")
@@ -41,6 +42,7 @@ class DebugAdapter:
         frame = self.ask("stackTrace", threadId=thread)["stackFrames"][0]
         assert (frame["source"]["path"], frame["line"]) == (str(path), line)
         self.ask("setBreakpoints", source=source, breakpoints=[])
+        time.sleep(seconds)
         self.ask("continue", threadId=thread)
 
     def ask(self, command: str, **arguments: Any) -> dict[str, Any]:

@@ -493,6 +493,41 @@ def test_make_up_says_what_failed(stack: ServiceStack) -> None:
     stack.up("--build")
 
 
+def test_a_healthy_release_does_not_vouch_for_the_next_one(stack: ServiceStack) -> None:
+    until(lambda: stack.is_healthy(SERVICE), "healthy before")
+    with restored(stack.project.file(f"services/{SERVICE}/main.py")) as main:
+        main.write_text(f"import time; time.sleep(9); raise SystemExit\n{main.read_text()}")
+        for done in (stack.run("make", "up", check=False), stack.deploy(check=False)):
+            assert done.returncode != 0
+            shown = done.stdout.split(f"=== last lines of {SERVICE}\n")[1]
+            assert re.search(
+                r"Restarts: \d+\. Last health check: the process has not been healthy", shown
+            )
+    stack.up("--build")
+
+
+def test_a_blocked_loop_restarts_the_container_once(stack: ServiceStack) -> None:
+    with restored(stack.project.file(f"services/{SERVICE}/main.py")) as main:
+        # Once, because the broker redelivers the command after the restart.
+        hang = "os.mkdir(self.settings.data_dir / 'hung'); __import__('time').sleep(600)"
+        replace_in(main, "return await self.measure()", hang)
+        stack.up("--build")
+        container, before = stack.ids()[SERVICE], time.time()
+        statuses = stack.record(f"{SERVICE}/availability")
+        topic = f"{stack.prefix}/coordinator/command/{SERVICE}"
+        stack.exec(SERVICE, "python", "-c", SEND, topic, '{"command": "refresh"}', "1")
+        # The retained status comes first.
+        offline = next(status for status in statuses if status["status"] == "offline")
+        assert offline["reason"] == "connection_lost"
+        assert next(statuses)["status"] == "online"
+        until(lambda: stack.is_healthy(SERVICE), "healthy after the restart")
+        assert len(event_times(container, "die", since=before)) == 1
+        assert stack.inspect(SERVICE)["RestartCount"] == 1
+        assert stack.has_logged("event_loop_blocked", SERVICE)
+        assert stack.has_logged("in _on_refresh", SERVICE)
+    stack.up("--build")
+
+
 def test_deploy_starts_everything_and_shows_what_is_unhealthy(stack: ServiceStack) -> None:
     # What stays behind of a `docker compose run` is nothing to be healthy.
     leftover = f"{stack.name}-leftover"

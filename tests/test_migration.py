@@ -275,6 +275,8 @@ def assert_two_updates_move_everything(project: BakedProject) -> None:
     assert ": example-service, soil-moisture, attic-window\n" in second.stdout
     assert_nothing_is_left_open(project)
     assert_moved(project)
+    for name in SERVICES:
+        assert "HEALTH_PATH" in project.read(f"services/{name}/healthcheck.py")
     if before:
         after = models(project)
         assert after["production"] == before["production"]

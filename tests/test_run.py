@@ -168,12 +168,17 @@ def test_debug_on_the_host_waits_for_the_editor(project: BakedProject) -> None:
     lines = main.read_text().splitlines()
     line = next(number for number, text in enumerate(lines, 1) if '"reading_published"' in text)
     entry = project.json(".vscode/launch.json")["configurations"][1]
-    env = {"MQTT_PORT": str(free_port()), "EXAMPLE_SERVICE_POLL_INTERVAL_SECONDS": "1"}
+    env = {
+        "MQTT_PORT": str(free_port()),
+        "EXAMPLE_SERVICE_POLL_INTERVAL_SECONDS": "1",
+        "HEALTH_MAX_AGE_SECONDS": "1",
+    }
     with start(project, "debug", SERVICE, **env) as output:
         output.wait_for("debugger_waiting")
         assert not any(is_listening(5678, address) for address in own_addresses())
         with DebugAdapter(**entry["connect"]) as adapter:
-            adapter.stop_at(main, line, entry)
+            # The watchdog would end a blocked process after the maximum age and two looks of 1 s.
+            adapter.stop_at(main, line, entry, seconds=4)
             output.wait_for("reading_published")
         assert output.interrupt() == 0
     assert not is_listening(5678)

@@ -88,6 +88,28 @@ def test_a_wrong_password_is_told_from_an_unreachable_broker(
     assert "MQTT_PASSWORD" in results["mqtt"]["fix"]
 
 
+@pytest.mark.parametrize("is_mute", [False, True])
+async def test_a_server_that_is_not_a_broker_is_named(
+    make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch, is_mute: bool
+) -> None:
+    monkeypatch.setattr(diagnose, "_MQTT_TIMEOUT_SECONDS", 3.0)
+    monkeypatch.setattr(diagnose, "_MQTT_KEEPALIVE_SECONDS", 1)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if is_mute:
+            await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1")
+    port = server.sockets[0].getsockname()[1]
+    result = await diagnose.check_mqtt(make_settings(mqtt_port=port))
+    server.close()
+    assert result.status == "FAIL"
+    assert "sends no CONNACK" in result.detail
+    assert "MQTT_TLS" in result.fix
+    assert "web server" in result.fix
+
+
 def test_a_ca_file_that_is_no_certificate(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "ca.pem"
     path.write_text("no certificate")

@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +13,7 @@ import structlog
 
 from shared.health import HealthMonitor
 
+ROOT = Path(__file__).resolve().parents[2]
 MAX_AGE = 300.0
 
 
@@ -39,6 +43,21 @@ def monitor(tmp_path: Path, clock: Clock) -> HealthMonitor:
         logger=structlog.stdlib.get_logger(),
         clock=clock,
     )
+
+
+@dataclass
+class Check:
+    """The health check of a container."""
+
+    path: Path
+
+    def __call__(self) -> tuple[int, str]:
+        environment = {**os.environ, "HEALTH_PATH": str(self.path)}
+        program = ROOT / "services/example-service/healthcheck.py"
+        done = subprocess.run(  # noqa: S603
+            [sys.executable, program], env=environment, capture_output=True, text=True, check=False
+        )
+        return done.returncode, done.stdout + done.stderr
 
 
 @pytest.fixture
@@ -178,14 +197,19 @@ def test_successes_of_a_subscriber_bind_it_to_nothing(monitor: HealthMonitor, cl
     assert monitor.status(Link()).healthy
 
 
-def test_the_file_of_an_earlier_process_is_removed(
-    monitor: HealthMonitor, file_age: FileAge
-) -> None:
-    monitor.forget_previous_run()
-    monitor.update(Link())
-    assert file_age() == 0
-    monitor.forget_previous_run()
-    assert file_age() is None
+def test_a_health_file_vouches_for_the_process_that_wrote_it(tmp_path: Path) -> None:
+    """A recent file of a process that has ended says nothing about the next one."""
+    path = tmp_path / "healthcheck"
+    check = Check(path)
+    assert check() == (1, "the process has not been healthy since its start\n")
+    HealthMonitor(path, max_age_seconds=MAX_AGE, logger=structlog.stdlib.get_logger()).update(
+        Link()
+    )
+    assert check() == (0, "last health timestamp 0 s ago\n")
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    path.write_text(json.dumps({**json.loads(path.read_text()), "pid": ended.pid}))
+    assert check() == (1, "the process has not been healthy since its start\n")
 
 
 def test_nothing_else_stays_in_the_folder(monitor: HealthMonitor, tmp_path: Path) -> None:
@@ -200,11 +224,7 @@ def test_a_folder_that_cannot_be_written_is_logged_once_and_survived(
     obstacle.write_text("a file where the folder should be", encoding="utf-8")
     with structlog.testing.capture_logs() as lines:
         run_for(monitor, clock, Link(), 60)
-        monitor.forget_previous_run()
-    assert [line["event"] for line in lines] == [
-        "health_file_not_written",
-        "health_file_not_removed",
-    ]
+    assert [line["event"] for line in lines] == ["health_file_not_written"]
     obstacle.unlink()
     run_for(monitor, clock, Link(), 5)
     assert file_age() == 0

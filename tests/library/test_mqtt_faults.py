@@ -11,6 +11,7 @@ import ssl
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -693,6 +694,11 @@ async def test_a_client_certificate(
     wrong = settings.model_copy(update={"mqtt_tls_key_file": tmp_path / "broker-key.pem"})
     with pytest.raises(ConfigurationError, match="MQTT_TLS_CERT_FILE"):
         MQTTClient.from_settings(wrong, "tested", logger)
+    without = settings.model_copy(update={"mqtt_tls_cert_file": None})
+    client = MQTTClient.from_settings(without, "tested", logger)
+    client.connect_background()
+    assert "(MQTT_TLS_CERT_FILE)" in (await log.next("mqtt_no_connack"))["hint"]
+    await client.disconnect()
 
 
 async def test_websockets(
@@ -727,6 +733,50 @@ async def test_a_wrong_password_is_reported_and_not_hammered(
     assert "wrong" not in json.dumps(log.events, default=str)
     # The waits double: 0.05 s, 0.1 s, 0.2 s. A slow machine can only add to them.
     assert time.monotonic() - started > 0.3
+
+
+async def serve_wrongly(kind: str, attempts: asyncio.Queue[None]) -> asyncio.Server:
+    """Start a server that accepts connections, but is not a broker."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        attempts.put_nowait(None)
+        if kind == "web server":
+            await reader.read(100)
+            writer.write(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n" + b"x" * 99)
+        elif kind == "mute":
+            await reader.read()
+        # Docker accepts on a published port, and closes when nothing listens in the container.
+        writer.close()
+
+    return await asyncio.start_server(serve, HOST)
+
+
+@pytest.mark.parametrize("kind", ["closing", "web server", "mute"])
+async def test_a_server_that_is_not_a_broker_is_reported(
+    make_client: MakeClient, log: LogProbe, kind: str
+) -> None:
+    attempts: asyncio.Queue[None] = asyncio.Queue()
+    server = await serve_wrongly(kind, attempts)
+    address = SimpleNamespace(host=HOST, port=server.sockets[0].getsockname()[1])
+    client = make_client(address, keepalive_seconds=1)
+    client.connect_background()
+    event = await log.next("mqtt_no_connack")
+    assert (event["level"], event["port"]) == ("warning", address.port)
+    for cause in ("MQTT_TLS", "web server", "local clients only"):
+        assert cause in event["hint"]
+    for _ in range(3):
+        await soon(attempts.get())
+    await client.disconnect()
+    server.close()
+    # One warning stands for the attempts of half a minute.
+    assert log.names().count("mqtt_no_connack") == 1
+
+
+async def test_a_plain_client_on_a_tls_port_is_reported(
+    guarded: Mosquitto, make_client: MakeClient, log: LogProbe
+) -> None:
+    make_client(guarded).connect_background()
+    assert "(MQTT_TLS)" in (await log.next("mqtt_no_connack"))["hint"]
 
 
 # paho leaves the socket of a failed handshake to the garbage collector.

@@ -178,13 +178,27 @@ async def test_a_message_sent_again_while_it_waits_is_handled_once(
     assert mids == [b"\0\4", b"\0\1", b"\0\2"]
 
 
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        (2, ("Client identifier not valid", "MQTT_CLIENT_ID")),
+        (3, ("Server unavailable", "log of the broker")),
+        (4, ("Bad user name or password", "MQTT_PASSWORD")),
+        (5, ("Not authorized", "MQTT_PASSWORD")),
+    ],
+)
 async def test_a_refused_connection_is_reported(
-    scripted: ScriptedBroker, client: MQTTClient, log: LogProbe
+    scripted: ScriptedBroker,
+    client: MQTTClient,
+    log: LogProbe,
+    code: int,
+    expected: tuple[str, str],
 ) -> None:
-    scripted.connack = b"\0\5"
+    scripted.connack = bytes([0, code])
     client.connect_background()
     refused = await log.next("mqtt_connection_refused")
-    assert refused["reason"] == "Not authorized"
+    assert refused["reason"] == expected[0]
+    assert expected[1] in refused["hint"]
     assert not client.connected
     scripted.connack = b"\0\0"
     await soon(client.wait_connected())

@@ -443,8 +443,8 @@ async def test_a_loop_has_to_report_success(
 
     async with running(Loop(settings)) as loop:
         await observer.next("probe/heartbeat", status="online")
-        file = settings.data_dir / "healthcheck"
-        assert json.loads(file.read_text(encoding="utf-8")).keys() == {"monotonic", "time"}
+        content = json.loads(settings.health_path.read_text(encoding="utf-8"))
+        assert content.keys() == {"pid", "monotonic", "time"}
         loop.succeeds = False
         heartbeat = await observer.next("probe/heartbeat", status="degraded")
         assert heartbeat["reasons"][0].startswith("no success of ")

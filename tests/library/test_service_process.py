@@ -21,15 +21,21 @@ DOCKER_STOP_SECONDS = 10
 
 PROGRAM = """
 import asyncio
+import ctypes
 import os
 import signal
 import time
 
 from pydantic import Field
 
+from shared import watchdog
 from shared.config import Settings
 from shared.schemas import Command
 from shared.service import BaseService, run_service
+
+
+watchdog._MIN_LOOK_SECONDS = 0.1
+watchdog._HELD_GIL_GRACE_SECONDS = 5.0
 
 
 class ProbeSettings(Settings):
@@ -73,6 +79,27 @@ class Probe(BaseService[ProbeSettings]):
         await self.publish("ready", {})
         await self.wait_for_shutdown()
 
+    async def blocking(self) -> None:
+        await self.mqtt.wait_connected()
+        time.sleep(600)
+
+    async def holding_the_gil(self) -> None:
+        watchdog._HELD_GIL_GRACE_SECONDS = 0.0
+        await self.wait_for_shutdown(0.5)
+        ctypes.PyDLL(None).sleep(600)
+
+    async def at_a_breakpoint(self) -> None:
+        await self.mqtt.wait_connected()
+        self.logger.info("stopping_here")
+        breakpoint()
+        await self.wait_for_shutdown()
+
+    async def blocking_its_stop(self) -> None:
+        await self.mqtt.wait_connected()
+        self.logger.info("ready")
+        await self.wait_for_shutdown()
+        time.sleep(2 * self.settings.health_max_age_seconds)
+
 
 raise SystemExit(run_service(Probe))
 """
@@ -90,6 +117,8 @@ class Process:
         assert self._process.stdout is not None
         async with asyncio.timeout(PATIENCE_SECONDS):
             async for line in self._process.stdout:
+                if not line.startswith(b"{"):
+                    continue
                 content: dict[str, Any] = json.loads(line)
                 if content["event"] == event:
                     return content
@@ -99,6 +128,11 @@ class Process:
     def signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
         self._signalled = time.monotonic()
+
+    def type(self, line: str) -> None:
+        """Send a line to the prompt of a debugger."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{line}\n".encode())
 
     async def end(self) -> tuple[int | None, str]:
         """Exit code and what was written to stderr; after a signal in the time Docker gives."""
@@ -132,6 +166,7 @@ async def start(broker: Broker, topic_prefix: str, tmp_path: Path) -> AsyncItera
             "MQTT_HOST": broker.host,
             "MQTT_PORT": str(broker.port),
             "DATA_DIR": str(tmp_path / "data"),
+            "HEALTH_PATH": str(tmp_path / "health/file"),
             "HEARTBEAT_INTERVAL_SECONDS": "0.2",
             **variables,
         }
@@ -140,6 +175,7 @@ async def start(broker: Broker, topic_prefix: str, tmp_path: Path) -> AsyncItera
             str(program),
             cwd=tmp_path,
             env=environment,
+            stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
@@ -165,7 +201,7 @@ async def test_from_birth_to_an_orderly_end(
     await observer.next("probe/availability", status="online")
     heartbeat = await observer.next("probe/heartbeat", status="online")
     assert heartbeat["service"] == "probe"
-    assert (tmp_path / "data" / "healthcheck").exists()
+    assert (tmp_path / "health/file").exists()
     service.signal(number)
     await observer.next("probe/availability", status="offline", reason="stopped")
     assert await service.end() == (0, "")
@@ -262,6 +298,92 @@ async def test_a_thread_that_never_ends_does_not_hold_the_process(
     await observer.next("probe/ready")
     service.signal(signal.SIGTERM)
     assert await service.end() == (0, "")
+
+
+MAX_AGE_SECONDS = 1
+# Longer than the watchdog waits: the maximum age and two looks, which PROGRAM makes short.
+LONGER_THAN_THE_WATCHDOG_SECONDS = 2
+
+
+async def test_a_blocked_loop_ends_the_process(start: Start, observer: Observer) -> None:
+    service = await start("blocking", HEALTH_MAX_AGE_SECONDS=str(MAX_AGE_SECONDS))
+    await observer.next("probe/availability", status="online")
+    await observer.next("probe/availability", status="offline", reason="connection_lost")
+    code, errors = await service.end()
+    assert code == os.EX_SOFTWARE
+    line, *stacks = errors.splitlines()
+    assert json.loads(line).items() >= {
+        ("event", "event_loop_blocked"),
+        ("level", "critical"),
+        ("service", "probe"),
+    }
+    assert any(entry.endswith("in blocking") for entry in stacks)
+    assert sum(entry.startswith(("Thread ", "Current thread ")) for entry in stacks) >= 3
+
+
+async def test_the_watchdog_can_be_switched_off(start: Start, observer: Observer) -> None:
+    options = {"HEALTH_MAX_AGE_SECONDS": str(MAX_AGE_SECONDS), "HEALTH_WATCHDOG": "false"}
+    service = await start("blocking", **options)
+    await observer.next("probe/availability", status="online")
+    await asyncio.sleep(LONGER_THAN_THE_WATCHDOG_SECONDS)
+    service.signal(signal.SIGKILL)
+    assert await service.end() == (-signal.SIGKILL, "")
+
+
+async def test_code_that_holds_the_gil_ends_the_process(start: Start) -> None:
+    service = await start("holding_the_gil", HEALTH_MAX_AGE_SECONDS=str(MAX_AGE_SECONDS))
+    code, errors = await service.end()
+    assert code == 1
+    assert errors.startswith("Timeout")
+    assert "in holding_the_gil" in errors
+
+
+async def test_a_suspended_process_goes_on(start: Start, observer: Observer) -> None:
+    service = await start("idle", HEALTH_MAX_AGE_SECONDS=str(MAX_AGE_SECONDS))
+    await observer.next("probe/heartbeat", status="online")
+    service.signal(signal.SIGSTOP)
+    await asyncio.sleep(LONGER_THAN_THE_WATCHDOG_SECONDS)
+    service.signal(signal.SIGCONT)
+    # Heartbeats come every 0.2 s, so the watchdog looks often meanwhile.
+    for _ in range(5):
+        await observer.next("probe/heartbeat")
+    service.signal(signal.SIGTERM)
+    assert await service.end() == (0, "")
+
+
+async def test_a_breakpoint_does_not_end_the_process(start: Start, observer: Observer) -> None:
+    service = await start("at_a_breakpoint", HEALTH_MAX_AGE_SECONDS=str(MAX_AGE_SECONDS))
+    await service.logged("stopping_here")
+    await asyncio.sleep(LONGER_THAN_THE_WATCHDOG_SECONDS)
+    service.type("continue")
+    for _ in range(5):
+        await observer.next("probe/heartbeat")
+    service.signal(signal.SIGTERM)
+    assert await service.end() == (0, "")
+
+
+async def test_a_slow_stop_is_not_cut_off(start: Start) -> None:
+    service = await start("blocking_its_stop", HEALTH_MAX_AGE_SECONDS=str(MAX_AGE_SECONDS))
+    await service.logged("ready")
+    service.signal(signal.SIGTERM)
+    assert await service.end() == (0, "")
+
+
+async def test_a_network_thread_that_ends_is_a_crash(start: Start) -> None:
+    """paho downgrades to MQTT 3.1 after return code 1, and raises when that connection fails."""
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        server.close()
+        writer.write(b"\x20\x02\0\1")
+        writer.close()
+
+    server = await asyncio.start_server(refuse, "127.0.0.1")
+    port = str(server.sockets[0].getsockname()[1])
+    service = await start("connecting", MQTT_PORT=port, HEALTH_MAX_AGE_SECONDS="5")
+    crash = await service.logged("service_crashed")
+    assert crash["exception"][0]["exc_value"] == "the MQTT network thread has ended"
+    assert (await service.end())[0] == 1
 
 
 async def test_what_a_service_does_not_use_is_not_imported() -> None:

@@ -139,7 +139,11 @@ def run(programs: list[Path], *, debug: bool) -> int:
             name = program.parent.name
             data = DATA / name
             data.mkdir(exist_ok=True)
-            own = {"DATA_DIR": str(data), "DEBUG_SERVICE": name if debug else ""}
+            own = {
+                "DATA_DIR": str(data),
+                "HEALTH_PATH": str(data / "healthcheck"),
+                "DEBUG_SERVICE": name if debug else "",
+            }
             processes.append(
                 subprocess.Popen(
                     [sys.executable, program],

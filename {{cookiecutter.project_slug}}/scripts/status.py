@@ -3,11 +3,11 @@
 
     scripts/status.py [--logs]
 
-Standard library only. LAST SUCCESS is the one that the last health check saw. RESTARTS says how
-often the container ran out of memory, as far as Docker remembers: it keeps the last 256 events.
-ERRORS counts the lines of the last hour at level error or above. `--logs` also prints the last
-lines of each container that is not healthy. A line on stderr warns of MQTT sessions
-without a client.
+Standard library only. LAST SUCCESS is the health timestamp that the last health check saw.
+RESTARTS says how often the container ran out of memory, as far as Docker remembers: it keeps the
+last 256 events. ERRORS counts the lines of the last hour at level error or above. `--logs` also
+prints the last lines and the last health check of each container that is not healthy. A line on
+stderr warns of MQTT sessions without a client.
 """
 
 from __future__ import annotations
@@ -124,6 +124,9 @@ def main() -> int:
     for container in bad if "--logs" in sys.argv else []:
         sys.stdout.write(f"\n=== last lines of {container['Row']}\n")
         sys.stdout.write(docker("logs", "--tail", "30", container["Id"]))
+        checks = container["State"].get("Health", {}).get("Log") or [{"Output": "none yet"}]
+        sys.stdout.write(f"Restarts: {container['RestartCount']}. ")
+        sys.stdout.write(f"Last health check: {checks[-1]['Output'].strip()}\n")
     return int(not all(map(is_good, rows)))
 
 

@@ -291,7 +291,7 @@ class Settings(BaseSettings):
         description="Number of this replica. Empty uses the first MQTT session that is free",
     )
     data_dir: Path = Field(
-        default=Path("/app/data"), description="Directory for state and the health file"
+        default=Path("/app/data"), description="Directory for state and the MQTT session"
     )
     heartbeat_interval_seconds: float = Field(
         default=60.0, ge=0, description="Heartbeat interval, in seconds. 0 sends no heartbeats"
@@ -305,6 +305,14 @@ class Settings(BaseSettings):
         default=300.0,
         gt=0,
         description="Age of a health timestamp that makes a service unhealthy, in seconds",
+    )
+    health_path: Path = Field(
+        default=Path("/tmp/healthcheck"),  # noqa: S108 - a container has a /tmp of its own
+        description="Health file of the process, in memory. Never in a volume, which outlives it",
+    )
+    health_watchdog: bool = Field(
+        default=True,
+        description="End the process when its event loop is blocked for HEALTH_MAX_AGE_SECONDS",
     )
     shutdown_timeout_seconds: float = Field(
         default=8.0,

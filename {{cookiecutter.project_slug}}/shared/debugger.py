@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import sys
+from traceback import walk_stack
 
 from structlog.stdlib import BoundLogger
 
@@ -27,3 +29,12 @@ async def wait_for_debugger(stopping: asyncio.Event, logger: BoundLogger) -> Non
     if not attached.done():
         debugpy.wait_for_client.cancel()
     await attached
+
+
+def is_debugging(thread_id: int) -> bool:
+    """Return whether a debugger is attached, or the thread is at a breakpoint of pdb."""
+    debugpy = sys.modules.get("debugpy")
+    if debugpy is not None and debugpy.is_client_connected():
+        return True
+    frames = walk_stack(sys._current_frames().get(thread_id))  # noqa: SLF001 - documented
+    return any(frame.f_globals.get("__name__") == "bdb" for frame, _ in frames)

@@ -24,6 +24,8 @@ from shared.redaction import redact_text
 
 _STEP_TIMEOUT_SECONDS = 30.0
 _MQTT_TIMEOUT_SECONDS = 10.0
+# Below the timeout, so that a server that sends nothing is recognized in time.
+_MQTT_KEEPALIVE_SECONDS = 5
 
 
 # Python 3.13 and newer reject a CA certificate without keyUsage.
@@ -170,6 +172,7 @@ async def check_mqtt(settings: Settings) -> Result:
     address = f"{settings.mqtt_host}:{settings.mqtt_port}"
     # Use a new name, because the availability of a running service must not change.
     name = f"diagnose-{secrets.token_hex(4)}"
+    settings = settings.model_copy(update={"mqtt_keepalive_seconds": _MQTT_KEEPALIVE_SECONDS})
     try:
         client = MQTTClient.from_settings(settings, name, structlog.stdlib.get_logger())
     except ConfigurationError as error:
@@ -199,12 +202,12 @@ async def check_mqtt(settings: Settings) -> Result:
 
 
 def _not_connected(error: MQTTError, log: Sequence[Mapping[str, Any]], address: str) -> Result:
-    refusals = [entry["reason"] for entry in log if entry["event"] == "mqtt_connection_refused"]
-    if refusals:
-        return failed(
-            f"{address} rejects the connection: {refusals[-1]}",
-            "set MQTT_USERNAME and MQTT_PASSWORD to those of the broker",
-        )
+    for entry in reversed(log):
+        if entry["event"] == "mqtt_connection_refused":
+            return failed(f"{address} rejects the connection: {entry['reason']}", entry["hint"])
+        if entry["event"] == "mqtt_no_connack":
+            detail = f"{address} accepts the connection, but sends no CONNACK: {entry['reason']}"
+            return failed(detail, entry["hint"])
     reasons = [entry["reason"] for entry in log if entry["event"] == "mqtt_unreachable"]
     if reasons and "key usage extension" in reasons[-1]:
         host = address.rpartition(":")[0]

@@ -3,14 +3,17 @@
 A service is healthy if none of these health timestamps is older than `max_age_seconds`:
 
 - Event loop: a task writes the health file, so the file gets old while the loop is blocked.
+  `shared/watchdog.py` ends a process whose loop is blocked for longer.
 - Connection: the network thread runs and the client is connected.
 - Cycle of each loop: `every()` or `touch_healthcheck()` reports each success.
 
 All ages come from the monotonic clock, because the system clock may be set at any time.
+The health check of the container reads the file, and accepts it from a running process only.
 """
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -108,13 +111,6 @@ class HealthMonitor:
             self._written = as_of
             self._write_failed = False
 
-    def forget_previous_run(self) -> None:
-        """Remove the file of an earlier process, because it says nothing about this one."""
-        try:
-            self._path.unlink(missing_ok=True)
-        except OSError as error:
-            self._logger.warning("health_file_not_removed", path=self._path, error=error)
-
     def _observe(self, connection: BrokerConnection, now: float) -> None:
         if connection.connected and connection.thread_alive:
             self._last_connected = now
@@ -126,7 +122,7 @@ class HealthMonitor:
         )
 
     def _write(self, as_of: float) -> None:
-        content = {"monotonic": as_of, "time": format_utc()}
+        content = {"pid": os.getpid(), "monotonic": as_of, "time": format_utc()}
         self._path.parent.mkdir(parents=True, exist_ok=True)
         # Skip fsync: the file has no value after a power cut, and a slow disk would block the loop.
         temporary = self._path.with_name(f".{self._path.name}.tmp")

@@ -42,6 +42,7 @@ from shared.state import StateFile
 {% endif %}
 from shared.timestamps import format_utc
 from shared.tracing import bind_trace_id, current_trace_id, new_trace_id
+from shared.watchdog import Watchdog
 
 {% if cookiecutter.include_home_assistant or cookiecutter.include_influxdb %}
 if TYPE_CHECKING:
@@ -53,7 +54,6 @@ if TYPE_CHECKING:
 {% endif %}
 
 {% endif %}
-HEALTH_FILE_NAME = "healthcheck"
 {% if cookiecutter.include_home_assistant %}
 DISCOVERY_FILE_NAME = "discovery.json"
 {% endif %}
@@ -121,10 +121,11 @@ class BaseService[S: Settings](ABC):
             self._send_reply, self.logger, max_age_seconds=settings.command_max_age_seconds
         )
         self._health = HealthMonitor(
-            settings.data_dir / HEALTH_FILE_NAME,
+            settings.health_path,
             max_age_seconds=settings.health_max_age_seconds,
             logger=self.logger,
         )
+        self._watchdog = Watchdog(self.name, settings.health_max_age_seconds)
 
     @cached_property
     def mqtt(self) -> MQTTClient:
@@ -419,6 +420,7 @@ class BaseService[S: Settings](ABC):
             return
         self.logger.info("service_stopping", reason=reason)
         self._stop_deadline = time.monotonic() + self.settings.shutdown_timeout_seconds
+        self._watchdog.stop()
         self._stopping.set()
 
     # Lifecycle
@@ -468,12 +470,13 @@ class BaseService[S: Settings](ABC):
                 signal.signal(signal.SIGINT, signal.default_int_handler)
 
     async def _serve(self) -> None:
-        self._health.forget_previous_run()
         if self.settings.debug_service == self.name:
             await wait_for_debugger(self._stopping, self.logger)
         if self._stopping.is_set():
             return
         self.logger.info("service_starting")
+        if self.settings.health_watchdog:
+            self._watchdog.start()
         # A retained command would run again on every connection.
         self.mqtt.subscribe(
             self._command_topic(self.name),
@@ -482,6 +485,7 @@ class BaseService[S: Settings](ABC):
             # Replicas with a number share the commands. Only one of them runs each.
             shared=self.settings.instance is not None,
         )
+        self.create_task(self._watch_network_thread(), name="network")
 {% if cookiecutter.include_home_assistant %}
         self._announce_device()
 {% endif %}
@@ -586,6 +590,14 @@ class BaseService[S: Settings](ABC):
         except MQTTError as error:
             self.logger.warning("reply_not_sent", command=command.command, error=error)
 
+    async def _watch_network_thread(self) -> None:
+        while True:
+            await asyncio.sleep(self._health.tick_seconds)
+            if self.mqtt.thread_ended:
+                break
+        message = "the MQTT network thread has ended"
+        raise RuntimeError(message)
+
     async def _watch_health(self) -> None:
         await self.mqtt.wait_connected()
         while True:
@@ -636,7 +648,8 @@ def run_service(service_class: type[BaseService[Any]]) -> int:
     """Run a service to its end and return the exit code.
 
     The code is 0 after an orderly stop, 1 after a crash and 78 (EX_CONFIG) for invalid settings.
-    Each problem of the settings is one line on stderr.
+    The watchdog ends the process with 70 (EX_SOFTWARE). Each problem of the settings is one line
+    on stderr.
     """
     code = 1
     runner = asyncio.Runner()

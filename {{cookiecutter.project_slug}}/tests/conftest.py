@@ -45,6 +45,7 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("HEALTH_PATH", str(tmp_path / "data" / "healthcheck"))
     # Nothing listens there. The default port might be that of a broker in use.
     monkeypatch.setenv("MQTT_PORT", "1")
     # A secret of another test must not be redacted in this one.
@@ -168,8 +169,9 @@ async def start_service(
 
     async def start(name: str, **settings: Any) -> StartedService:
         data_dir = tmp_path / "data" / name
-        # The health check of the service reads it from the environment.
+        # The health check of the service reads these from the environment.
         monkeypatch.setenv("DATA_DIR", str(data_dir))
+        monkeypatch.setenv("HEALTH_PATH", str(data_dir / "healthcheck"))
         modules = load_service(name)
         created = service_class(modules.main)
         defaults = {"data_dir": data_dir, "heartbeat_interval_seconds": 0}

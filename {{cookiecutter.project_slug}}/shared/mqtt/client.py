@@ -169,6 +169,11 @@ class MQTTClient:
         return self._connection.thread_alive
 
     @property
+    def thread_ended(self) -> bool:
+        """Whether the network thread has ended without `disconnect()`. It never starts again."""
+        return self._connection.thread_ended
+
+    @property
     def dropped_messages(self) -> int:
         """Number of messages at QoS 0 that arrived faster than they were handled."""
         return self._dispatcher.dropped

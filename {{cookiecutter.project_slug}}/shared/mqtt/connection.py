@@ -32,6 +32,7 @@ from shared.mqtt.errors import (
     PublishTimeoutError,
     QueueFullError,
 )
+from shared.mqtt.hints import hint_for_refusal, hint_for_silence
 from shared.mqtt.withdrawal import WithdrawingClient
 
 MAX_RECONNECT_DELAY_SECONDS = 30
@@ -131,6 +132,9 @@ class Connection:
         # Whether this connection follows one that `reconnect` has replaced, in the same session.
         self.resumed = False
         self._replacing = False
+        self._has_tls = tls is not None
+        self._awaits_connack = False
+        self._silence_reported_at = -float("inf")
         self._connection_id = 0
         self._connected_at = 0.0
         self._short_connections = 0
@@ -149,6 +153,11 @@ class Connection:
     @property
     def thread_alive(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
+
+    @property
+    def thread_ended(self) -> bool:
+        """Whether the network thread has ended without `stop`."""
+        return self._thread is not None and not self._thread.is_alive() and not self._stopped
 
     def start(self) -> None:
         """Connect in the background. A second call does nothing."""
@@ -403,6 +412,7 @@ class Connection:
 
     @_guarded
     def _on_socket_open(self, _client: Client, _userdata: object, sock: _Socket) -> None:
+        self._awaits_connack = True
         # A message that follows an acknowledgement would wait 40 ms for a delayed ACK otherwise.
         with _raw_socket(sock) as raw:
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -416,6 +426,7 @@ class Connection:
         reason: ReasonCode,
         _properties: Properties | None,
     ) -> None:
+        self._awaits_connack = False
         if reason.is_failure:
             self.schedule(self._report_refusal, str(reason))
         elif self._stopped:
@@ -439,7 +450,10 @@ class Connection:
         reason: ReasonCode,
         _properties: Properties | None,
     ) -> None:
-        self.schedule(self._set_disconnected, str(reason))
+        if self._awaits_connack:
+            self.schedule(self._report_silence, str(reason))
+        else:
+            self.schedule(self._set_disconnected, str(reason))
 
     @_guarded
     def _on_subscribe(
@@ -522,7 +536,21 @@ class Connection:
         self._logger.error(
             "mqtt_connection_refused",
             reason=reason,
-            hint="check MQTT_USERNAME and MQTT_PASSWORD. The client retries with a longer delay",
+            hint=hint_for_refusal(reason),
+        )
+
+    def _report_silence(self, reason: str) -> None:
+        now = time.monotonic()
+        if self._stopped or now - self._silence_reported_at < MAX_RECONNECT_DELAY_SECONDS:
+            return
+        self._silence_reported_at = now
+        host, port, _ = self._address
+        self._logger.warning(
+            "mqtt_no_connack",
+            host=host,
+            port=port,
+            reason=reason,
+            hint=hint_for_silence(tls=self._has_tls),
         )
 
     def _report_unreachable(self, reason: str) -> None:

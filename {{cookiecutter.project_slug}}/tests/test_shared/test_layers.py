@@ -17,6 +17,7 @@ LIBRARY = {
     "api_client",
     "commands",
     "config",
+    "console",
     "cycles",
     "debugger",
     "diagnose",
@@ -42,6 +43,7 @@ LIBRARY = {
     "state",
     "timestamps",
     "tracing",
+    "watchdog",
 }
 
 
