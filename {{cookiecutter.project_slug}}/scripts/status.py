@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
 """Show every container in one table; exit code 1 when one is not running or not healthy.
 
-    scripts/status.py [--logs]
+    scripts/status.py [--logs] [--wait SECONDS]
 
 Standard library only. LAST SUCCESS is the one that the last health check saw. RESTARTS says how
 often the container ran out of memory, as far as Docker remembers: it keeps the last 256 events.
 ERRORS counts the lines of the last hour at level error or above. `--logs` also prints the last
 lines of each container that is not healthy.
+
+Services of a swarm have one line each, and exit code 1 also stands for an update that was rolled
+back. LAST SUCCESS is known of tasks on the node that answers. `--wait` waits for an update to end.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -22,6 +26,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 HEADER = ("SERVICE", "STATE", "HEALTH", "UPTIME", "LAST SUCCESS", "RESTARTS", "ERRORS (1 h)")
+STACK_HEADER = ("SERVICE", "REPLICAS", "NODES", "UPDATE", "LAST SUCCESS", "ERRORS (1 h)")
 _ERROR = re.compile(r'"level": ?"(error|critical)"|\[(error|critical) *\]|^[^{]*Error:')
 
 
@@ -32,7 +37,7 @@ def docker(*arguments: str) -> str:
             ["docker", *arguments],
             cwd=ROOT,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT if arguments[0] == "logs" else subprocess.PIPE,
+            stderr=subprocess.STDOUT if "logs" in arguments else subprocess.PIPE,
             text=True,
             errors="replace",
             check=False,
@@ -60,26 +65,36 @@ def find_containers() -> list[dict[str, Any]]:
     return found
 
 
+def last_success(container: dict[str, Any]) -> str:
+    """Return the age that the last health check has printed."""
+    checks = container["State"].get("Health", {}).get("Log") or [{"Output": ""}]
+    found = re.search(r"\d+ s ago", checks[-1]["Output"])
+    return found[0] if found else "-"
+
+
+def count_errors(*command: str) -> str:
+    """Return the number of errors in the log of the last hour."""
+    log = docker(*command[:-1], "--since", "1h", command[-1])
+    return str(sum(bool(_ERROR.search(line)) for line in log.splitlines()))
+
+
 def describe(container: dict[str, Any], out_of_memory: list[str]) -> tuple[str, ...]:
     """Return the row of one container."""
     state = container["State"]
     running = state["Status"] == "running"
     health = state.get("Health", {})
-    checks = health.get("Log") or [{"Output": ""}]
-    success = re.search(r"\d+ s ago", checks[-1]["Output"])
     started = datetime.fromisoformat(f"{state['StartedAt'][:19]}+00:00")
     uptime = timedelta(seconds=int((datetime.now(started.tzinfo) - started).total_seconds()))
     # Docker forgets the flag when it restarts the container.
     kills = max(out_of_memory.count(container["Id"]), int(state["OOMKilled"]))
-    log = docker("logs", "--since", "1h", container["Id"])
     return (
         container["Row"],
         state["Status"] if running else f"{state['Status']} ({state['ExitCode']})",
         health.get("Status", "-") if running else "-",
         str(uptime) if running else "-",
-        success[0] if success and running else "-",
+        last_success(container) if running else "-",
         f"{container['RestartCount']}" + (f", {kills} out of memory" if kills else ""),
-        str(sum(bool(_ERROR.search(line)) for line in log.splitlines())),
+        count_errors("logs", container["Id"]),
     )
 
 
@@ -88,8 +103,90 @@ def is_good(row: tuple[str, ...]) -> bool:
     return row[1] == "running" and row[2] in {"healthy", "-"}
 
 
+def show(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    """Print a table."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    for row in (header, *sorted(rows)):
+        line = "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
+        sys.stdout.write(line.rstrip() + "\n")
+
+
+def find_stack() -> list[str]:
+    """Return the ids of the services that a swarm runs for this repository."""
+    if docker("info", "--format", "{{.Swarm.ControlAvailable}}").strip() != "true":
+        return []
+    name = json.loads(docker("compose", "config", "--format", "json"))["name"]
+    label = f"label=com.docker.stack.namespace={name}"
+    return docker("service", "ls", "--quiet", "--filter", label).split()
+
+
+def read_stack(ids: list[str]) -> list[dict[str, Any]]:
+    """Return the services of a stack, each with its tasks, of which the newest is first."""
+    services: list[dict[str, Any]] = json.loads(docker("service", "inspect", *ids))
+    tasks = docker("service", "ps", "--quiet", "--no-trunc", *ids).split()
+    found = json.loads(docker("inspect", "--type", "task", *tasks)) if tasks else []
+    found.sort(key=lambda task: str(task["CreatedAt"]), reverse=True)
+    for service in services:
+        service["Tasks"] = [task for task in found if task["ServiceID"] == service["ID"]]
+        # Tasks of the last version run until they are replaced. A service shows defaults as well.
+        wanted = service["Spec"]["TaskTemplate"]["ContainerSpec"].items()
+        service["Running"] = [
+            task
+            for task in service["Tasks"]
+            if task["Status"]["State"] == task["DesiredState"] == "running"
+            and task["Spec"]["ContainerSpec"].items() <= wanted
+        ]
+        planned = [task for task in service["Tasks"] if task["DesiredState"] == "running"]
+        replicated = service["Spec"]["Mode"].get("Replicated", {"Replicas": len(planned)})
+        service["Missing"] = replicated["Replicas"] - len(service["Running"])
+        service["Update"] = service.get("UpdateStatus", {}).get("State", "-")
+    return services
+
+
+def describe_service(service: dict[str, Any], nodes: dict[str, str]) -> tuple[str, ...]:
+    """Return the row of one service of a stack."""
+    running, name = service["Running"], service["Spec"]["Name"]
+    stack = service["Spec"]["Labels"]["com.docker.stack.namespace"]
+    label = f"label=com.docker.swarm.service.id={service['ID']}"
+    here = docker("ps", "--quiet", "--filter", label).split()
+    return (
+        name.removeprefix(f"{stack}_"),
+        f"{len(running)}/{len(running) + service['Missing']}",
+        ", ".join(sorted({nodes[task["NodeID"]] for task in running})) or "-",
+        service["Update"],
+        min(map(last_success, json.loads(docker("inspect", *here)))) if here else "-",
+        count_errors("service", "logs", "--raw", service["ID"]),
+    )
+
+
+def show_stack(ids: list[str], wait_seconds: float) -> int:
+    """Print the services of a stack as soon as no update goes on, or after so many seconds."""
+    deadline = time.monotonic() + wait_seconds
+    busy = {"updating", "rollback_started"}
+    stack = read_stack(ids)
+    while any(each["Missing"] > 0 or each["Update"] in busy for each in stack):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(1)
+        stack = read_stack(ids)
+    lines = docker("node", "ls", "--format", "{{.ID}} {{.Hostname}}").splitlines()
+    nodes = dict(line.split() for line in lines)
+    show(STACK_HEADER, [describe_service(service, nodes) for service in stack])
+    good = {"-", "completed"}
+    bad = [each for each in stack if each["Missing"] > 0 or each["Update"] not in good]
+    for service in bad:
+        failed = [task for task in service["Tasks"] if task["Status"].get("Err")]
+        for task in failed[:1]:
+            sys.stdout.write(f"\n{service['Spec']['Name']}: {task['Status']['Err']}\n")
+            if "--logs" in sys.argv:
+                sys.stdout.write(docker("service", "logs", "--raw", "--tail", "30", task["ID"]))
+    return int(bool(bad))
+
+
 def main() -> int:
     """Print the table."""
+    if stack := find_stack():
+        return show_stack(stack, float(sys.argv[-1]) if "--wait" in sys.argv else 0)
     expected = docker("compose", "config", "--services").split()
     containers = find_containers()
     past = ("--since", "24h", "--until", "0s")
@@ -99,10 +196,7 @@ def main() -> int:
     bad = [container for container, row in zip(containers, rows, strict=True) if not is_good(row)]
     present = {container["Service"] for container in containers}
     rows += [(name, "absent", *["-"] * 5) for name in expected if name not in present]
-    widths = [max(map(len, column)) for column in zip(HEADER, *rows, strict=True)]
-    for row in (HEADER, *sorted(rows)):
-        line = "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
-        sys.stdout.write(line.rstrip() + "\n")
+    show(HEADER, rows)
     for container in bad if "--logs" in sys.argv else []:
         sys.stdout.write(f"\n=== last lines of {container['Row']}\n")
         sys.stdout.write(docker("logs", "--tail", "30", container["Id"]))
