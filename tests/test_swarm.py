@@ -109,8 +109,9 @@ class Swarm:
     def counting(self) -> Iterator[Counter]:
         """Publish numbers at QoS 1. In the end, each must have been passed on."""
         topic, recorder = self.project.path.name, f"recorder-{uuid.uuid4().hex[:8]}"
-        subscribe = ("mosquitto_sub", "-h", "127.0.0.1", "-q", "1", "-c", "-i", recorder)
-        subscribe = (*subscribe, "-t", f"{topic}/{SERVICE}/done")
+        subscribe = (
+            f"mosquitto_sub -h 127.0.0.1 -q 1 -c -i {recorder} -t {topic}/{SERVICE}/done".split()
+        )
         environment = user_environment(self.env)
         run(*self.in_broker(*subscribe, "-E"), env=self.env)
         publish = ("mosquitto_pub", "-h", "127.0.0.1", "-q", "1", "-l", "-t", f"{topic}/work")
@@ -122,21 +123,20 @@ class Swarm:
             yield counter
         finally:
             counter.stop()
-        reader = subprocess.Popen(
+        missing, received = set(range(counter.sent)), 0
+        with subprocess.Popen(
             self.in_broker(*subscribe, "-W", "30"),
             env=environment,
             stdout=subprocess.PIPE,
             text=True,
-        )
-        assert reader.stdout is not None
-        missing, received = set(range(counter.sent)), 0
-        for line in reader.stdout:
-            missing.discard(json.loads(line)["number"])
-            received += 1
-            if not missing:
-                break
-        reader.kill()
-        reader.wait()
+        ) as reader:
+            assert reader.stdout is not None
+            for line in reader.stdout:
+                missing.discard(json.loads(line)["number"])
+                received += 1
+                if not missing:
+                    break
+            reader.kill()
         print(f"sent {counter.sent}, doubled {received - counter.sent + len(missing)}")
         assert not missing, f"{len(missing)} of {counter.sent} lost"
 
@@ -297,7 +297,7 @@ def nodes() -> Iterator[list[str]]:
             stack.callback(run, "ip", "netns", "del", f"{prefix}{i}", check=False)
             stack.callback(run, "ip", "link", "del", f"{prefix}-h{i}", check=False)
         run("sh", "-ec", f"P={prefix}\n{NODES}")
-        sockets = []
+        sockets: list[str] = []
         for name in ("", f"{prefix}1", f"{prefix}2"):
             inside = ("nsenter", f"--net=/run/netns/{name}") if name else ()
             log = stack.enter_context(

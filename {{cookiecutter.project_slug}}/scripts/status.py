@@ -120,39 +120,41 @@ def find_stack() -> list[str]:
     return docker("service", "ls", "--quiet", "--filter", label).split()
 
 
-def read_stack(ids: list[str]) -> list[dict[str, Any]]:
-    """Return the services of a stack, each with its tasks, of which the newest is first."""
-    services: list[dict[str, Any]] = json.loads(docker("service", "inspect", *ids))
-    tasks = docker("service", "ps", "--quiet", "--no-trunc", *ids).split()
+def read_tasks(*options: str) -> list[dict[str, Any]]:
+    """Return the tasks of services, of which the newest is the last."""
+    tasks = docker("service", "ps", "--quiet", "--no-trunc", *options).split()
     found = json.loads(docker("inspect", "--type", "task", *tasks)) if tasks else []
-    found.sort(key=lambda task: str(task["CreatedAt"]), reverse=True)
+    return sorted(found, key=lambda task: str(task["CreatedAt"]))
+
+
+def read_stack(ids: list[str]) -> list[dict[str, Any]]:
+    """Return the services of a stack with their state."""
+    services: list[dict[str, Any]] = json.loads(docker("service", "inspect", *ids))
+    tasks = read_tasks("--filter", "desired-state=running", *ids)
     for service in services:
-        service["Tasks"] = [task for task in found if task["ServiceID"] == service["ID"]]
+        own = [task for task in tasks if task["ServiceID"] == service["ID"]]
         # Tasks of the last version run until they are replaced. A service shows defaults as well.
         wanted = service["Spec"]["TaskTemplate"]["ContainerSpec"].items()
-        service["Running"] = [
-            task
-            for task in service["Tasks"]
-            if task["Status"]["State"] == task["DesiredState"] == "running"
-            and task["Spec"]["ContainerSpec"].items() <= wanted
-        ]
-        planned = [task for task in service["Tasks"] if task["DesiredState"] == "running"]
-        replicated = service["Spec"]["Mode"].get("Replicated", {"Replicas": len(planned)})
-        service["Missing"] = replicated["Replicas"] - len(service["Running"])
-        service["Update"] = service.get("UpdateStatus", {}).get("State", "-")
+        current = [task for task in own if task["Spec"]["ContainerSpec"].items() <= wanted]
+        running = [task for task in current if task["Status"]["State"] == "running"]
+        replicas = service["Spec"]["Mode"].get("Replicated", {"Replicas": len(own)})["Replicas"]
+        update = service.get("UpdateStatus", {}).get("State", "-")
+        service["Running"], service["Replicas"], service["Update"] = running, replicas, update
+        is_complete = len(running) == replicas and update not in {"updating", "rollback_started"}
+        service["IsGood"] = is_complete and update in {"-", "completed"}
+        service["IsSettled"] = is_complete or update.endswith("paused")
     return services
 
 
 def describe_service(service: dict[str, Any], nodes: dict[str, str]) -> tuple[str, ...]:
     """Return the row of one service of a stack."""
-    running, name = service["Running"], service["Spec"]["Name"]
     stack = service["Spec"]["Labels"]["com.docker.stack.namespace"]
     label = f"label=com.docker.swarm.service.id={service['ID']}"
     here = docker("ps", "--quiet", "--filter", label).split()
     return (
-        name.removeprefix(f"{stack}_"),
-        f"{len(running)}/{len(running) + service['Missing']}",
-        ", ".join(sorted({nodes[task["NodeID"]] for task in running})) or "-",
+        service["Spec"]["Name"].removeprefix(f"{stack}_"),
+        f"{len(service['Running'])}/{service['Replicas']}",
+        ", ".join(sorted({nodes[task["NodeID"]] for task in service["Running"]})) or "-",
         service["Update"],
         min(map(last_success, json.loads(docker("inspect", *here)))) if here else "-",
         count_errors("service", "logs", "--raw", service["ID"]),
@@ -162,21 +164,16 @@ def describe_service(service: dict[str, Any], nodes: dict[str, str]) -> tuple[st
 def show_stack(ids: list[str], wait_seconds: float) -> int:
     """Print the services of a stack as soon as no update goes on, or after so many seconds."""
     deadline = time.monotonic() + wait_seconds
-    busy = {"updating", "rollback_started"}
     stack = read_stack(ids)
-    while any(each["Missing"] > 0 or each["Update"] in busy for each in stack):
-        if time.monotonic() > deadline:
-            break
+    while not all(service["IsSettled"] for service in stack) and time.monotonic() < deadline:
         time.sleep(1)
         stack = read_stack(ids)
     lines = docker("node", "ls", "--format", "{{.ID}} {{.Hostname}}").splitlines()
     nodes = dict(line.split() for line in lines)
     show(STACK_HEADER, [describe_service(service, nodes) for service in stack])
-    good = {"-", "completed"}
-    bad = [each for each in stack if each["Missing"] > 0 or each["Update"] not in good]
+    bad = [service for service in stack if not service["IsGood"]]
     for service in bad:
-        failed = [task for task in service["Tasks"] if task["Status"].get("Err")]
-        for task in failed[:1]:
+        for task in [task for task in read_tasks(service["ID"]) if task["Status"].get("Err")][-1:]:
             sys.stdout.write(f"\n{service['Spec']['Name']}: {task['Status']['Err']}\n")
             if "--logs" in sys.argv:
                 sys.stdout.write(docker("service", "logs", "--raw", "--tail", "30", task["ID"]))
