@@ -156,8 +156,8 @@ def test_a_service_without_state_has_replicas(converter: Converter) -> None:
 @pytest.mark.parametrize(
     ("entry", "problem"),
     [
-        ({"ports": ["127.0.0.1:8000:8000"]}, "ports: 8000 would be open on all addresses"),
-        ({"ports": ["8000-8099:8000"]}, "ports: 8000-8099 is not one number"),
+        ({"ports": ["127.0.0.1:8000:8000"]}, "ports: 8000: a swarm opens one port on all"),
+        ({"ports": ["8000-8099:8000"]}, "ports: 8000-8099: a swarm opens one port"),
         ({"volumes": ["/srv/data:/data"]}, "volumes: other nodes do not have /srv/data"),
         ({"volumes": ["./infrastructure:/data"]}, "volumes: other nodes do not have"),
         ({"privileged": True}, "privileged: not possible in a swarm"),

@@ -60,7 +60,13 @@ class Stack:
             self.problems.append(f"{where}.image: missing. docs/swarm.md shows the line")
         self._hide_secrets(where, service)
         self._convert_volumes(where, service)
-        self._convert_ports(where, service)
+        for port in service.get("ports", []):
+            published = str(port.get("published", ""))
+            if port.pop("host_ip", "0.0.0.0") != "0.0.0.0" or not published.isdecimal():  # noqa: S104
+                problem = f"{published}: a swarm opens one port on all addresses"
+                self.problems.append(f"{where}.ports: {problem}")
+            else:
+                port["published"] = int(published)
         self._convert_limits(where, service)
         if service.get("security_opt") == ["no-new-privileges:true"]:
             del service["security_opt"]
@@ -102,7 +108,11 @@ class Stack:
             self.problems.append(f"{where}.environment: secrets need an entrypoint to be hidden")
 
     def _convert_volumes(self, where: str, service: dict[str, Any]) -> None:
-        mounts = [_tmpfs(*entry.split(":")) for entry in service.pop("tmpfs", [])]
+        mounts = []
+        for place, _, options in (entry.partition(":") for entry in service.pop("tmpfs", [])):
+            found = re.search(r"size=(\d+)([kmg]?)", options)
+            size = int(found[1]) << 10 * " kmg".index(found[2] or " ") if found else 0
+            mounts.append({"type": "tmpfs", "target": place, "tmpfs": {"size": size}})
         is_stateless = service.get("deploy", {}).get("labels", {}).get("stateless") == "true"
         for volume in service.get("volumes", []):
             source, target = Path(volume.get("source", "")), PurePosixPath(volume["target"])
@@ -124,16 +134,6 @@ class Stack:
                 self.problems.append(f"{where}.volumes: other nodes do not have {source}")
         service["volumes"] = mounts
 
-    def _convert_ports(self, where: str, service: dict[str, Any]) -> None:
-        for port in service.get("ports", []):
-            published = str(port.get("published", ""))
-            if port.pop("host_ip", "0.0.0.0") != "0.0.0.0":  # noqa: S104
-                self.problems.append(f"{where}.ports: {published} would be open on all addresses")
-            if published.isdecimal():
-                port["published"] = int(published)
-            else:
-                self.problems.append(f"{where}.ports: {published or 'none'} is not one number")
-
     def _convert_limits(self, where: str, service: dict[str, Any]) -> None:
         deploy = service.setdefault("deploy", {})
         limits = deploy.setdefault("resources", {}).setdefault("limits", {})
@@ -150,12 +150,6 @@ class Stack:
                 self.problems.append(f"{where}.deploy.replicas: {problem}")
             placement = deploy.setdefault("placement", {})
             placement.setdefault("constraints", ["node.labels.state == true"])
-
-
-def _tmpfs(target: str, options: str = "") -> dict[str, Any]:
-    found = re.search(r"size=(\d+)([kmg]?)", options)
-    size = int(found[1]) << 10 * " kmg".index(found[2] or " ") if found else 0
-    return {"type": "tmpfs", "target": target, "tmpfs": {"size": size}}
 
 
 def _zipped(directory: Path) -> bytes:
