@@ -153,36 +153,37 @@ def test_a_service_without_state_has_replicas(converter: Converter) -> None:
     assert service["environment"]["MQTT_CLIENT_ID"] == "{service}-{{.Task.Slot}}"
 
 
-@pytest.mark.parametrize(
-    ("entry", "problem"),
-    [
-        ({"ports": ["127.0.0.1:8000:8000"]}, "ports: 8000: a swarm opens one port on all"),
-        ({"ports": ["8000-8099:8000"]}, "ports: 8000-8099: a swarm opens one port"),
-        ({"volumes": ["/srv/data:/data"]}, "volumes: other nodes do not have /srv/data"),
-        ({"volumes": ["./infrastructure:/data"]}, "volumes: other nodes do not have"),
-        ({"privileged": True}, "privileged: not possible in a swarm"),
-        ({"network_mode": "host"}, "network_mode: not possible in a swarm"),
-        ({"devices": ["/dev/ttyUSB0:/dev/ttyUSB0"]}, "devices: not possible in a swarm"),
-        ({"security_opt": ["seccomp=strict.json"]}, "security_opt: not possible in a swarm"),
-        ({"build": "base", "image": None}, "image: missing"),
-        ({"environment": {"DB_PASSWORD": "x"}}, "environment: secrets need an entrypoint"),
-        ({"command": "run --password ${MQTT_PASSWORD}"}, ": the value of MQTT_PASSWORD would be"),
-        (
-            {"volumes": ["own:/data"], "deploy": {"mode": "global"}},
-            "deploy.replicas: a volume is on one node",
-        ),
-    ],
-)
-def test_nothing_is_dropped_or_exposed_in_silence(
-    converter: Converter, entry: dict[str, Any], problem: str
-) -> None:
+REJECTED: list[tuple[dict[str, Any], str]] = [
+    ({"ports": ["127.0.0.1:8000:8000"]}, ".ports: 8000: a swarm opens one port on all addresses"),
+    ({"ports": ["8000-8099:8000"]}, ".ports: 8000-8099: a swarm opens one port on all addresses"),
+    ({"volumes": ["/srv/data:/data"]}, ".volumes: other nodes do not have /srv/data"),
+    ({"volumes": ["./infrastructure:/data"]}, ".volumes: other nodes do not have"),
+    ({"privileged": True}, ".privileged: not possible in a swarm"),
+    ({"network_mode": "host"}, ".network_mode: not possible in a swarm"),
+    ({"devices": ["/dev/ttyUSB0:/dev/ttyUSB0"]}, ".devices: not possible in a swarm"),
+    ({"security_opt": ["seccomp=strict.json"]}, ".security_opt: not possible in a swarm"),
+    ({"build": "base", "image": None}, ".image: missing"),
+    ({"environment": {"DB_PASSWORD": "x"}}, ".environment: secrets need an entrypoint"),
+    ({"command": "run --password ${MQTT_PASSWORD}"}, ": the value of MQTT_PASSWORD would be in"),
+    (
+        {"volumes": ["own:/data"], "deploy": {"mode": "global"}},
+        ".deploy.replicas: a volume is on one node",
+    ),
+]
+
+
+def test_nothing_is_dropped_or_exposed_in_silence(converter: Converter) -> None:
     write_env(converter.project, MQTT_PASSWORD="a-long-$password")
-    own = {key: value for key, value in {"image": "own", **entry}.items() if value is not None}
-    converter.extend(own=own)
+    services, expected = {}, []
+    for number, (entry, problem) in enumerate(REJECTED):
+        service = {"image": "own", **entry}
+        services[f"own{number:02}"] = {key: value for key, value in service.items() if value}
+        expected.append(f"services.own{number:02}{problem}")
+    converter.extend(**services)
     code, stack, problems = converter.convert()
     assert (code, stack) == (1, "")
-    (line,) = problems.splitlines()
-    assert line.startswith(f"services.own{problem if problem[0] == ':' else '.' + problem}"), line
+    for line, problem in zip(sorted(problems.splitlines()), expected, strict=True):
+        assert line.startswith(problem)
 
 
 def test_other_entries_are_taken_along(converter: Converter) -> None:

@@ -344,7 +344,9 @@ def test_nodes_come_and_go_without_a_loss(bake_copy: Bake, nodes: list[str]) -> 
         project.run("docker", "compose", "push", "--quiet", "base", SERVICE, env=build)
         with removed(swarm):
             began = time.monotonic()
-            done = swarm.deploy("--pull")
+            run("docker", "context", "create", name, "--docker", f"host={manager}")
+            deploy = ("make", "deploy", f"ARGS=--swarm --pull --context {name}")
+            done = project.run(*deploy, env={"COMPOSE_PROJECT_NAME": name})
             print(f"deployed in {time.monotonic() - began:.0f} s")
             assert re.search(rf"{SERVICE} +3/3 +{first}, {second} ", done.stdout), done.stdout
             with swarm.counting():
@@ -358,6 +360,7 @@ def test_nodes_come_and_go_without_a_loss(bake_copy: Bake, nodes: list[str]) -> 
                 until(lambda: container not in other.docker("ps", "--quiet"), "killed")
                 until(lambda: len(swarm.tasks()) == 3, "three again")
     finally:
+        run("docker", "context", "rm", "--force", name, check=False)
         remove_images(f"{registry}/plant")
         for each in (other, swarm):
             each.docker("swarm", "leave", "--force", check=False)

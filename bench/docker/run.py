@@ -98,8 +98,9 @@ def rendered() -> Iterator[Repository]:
             yield repository
         finally:
             repository.run("docker", "compose", "down", "--volumes")
-            images = map(repository.image, ["base", *repository.services()])
-            repository.run("docker", "image", "rm", "--force", *images, repository.single_stage_base)
+            images = [repository.image(name) for name in ("base", *repository.services())]
+            images.append(repository.single_stage_base)
+            repository.run("docker", "image", "rm", "--force", *images)
 
 
 def single_stage_build(repository: Repository) -> float:
