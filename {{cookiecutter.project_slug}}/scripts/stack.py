@@ -15,9 +15,8 @@ import zipfile
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import dotenv_file
+from common import ROOT, read_dotenv
 
-ROOT = Path(__file__).resolve().parent.parent
 _WITHOUT_MEANING = re.compile("build|depends_on|develop|memswap_limit|profiles|pull_policy|restart")
 _KEPT = re.compile(
     "cap_(add|drop)|command|configs|deploy|dns.*|entrypoint|environment|extra_hosts|healthcheck|hostname"
@@ -164,7 +163,7 @@ def _zipped(directory: Path) -> bytes:
 
 
 if __name__ == "__main__":
-    stack = Stack(json.load(sys.stdin), dotenv_file.read(ROOT / ".env"), Path(sys.argv[1]))
+    stack = Stack(json.load(sys.stdin), read_dotenv(ROOT / ".env"), Path(sys.argv[1]))
     if stack.problems:
         sys.exit("\n".join(stack.problems))
     json.dump(stack.model, sys.stdout)
