@@ -99,7 +99,9 @@ class Stack:
             if "build" in service:
                 values[f"{name}_FILE"] = f"/run/secrets/{name}"
         if "build" in service:
-            values.setdefault("INSTANCE", "{{.Task.Slot}}")
+            # A global service has no numbers.
+            if service.get("deploy", {}).get("mode") != "global":
+                values.setdefault("INSTANCE", "{{.Task.Slot}}")
         elif exports and service.get("entrypoint"):
             start = ["/bin/sh", "-c", f'{exports}exec "$$@"', "sh"]
             service["entrypoint"] = [*start, *service["entrypoint"]]
