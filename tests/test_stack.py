@@ -105,7 +105,8 @@ def test_a_stack_keeps_what_compose_promises(
     project.file(".env").write_bytes(converter.content("env"))
     assert project.uv_run("python", "-c", program).stdout == f"{PASSWORD}\n"
     assert converter.content("MQTT_PASSWORD").decode() == PASSWORD
-    with zipfile.ZipFile(tmp_path / "files" / service["configs"][0]["source"]) as archive:
+    (name,) = {config["source"] for config in service["configs"] if "shared" in config["target"]}
+    with zipfile.ZipFile(tmp_path / "files" / name) as archive:
         tracked = project.run("git", "ls-files", "shared").stdout.split()
         assert set(archive.namelist()) == {name for name in tracked if name.endswith(".py")}
 
@@ -131,10 +132,15 @@ def test_a_change_renames_what_holds_it_and_nothing_else(converter: Converter) -
     with converter.project.file("shared/errors.py").open("a") as module:
         module.write("# changed\n")
     write_env(converter.project, MQTT_PASSWORD="two")
-    for kind in ("configs", "secrets"):
-        assert set(converter.stack()[kind]).isdisjoint(
-            use["source"] for use in changed["services"][SERVICE][kind]
-        )
+    last = converter.stack()
+    for kind, target in (("configs", "/app/shared.zip"), ("secrets", "/app/.env")):
+        names = {
+            use["source"]
+            for stack in (changed, last)
+            for use in stack["services"][SERVICE][kind]
+            if use["target"] == target
+        }
+        assert len(names) == 2
 
 
 def test_a_service_without_state_has_replicas(converter: Converter) -> None:

@@ -244,7 +244,7 @@ def test_updates_and_rollbacks_lose_nothing(swarm: Swarm) -> None:
         swarm.deploy()
         assert swarm.status()[0] == 0
     label = f"label=com.docker.stack.namespace={swarm.name}"
-    assert len(swarm.docker("config", "ls", "--quiet", "--filter", label).split()) == 3
+    assert len(swarm.docker("config", "ls", "--quiet", "--filter", label).split()) == 4
     assert len(swarm.docker("secret", "ls", "--quiet", "--filter", label).split()) == 2
     findings = json.loads(swarm.project.run("scripts/doctor.py", "--json", check=False).stdout)
     found = {finding["check"]: finding["status"] for finding in findings}
@@ -390,12 +390,13 @@ def test_a_service_on_another_host_as_documented(
             config.write(listener)
         make_certificates = (
             "import trustme; ca = trustme.CA(); own = ca.issue_cert('broker.example.org')"
-            "; place = 'infrastructure/mosquitto/'; ca.cert_pem.write_to_path(place + 'ca.crt')"
+            "; place = 'infrastructure/mosquitto/'"
+            "; ca.cert_pem.write_to_path('infrastructure/certs/ca.crt')"
             "; own.private_key_pem.write_to_path(place + 'server.key')"
             "; own.cert_chain_pems[0].write_to_path(place + 'server.crt')"
         )
         project.uv_run("python", "-c", make_certificates)
-        project.run("sh", "-c", "chmod 644 infrastructure/mosquitto/*")
+        project.run("sh", "-c", "chmod 644 infrastructure/*/*")
         include = "  - services/meter/compose.yml\n"
         replace_in(project.file("docker-compose.yml"), include, "")
         with socket.create_server(("0.0.0.0", 0)) as server:
