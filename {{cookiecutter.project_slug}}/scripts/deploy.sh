@@ -138,7 +138,7 @@ fi
 
 # Stopped services start again below. The broker keeps running unless its configuration changed.
 stale=("${ours[@]:1}")
-if docker compose config --services | grep -qx mqtt && broker_has_old_configuration; then stale+=(mqtt); fi
+if docker compose config --services | grep -x mqtt >/dev/null && broker_has_old_configuration; then stale+=(mqtt); fi
 if [ ${#stale[@]} -gt 0 ]; then docker compose stop "${stale[@]}"; fi
 if docker compose up --no-build --detach --wait --wait-timeout "$timeout" --remove-orphans; then
   exec scripts/uv run --quiet --frozen python scripts/status.py --logs
