@@ -158,12 +158,12 @@ def until(condition: Callable[[], Any], what: str, seconds: float = PATIENCE_SEC
 class HomeAssistant:
     """One instance with a directory of its own. Nothing but its log and its states outlive it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, configuration: str = "") -> None:
         self.port = free_port()
         self.log = folder / "home-assistant.log"
         self._config = folder / "config"
         (self._config / ".storage").mkdir(parents=True)
-        configuration = CONFIGURATION.format(port=self.port)
+        configuration = CONFIGURATION.format(port=self.port) + configuration
         (self._config / "configuration.yaml").write_text(configuration, encoding="utf-8")
         (self._config / ".storage/onboarding").write_text(json.dumps(ONBOARDED), encoding="utf-8")
         made = subprocess.check_output([PYTHON, "-c", MAKE_TOKEN, self._config], text=True)

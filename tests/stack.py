@@ -38,7 +38,7 @@ class Stack:
 
     @property
     def env(self) -> dict[str, str | None]:
-        return {"COMPOSE_PROJECT_NAME": self.name, "BASE_IMAGE": f"{self.name}-base:latest"}
+        return {"COMPOSE_PROJECT_NAME": self.name}
 
     @property
     def prefix(self) -> str:
@@ -51,6 +51,9 @@ class Stack:
     def compose(self, *arguments: str, check: bool = True, timeout: float = 300) -> str:
         done = self.run("docker", "compose", *arguments, check=check, timeout=timeout)
         return done.stdout
+
+    def image(self, name: str) -> str:
+        return f"localhost/{self.name}/{name}:latest"
 
     def up(self, *arguments: str) -> None:
         self.compose("up", "--detach", "--wait", *arguments, timeout=600)
@@ -164,8 +167,16 @@ def stack_of(original: BakedProject, parent: Path, **env: str) -> Iterator[Stack
         stack.run("scripts/build-base.sh", "--quiet", timeout=600)
         yield stack
     finally:
-        stack.compose("down", "--volumes", "--remove-orphans", "--rmi", "local", "--timeout", "3")
-        run("docker", "image", "rm", "--force", f"{stack.name}-base:latest", check=False)
+        stack.compose("down", "--volumes", "--remove-orphans", "--timeout", "3")
+        remove_images(f"localhost/{stack.name}")
+
+
+def remove_images(registry: str) -> None:
+    """Remove the images of a repository, with all their tags."""
+    listed = run("docker", "image", "ls", "--format", "{{.Repository}}:{{.Tag}}").stdout.split()
+    images = [image for image in listed if image.startswith(f"{registry}/")]
+    if images:
+        run("docker", "image", "rm", "--force", *images)
 
 
 def write_env(project: BakedProject, **values: str) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from tests.baked import BakedProject
 from tests.conftest import Bake, Cookiecutter
+from tests.stack import remove_images
 from tests.tools import needs
 
 pytestmark = [
@@ -36,8 +37,8 @@ print(urllib.request.urlopen(request, timeout=30).read().decode())
 def repository(bake_copy: Bake) -> Iterator[BakedProject]:
     project = bake_copy(project_slug="services-in-docker", include_influxdb=False)
     yield project
-    project.run("docker", "compose", "down", "--volumes", "--remove-orphans", "--rmi", "local")
-    project.run("docker", "image", "rm", "--force", "services-in-docker-base", check=False)
+    project.run("docker", "compose", "down", "--volumes", "--remove-orphans")
+    remove_images("localhost/services-in-docker")
 
 
 def ask(project: BakedProject, path: str, **body: Any) -> Any:

@@ -144,10 +144,24 @@ def test_every_container_has_its_limits(
             }
             assert all(bind["read_only"] for bind in binds.values())
             assert services[name]["build"]["context"] == str(project.path)
+            assert services[name]["image"] == f"localhost/{project.path.name}/{name}:latest"
             assert services[name]["build"]["dockerfile"] == f"services/{name}/Dockerfile"
             assert services[name]["environment"]["DEBUG_SERVICE"] == ""
         assert config["networks"]["internal"]["internal"] is True
         assert "internal" not in config["networks"]["egress"]
+
+
+def test_a_registry_and_a_tag_name_the_images(
+    projects: tuple[BakedProject, BakedProject],
+    compose: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("IMAGE_REGISTRY", "ghcr.io/owner/plant")
+    monkeypatch.setenv("IMAGE_TAG", "1f2e")
+    services = model(projects[1], compose, *PRODUCTION)["services"]
+    for name in SERVICES:
+        assert services[name]["image"] == f"ghcr.io/owner/plant/{name}:1f2e"
+        assert services[name]["build"]["args"]["BASE_IMAGE"] == "ghcr.io/owner/plant/base:1f2e"
 
 
 def test_a_service_differs_from_another_in_its_name_only(

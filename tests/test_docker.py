@@ -209,7 +209,7 @@ def test_a_debugger_is_for_development(stack: ServiceStack) -> None:
 
 def test_no_layer_of_an_image_holds_a_tool_or_a_secret(stack: ServiceStack, tmp_path: Path) -> None:
     saved = tmp_path / "images.tar"
-    images = (f"{stack.name}-base", f"{stack.name}-{SERVICE}")
+    images = (stack.image("base"), stack.image(SERVICE))
     run("docker", "save", "--output", saved, *images)
     names: set[str] = set()
     with tarfile.open(saved) as archive:
@@ -235,7 +235,7 @@ def test_nothing_but_code_goes_to_docker(stack: ServiceStack, tmp_path: Path) ->
     """A Dockerfile that takes all it can get shows what the build context holds."""
     project = stack.project
     dockerfile = tmp_path / "Dockerfile"
-    dockerfile.write_text(f"FROM {stack.name}-base:latest\nUSER 0\nCOPY . /context/\n")
+    dockerfile.write_text(f"FROM {stack.image('base')}\nUSER 0\nCOPY . /context/\n")
     image = f"{stack.name}-context"
     decoys = [
         project.file(f"{folder}{name}")
@@ -460,7 +460,7 @@ def test_status_shows_every_fault_in_one_table(stack: ServiceStack) -> None:
     assert re.match(r"running +healthy +[\d:]+ +\d+ s ago +0 +\d+$", rows[SERVICE])
     fault = {
         "extends": {"file": "base/compose.yml", "service": "service"},
-        "image": f"{stack.name}-base",
+        "image": stack.image("base"),
         "restart": "no",
     }
     grow = ["python", "-c", "x = b'x' * 10**9"]
@@ -764,5 +764,4 @@ def test_a_service_image_adds_little(stack: ServiceStack) -> None:
     def size(image: str) -> int:
         return int(run("docker", "image", "inspect", "--format", "{{.Size}}", image).stdout)
 
-    image = f"{stack.name}-{SERVICE}:latest"
-    assert size(image) - size(f"{stack.name}-base:latest") <= 200_000
+    assert size(stack.image(SERVICE)) - size(stack.image("base")) <= 200_000

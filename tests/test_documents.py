@@ -35,6 +35,7 @@ SECTIONS = [
 ]
 # Made by people and scripts later, so not in a fresh repository, or not in git.
 LATER = {
+    "attic.yml",
     *(".env", ".env.enc", ".sops/age-key.txt", "docker-compose.override.yml"),
     "infrastructure/mosquitto/acl.conf",
 }

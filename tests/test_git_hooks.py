@@ -11,6 +11,7 @@ import pytest
 
 from tests.baked import BakedProject, run
 from tests.conftest import Bake
+from tests.stack import remove_images
 from tests.tools import needs, path_without
 
 pytestmark = [pytest.mark.real, needs("git", "sops", "age-keygen")]
@@ -227,8 +228,7 @@ def test_without_sops_and_age_all_else_works(bake_copy: Bake, tmp_path: Path) ->
         project.run("make", "build-base", env=env)
         project.run("docker", "compose", "build", env=env)
     finally:
-        images = ("without-sops-base", "without-sops-example-service")
-        run("docker", "image", "rm", "--force", *images, check=False)
+        remove_images("localhost/without-sops")
     project.run("make", "setup", env=env)
     assert git(project, "status", "--porcelain").stdout == ""
 

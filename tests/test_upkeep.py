@@ -453,6 +453,52 @@ def test_the_workflow_audits_every_locked_package(bake_copy: Bake) -> None:
     assert {"httpx", "pydantic", "pytest"} <= Vulnerabilities.asked
 
 
+DOCKER = """#!/bin/sh
+read -r token && [ "$2" = ghcr.io ] && echo "logged in with $token" >> "$CALLS"
+[ "$2" = build ] && echo "$*" >> "$CALLS"
+[ "$2 $3" = "imagetools create" ] && echo "$*" >> "$CALLS"
+exit 0
+"""
+
+
+@pytest.mark.real
+def test_the_workflow_pushes_the_base_first_and_one_image_for_both_platforms(
+    bake_copy: Bake, tmp_path: Path
+) -> None:
+    project = bake_copy()
+    jobs = project.yaml(".github/workflows/images.yml")["jobs"]
+    assert jobs["build"]["if"] == "vars.IMAGE_REGISTRY != ''"
+    assert all(job["permissions"]["packages"] == "write" for job in jobs.values())
+    docker = tmp_path / "bin" / "docker"
+    docker.parent.mkdir()
+    docker.write_text(DOCKER)
+    docker.chmod(0o755)
+    calls = tmp_path / "calls"
+    env = {
+        "PATH": f"{docker.parent}{os.pathsep}{os.environ['PATH']}",
+        "CALLS": str(calls),
+        "IMAGE_REGISTRY": "ghcr.io/owner/plant",
+        "REGISTRY_USER": "owner",
+        "REGISTRY_TOKEN": "token",
+        "GITHUB_SHA": "1f2e",
+        "TAG": "1f2e-arm64",
+    }
+    for job in jobs.values():
+        for step in job["steps"][1:]:
+            project.run("bash", "-eo", "pipefail", "-c", step["run"], env=env)
+    build = "buildx build --push --sbom=true --provenance=mode=max --tag ghcr.io/owner/plant"
+    create = "buildx imagetools create --tag"
+    pairs = [f"ghcr.io/owner/plant/{name}:1f2e" for name in ("base", "example-service")]
+    assert calls.read_text().splitlines() == [
+        "logged in with token",
+        f"{build}/base:1f2e-arm64 base",
+        f"{build}/example-service:1f2e-arm64 --build-arg BASE_IMAGE=ghcr.io/owner/plant/base"
+        ":1f2e-arm64 --file services/example-service/Dockerfile .",
+        "logged in with token",
+        *(f"{create} {image} {image}-amd64 {image}-arm64" for image in pairs),
+    ]
+
+
 @pytest.mark.real
 @needs("git")
 @pytest.mark.parametrize("stale", [True, False])

@@ -52,14 +52,13 @@ class Repository:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.name = f"bench-{uuid.uuid4().hex[:8]}"
-        self.base = f"{self.name}-base"
         self.single_stage_base = f"{self.name}-single-stage"
         # The runtime stage is the last.
         dockerfile = (path / "base/Dockerfile").read_text()
         self.slim = re.findall(r"^FROM (\S+)", dockerfile, re.MULTILINE)[-1]
 
     def run(self, *command: str) -> str:
-        env = {**os.environ, "COMPOSE_PROJECT_NAME": self.name, "BASE_IMAGE": self.base}
+        env = {**os.environ, "COMPOSE_PROJECT_NAME": self.name}
         done = subprocess.run(command, cwd=self.path, env=env, capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(f"failed: {' '.join(command)}\n{done.stdout}{done.stderr}")
@@ -72,6 +71,9 @@ class Repository:
 
     def compose_seconds(self, *arguments: str) -> float:
         return self.seconds("docker", "compose", *arguments)
+
+    def image(self, name: str) -> str:
+        return f"localhost/{self.name}/{name}:latest"
 
     def size(self, image: str) -> int:
         return int(self.run("docker", "image", "inspect", "--format", "{{.Size}}", image))
@@ -95,10 +97,10 @@ def rendered() -> Iterator[Repository]:
         try:
             yield repository
         finally:
-            repository.run("docker", "compose", "down", "--volumes", "--rmi", "local")
-            repository.run(
-                *("docker", "image", "rm", "--force", repository.base, repository.single_stage_base)
-            )
+            repository.run("docker", "compose", "down", "--volumes")
+            images = [repository.image(name) for name in ("base", *repository.services())]
+            images.append(repository.single_stage_base)
+            repository.run("docker", "image", "rm", "--force", *images)
 
 
 def single_stage_build(repository: Repository) -> float:
@@ -147,9 +149,9 @@ def main() -> None:
     with rendered() as repository:
         single_stage_seconds, full_seconds = single_stage_build(repository), full_build(repository)
         slim = repository.size(repository.slim) / MEGABYTE
-        base = repository.size(repository.base) / MEGABYTE
+        base = repository.size(repository.image("base")) / MEGABYTE
         single_stage = repository.size(repository.single_stage_base) / MEGABYTE
-        service = repository.size(f"{repository.name}-{FIRST}") / MEGABYTE - base
+        service = repository.size(repository.image(FIRST)) / MEGABYTE - base
 
         repository.compose_seconds("up", "--detach", "--wait", FIRST)
         edits = statistics.median(edit(repository) for _ in range(rounds))

@@ -1,11 +1,15 @@
 #!/usr/bin/env bash
 # Build everything, start it, wait until it is healthy, and show what is not. Services restart even
 # when their image is unchanged, because shared/ is mounted. The broker restarts when its
-# configuration has changed.
+# configuration has changed. Images have the commit as their tag.
 #
-# Usage: scripts/deploy.sh [--context NAME] [--timeout SECONDS]
-#   --context  a Docker context of another host (docker context create NAME --docker host=ssh://...)
-#   --timeout  longest wait for health once the broker has it, 300 by default
+# Usage: scripts/deploy.sh [--swarm] [--pull] [--registry NAME] [--context NAME] [--timeout SECONDS]
+#   --swarm     update the services of a swarm one task after the other (docs/swarm.md)
+#   --pull      build nothing, and take the images of this commit from the registry
+#   --registry  the registry, such as ghcr.io/owner/repository, instead of IMAGE_REGISTRY. What is
+#               built is pushed there
+#   --context   a Docker context of another host (docker context create NAME --docker host=ssh://...)
+#   --timeout   longest wait for health once the broker has it, 300 by default, 900 in a swarm
 #
 # The containers mount shared/ and infrastructure/, so another host needs them at the same path.
 # They are copied there over the context, before anything starts.
@@ -20,18 +24,28 @@ if [ -z "${COMPOSE_FILE:-}" ]; then
   export COMPOSE_FILE
 fi
 
-timeout=300
+timeout='' pull=false push=false swarm=false resolve=always
 while [ $# -gt 0 ]; do
   case $1 in
-    --context | --timeout)
+    --pull) pull=true; shift ;;
+    --swarm) swarm=true push=true; shift ;;
+    --context | --registry | --timeout)
       [ $# -ge 2 ] || bad "$1 needs a value"
-      if [ "$1" = --context ]; then export DOCKER_CONTEXT=$2; else timeout=$2; fi
+      case $1 in
+        --context) export DOCKER_CONTEXT=$2 ;;
+        --registry) export IMAGE_REGISTRY=$2; push=true ;;
+        --timeout) timeout=$2 ;;
+      esac
       shift 2 ;;
     *) bad "Unknown option $1" ;;
   esac
 done
+if $swarm; then timeout=${timeout:-900}; else timeout=${timeout:-300}; fi
 case $timeout in '' | *[!0-9]*) bad "--timeout needs a number of seconds, not '$timeout'" ;; esac
 need_docker
+# A working tree that differs from its commit gets a tag of its own.
+IMAGE_TAG=${IMAGE_TAG:-$(git describe --always --abbrev=40 --dirty --exclude='*' 2>/dev/null || echo latest)}
+export IMAGE_TAG
 
 # copy_mounted_directories: bring what the containers mount to the host of the context
 copy_mounted_directories() {
@@ -60,22 +74,73 @@ broker_has_old_configuration() {
   ' </dev/null 2>/dev/null
 }
 
-scripts/build-base.sh --quiet
-docker compose build --quiet
+# prepare_swarm: check the swarm and translate the model, before anything is built
+prepare_swarm() {
+  local nodes
+  work=$(mktemp -d)
+  trap 'rm -rf "$work"' EXIT
+  nodes=$(docker node ls --quiet | wc -l)
+  if [ "$(docker node ls --quiet --filter node.label=state=true | wc -l)" -ne 1 ]; then
+    echo "Choose the node that keeps the volumes: docker node update --label-add state=true NODE" >&2
+    exit 1
+  fi
+  name=$(docker compose config | sed -n 's/^name: //p')
+  docker compose config --format json | scripts/uv run --quiet --frozen python scripts/stack.py "$work" >"$work/stack.json"
+  if grep -q '"image": "localhost/' "$work/stack.json"; then
+    push=false resolve=never
+    if [ "$nodes" -gt 1 ]; then
+      echo "Other nodes need a registry to get the images from. docs/swarm.md shows how to start one." >&2
+      exit 1
+    fi
+  fi
+}
+
+# deploy_stack: update the stack, wait, and remove configs and secrets that nothing uses any more
+deploy_stack() {
+  local code=0 kind id
+  docker stack deploy --detach=true --with-registry-auth --resolve-image "$resolve" --prune \
+    --compose-file "$work/stack.json" "$name"
+  scripts/uv run --quiet --frozen python scripts/status.py --logs --wait "$timeout" || code=1
+  for kind in config secret; do
+    # Docker keeps those that are in use.
+    for id in $(docker "$kind" ls --quiet --filter "label=com.docker.stack.namespace=$name"); do
+      docker "$kind" rm "$id" >/dev/null 2>&1 || true
+    done
+  done
+  exit "$code"
+}
+
+if $swarm; then prepare_swarm; fi
+ours=(base)
+while read -r service; do
+  if [ -d "services/$service" ]; then ours+=("$service"); fi
+done < <(docker compose config --services)
+if $pull; then
+  docker compose pull --quiet "${ours[@]}" || {
+    echo "The registry (IMAGE_REGISTRY) does not have all images with the tag $IMAGE_TAG. Nothing was changed." >&2
+    echo "Check out a commit whose images were pushed, or run make deploy without --pull." >&2
+    exit 1
+  }
+else
+  scripts/build-base.sh --quiet
+  docker compose build --quiet
+  if $push; then docker compose push --quiet "${ours[@]}"; fi
+fi
+# Other commands of Compose use this tag. They must not start an older image.
+for image in $(docker compose config --images "${ours[@]}"); do
+  case $image in *":$IMAGE_TAG") docker tag "$image" "${image%:*}:latest" ;; esac
+done
+if $swarm; then deploy_stack; fi
 if [ -n "${DOCKER_CONTEXT:-}" ]; then
   echo "Copying shared/ and infrastructure/ to $PWD in the context $DOCKER_CONTEXT"
   copy_mounted_directories
 fi
 
 # Stopped services start again below. The broker keeps running unless its configuration changed.
-stale=()
-while read -r service; do
-  if [ -d "services/$service" ] || { [ "$service" = mqtt ] && broker_has_old_configuration; }; then
-    stale+=("$service")
-  fi
-done < <(docker compose config --services)
+stale=("${ours[@]:1}")
+if docker compose config --services | grep -x mqtt >/dev/null && broker_has_old_configuration; then stale+=(mqtt); fi
 if [ ${#stale[@]} -gt 0 ]; then docker compose stop "${stale[@]}"; fi
-if docker compose up --detach --wait --wait-timeout "$timeout" --remove-orphans; then
+if docker compose up --no-build --detach --wait --wait-timeout "$timeout" --remove-orphans; then
   exec scripts/uv run --quiet --frozen python scripts/status.py --logs
 fi
 scripts/uv run --quiet --frozen python scripts/status.py --logs || true

@@ -141,12 +141,37 @@ def check_discovery() -> Iterator[Finding]:
     yield Finding("discovery", status, found["detail"], found["fix"])
 
 
+def check_swarm() -> Iterator[Finding]:
+    """Check the swarm, if the Docker that answers is a manager of one."""
+    form = "{{.Swarm.ControlAvailable}} {{.Swarm.Managers}} {{.SecurityOptions}}"
+    info = look("docker", "info", "--format", form).stdout.split(" ", 2)
+    if info[0] != "true":
+        return
+    ids = look("docker", "service", "ls", "--quiet").stdout.split()
+    form = "{{.Spec.Name}} {{range .Spec.TaskTemplate.ContainerSpec.Mounts}}{{.Type}} {{end}}"
+    form += "{{with .Spec.TaskTemplate.Placement}}{{.Constraints}}{{end}}"
+    services = look("docker", "service", "inspect", "--format", form, *ids).stdout
+    moving = re.findall(r"^(\S+) (?=.*volume )[^\[]*(?:\[\])?$", services, re.MULTILINE)
+    running = ("--filter", "desired-state=running", "--format", "{{.Name}}:{{.Node}}")
+    tasks = look("docker", "service", "ps", *running, *ids).stdout.split()
+    waiting = [task[:-1] for task in tasks if task.endswith(":")]
+    privileges = 'set "no-new-privileges": true in /etc/docker/daemon.json of every node'
+    for name, is_good, detail, fix in (
+        ("managers", int(info[1]) % 2 == 1, f"{info[1]}, best is an odd number", "docs/swarm.md"),
+        ("state", not moving, f"volumes without a node: {moving}", "add a constraint"),
+        ("tasks", not waiting, f"tasks without a node: {waiting}", "docker node ls"),
+        ("privileges", "no-new-privileges" in info[2], "of the daemon of this node", privileges),
+    ):
+        status = "PASS" if is_good else "WARN"
+        yield Finding(f"swarm {name}", status, detail, "" if is_good else fix)
+
+
 def main() -> int:
     """Print the findings, as JSON if asked."""
     checks = (
-        check_python, check_tools, check_scripts, check_secrets, check_permissions,
-        check_discovery,
-    )  # fmt: skip
+        *(check_python, check_tools, check_scripts, check_secrets),
+        *(check_permissions, check_discovery, check_swarm),
+    )
     chosen = (check_secrets,) if "--secrets" in sys.argv else checks
     findings = [finding for check in chosen for finding in check()]
     if "--json" in sys.argv:

@@ -1,13 +1,16 @@
 #!/usr/bin/env python3
 """Show every container in one table; exit code 1 when one is not running or not healthy.
 
-    scripts/status.py [--logs]
+    scripts/status.py [--logs] [--wait SECONDS]
 
 Standard library only. LAST SUCCESS is the health timestamp that the last health check saw.
 RESTARTS says how often the container ran out of memory, as far as Docker remembers: it keeps the
 last 256 events. ERRORS counts the lines of the last hour at level error or above. `--logs` also
 prints the last lines and the last health check of each container that is not healthy. A line on
 stderr warns of MQTT sessions without a client.
+
+Services of a swarm have one line each, and exit code 1 also stands for an update that was rolled
+back. LAST SUCCESS is known of tasks on the node that answers. `--wait` waits for an update to end.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -23,6 +27,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 HEADER = ("SERVICE", "STATE", "HEALTH", "UPTIME", "LAST SUCCESS", "RESTARTS", "ERRORS (1 h)")
+STACK_HEADER = ("SERVICE", "REPLICAS", "NODES", "UPDATE", "LAST SUCCESS", "ERRORS (1 h)")
 _ERROR = re.compile(r'"level": ?"(error|critical)"|\[(error|critical) *\]|^[^{]*Error:')
 
 
@@ -33,7 +38,7 @@ def docker(*arguments: str) -> str:
             ["docker", *arguments],
             cwd=ROOT,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT if arguments[0] == "logs" else subprocess.PIPE,
+            stderr=subprocess.STDOUT if "logs" in arguments else subprocess.PIPE,
             text=True,
             errors="replace",
             check=False,
@@ -61,26 +66,36 @@ def find_containers() -> list[dict[str, Any]]:
     return found
 
 
+def last_success(container: dict[str, Any]) -> str:
+    """Return the age that the last health check has printed."""
+    checks = container["State"].get("Health", {}).get("Log") or [{"Output": ""}]
+    found = re.search(r"\d+ s ago", checks[-1]["Output"])
+    return found[0] if found else "-"
+
+
+def count_errors(*command: str) -> str:
+    """Return the number of errors in the log of the last hour."""
+    log = docker(*command[:-1], "--since", "1h", command[-1])
+    return str(sum(bool(_ERROR.search(line)) for line in log.splitlines()))
+
+
 def describe(container: dict[str, Any], out_of_memory: list[str]) -> tuple[str, ...]:
     """Return the row of one container."""
     state = container["State"]
     running = state["Status"] == "running"
     health = state.get("Health", {})
-    checks = health.get("Log") or [{"Output": ""}]
-    success = re.search(r"\d+ s ago", checks[-1]["Output"])
     started = datetime.fromisoformat(f"{state['StartedAt'][:19]}+00:00")
     uptime = timedelta(seconds=int((datetime.now(started.tzinfo) - started).total_seconds()))
     # Docker forgets the flag when it restarts the container.
     kills = max(out_of_memory.count(container["Id"]), int(state["OOMKilled"]))
-    log = docker("logs", "--since", "1h", container["Id"])
     return (
         container["Row"],
         state["Status"] if running else f"{state['Status']} ({state['ExitCode']})",
         health.get("Status", "-") if running else "-",
         str(uptime) if running else "-",
-        success[0] if success and running else "-",
+        last_success(container) if running else "-",
         f"{container['RestartCount']}" + (f", {kills} out of memory" if kills else ""),
-        str(sum(bool(_ERROR.search(line)) for line in log.splitlines())),
+        count_errors("logs", container["Id"]),
     )
 
 
@@ -101,8 +116,87 @@ def count_waiting_sessions(containers: list[dict[str, Any]]) -> int:
     return int(docker("exec", *options, "sh", "-c", command))
 
 
+def show(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    """Print a table."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    for row in (header, *sorted(rows)):
+        line = "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
+        sys.stdout.write(line.rstrip() + "\n")
+
+
+def find_stack() -> list[str]:
+    """Return the ids of the services that a swarm runs for this repository."""
+    if docker("info", "--format", "{{.Swarm.ControlAvailable}}").strip() != "true":
+        return []
+    name = json.loads(docker("compose", "config", "--format", "json"))["name"]
+    label = f"label=com.docker.stack.namespace={name}"
+    return docker("service", "ls", "--quiet", "--filter", label).split()
+
+
+def read_tasks(*options: str) -> list[dict[str, Any]]:
+    """Return the tasks of services, of which the newest is the last."""
+    tasks = docker("service", "ps", "--quiet", "--no-trunc", *options).split()
+    found = json.loads(docker("inspect", "--type", "task", *tasks)) if tasks else []
+    return sorted(found, key=lambda task: str(task["CreatedAt"]))
+
+
+def read_stack(ids: list[str]) -> list[dict[str, Any]]:
+    """Return the services of a stack with their state."""
+    services: list[dict[str, Any]] = json.loads(docker("service", "inspect", *ids))
+    tasks = read_tasks("--filter", "desired-state=running", *ids)
+    for service in services:
+        own = [task for task in tasks if task["ServiceID"] == service["ID"]]
+        # Tasks of the last version run until they are replaced. A service shows defaults as well.
+        wanted = service["Spec"]["TaskTemplate"]["ContainerSpec"].items()
+        current = [task for task in own if task["Spec"]["ContainerSpec"].items() <= wanted]
+        running = [task for task in current if task["Status"]["State"] == "running"]
+        replicas = service["Spec"]["Mode"].get("Replicated", {"Replicas": len(own)})["Replicas"]
+        update = service.get("UpdateStatus", {}).get("State", "-")
+        service["Running"], service["Replicas"], service["Update"] = running, replicas, update
+        is_complete = len(running) == replicas and update not in {"updating", "rollback_started"}
+        service["IsGood"] = is_complete and update in {"-", "completed"}
+        service["IsSettled"] = is_complete or update.endswith("paused")
+    return services
+
+
+def describe_service(service: dict[str, Any], nodes: dict[str, str]) -> tuple[str, ...]:
+    """Return the row of one service of a stack."""
+    stack = service["Spec"]["Labels"]["com.docker.stack.namespace"]
+    label = f"label=com.docker.swarm.service.id={service['ID']}"
+    here = docker("ps", "--quiet", "--filter", label).split()
+    return (
+        service["Spec"]["Name"].removeprefix(f"{stack}_"),
+        f"{len(service['Running'])}/{service['Replicas']}",
+        ", ".join(sorted({nodes[task["NodeID"]] for task in service["Running"]})) or "-",
+        service["Update"],
+        min(map(last_success, json.loads(docker("inspect", *here)))) if here else "-",
+        count_errors("service", "logs", "--raw", service["ID"]),
+    )
+
+
+def show_stack(ids: list[str], wait_seconds: float) -> int:
+    """Print the services of a stack as soon as no update goes on, or after so many seconds."""
+    deadline = time.monotonic() + wait_seconds
+    stack = read_stack(ids)
+    while not all(service["IsSettled"] for service in stack) and time.monotonic() < deadline:
+        time.sleep(1)
+        stack = read_stack(ids)
+    lines = docker("node", "ls", "--format", "{{.ID}} {{.Hostname}}").splitlines()
+    nodes = dict(line.split() for line in lines)
+    show(STACK_HEADER, [describe_service(service, nodes) for service in stack])
+    bad = [service for service in stack if not service["IsGood"]]
+    for service in bad:
+        for task in [task for task in read_tasks(service["ID"]) if task["Status"].get("Err")][-1:]:
+            sys.stdout.write(f"\n{service['Spec']['Name']}: {task['Status']['Err']}\n")
+            if "--logs" in sys.argv:
+                sys.stdout.write(docker("service", "logs", "--raw", "--tail", "30", task["ID"]))
+    return int(bool(bad))
+
+
 def main() -> int:
     """Print the table."""
+    if stack := find_stack():
+        return show_stack(stack, float(sys.argv[-1]) if "--wait" in sys.argv else 0)
     expected = docker("compose", "config", "--services").split()
     containers = find_containers()
     past = ("--since", "24h", "--until", "0s")
@@ -112,10 +206,7 @@ def main() -> int:
     bad = [container for container, row in zip(containers, rows, strict=True) if not is_good(row)]
     present = {container["Service"] for container in containers}
     rows += [(name, "absent", *["-"] * 5) for name in expected if name not in present]
-    widths = [max(map(len, column)) for column in zip(HEADER, *rows, strict=True)]
-    for row in (HEADER, *sorted(rows)):
-        line = "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
-        sys.stdout.write(line.rstrip() + "\n")
+    show(HEADER, rows)
     if waiting := count_waiting_sessions(containers):
         sys.stderr.write(
             f"The broker collects messages for {waiting} sessions whose clients are away. Start"
