@@ -10,7 +10,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 # Generated: where both sides have changed them they are generated again.
-generated=(uv.lock base/requirements.txt templates/service/templates/http-api/requirements.txt
+generated=(uv.lock base/requirements.txt templates/service/templates/{http-api,fleet}/requirements.txt
   docs/topics.md docs/asyncapi.json .env.example)
 
 # Settings of git that would change what is compared or keep it from being applied.
