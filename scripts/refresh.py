@@ -2,7 +2,7 @@
 
     make refresh [ARGS="--no-upgrade --no-prove"]
 
-Both locks and exports in templates/locks/, the requirements of the types http-api and fleet, the documents in
+Both locks and exports in templates/locks/, the requirements of service types, the documents in
 templates/documents/, this repository's own lock, the version of uv in scripts/uv.txt and, where
 GitHub and a registry can be reached, the commits of pinned actions and the digests of images.
 """

@@ -29,7 +29,7 @@ async function call(method, path, body) {
     headers: { "X-Fleet": "1", ...(body && { "Content-Type": "application/json" }) },
     body: body && JSON.stringify(body),
   });
-  if (response.status === 401 && path !== "/api/v1/session") askPassword();
+  if (response.status === 401 && !(method === "POST" && path === "/api/v1/session")) askPassword();
   const content = response.status === 204 ? null : await response.json();
   if (!response.ok) {
     const detail = content.detail;
@@ -130,7 +130,10 @@ function takeServices(update) {
     }
     item.row = row;
     fillRow(item, row);
-    if (detail?.name === row.name) fillRow(detail.item, row);
+    if (detail?.name === row.name) {
+      fillRow(detail.item, row);
+      if (Date.now() - detail.loadedAt > 1000) attempt(loadDetail)();
+    }
   }
   const states = Object.groupBy([...rows.values()], ({ row }) => row.state);
   const order = ["online", "degraded", "offline", "stale", "unknown"].filter((state) => states[state]);
@@ -142,32 +145,58 @@ function takeServices(update) {
 let detail = null;
 
 async function openService(name) {
-  detail = { name, item: makeRow(name) };
+  detail = { name, item: makeRow(name), topics: new Map(), loadedAt: 0 };
   setText(byId("service-title"), name);
   byId("service-row").replaceChildren(detail.item.element);
-  const { service, topics, commands } = await call("GET", `/api/v1/services/${encodeURIComponent(name)}`);
+  byId("topics").replaceChildren();
+  byId("commands").replaceChildren();
+  const { service, commands } = await loadDetail();
   fillRow(detail.item, service);
   byId("commands").replaceChildren(...commands.map((command) => makeCommand(name, command)));
   if (!commands.length) byId("commands").append("None in its schemas.");
-  byId("topics").replaceChildren(...topics.map(makeTopic));
 }
 
-function makeTopic({ pattern, direction, description, messages }) {
-  const lines = messages.map((message) => make("li", {}, ...messageParts(message)));
-  return make("details", {},
-    make("summary", {}, `${direction === "send" ? "sends" : "receives"} ${pattern} `, make("small", { textContent: `${description}, ${messages.length} seen` })),
-    make("ul", { className: "letters" }, ...lines));
+async function loadDetail() {
+  const shown = detail;
+  shown.loadedAt = Date.now();
+  const found = await call("GET", `/api/v1/services/${encodeURIComponent(shown.name)}`);
+  if (shown === detail) found.topics.forEach(takeTopic);
+  return found;
 }
 
-function messageParts({ topic, payload, size, trace_id, received_at }) {
-  const cut = payload.length < size && size > 4096 ? " (cut)" : "";
-  const parts = [
-    make("strong", { textContent: topic }), " ",
-    make("small", { textContent: `${size} bytes${cut}, ${ago(received_at)}` }),
-    make("pre", { tabIndex: 0, textContent: payload }),
-  ];
-  if (trace_id) parts.push(traceLink(trace_id));
-  return parts;
+function takeTopic({ pattern, direction, description, messages }) {
+  let topic = detail.topics.get(direction + pattern);
+  if (!topic) {
+    topic = { count: make("small"), list: make("ul", { className: "letters" }), messages: new Map() };
+    detail.topics.set(direction + pattern, topic);
+    const title = `${direction === "send" ? "sends" : "receives"} ${pattern} `;
+    byId("topics").append(make("details", {}, make("summary", {}, title, topic.count), topic.list));
+  }
+  setText(topic.count, `${description}, ${messages.length} seen`);
+  for (const message of messages) {
+    let item = topic.messages.get(message.topic);
+    if (!item) {
+      item = makeMessage(message);
+      topic.messages.set(message.topic, item);
+      topic.list.append(item.element);
+    }
+    item.fill(message);
+  }
+}
+
+function makeMessage({ topic }) {
+  const facts = make("small");
+  const payload = make("pre", { tabIndex: 0, ariaLabel: "Payload" });
+  const link = traceLink("");
+  const element = make("li", {}, make("strong", { textContent: topic }), " ", facts, payload, link);
+  const fill = (message) => {
+    const cut = message.size > 4096 ? " (cut)" : "";
+    setText(facts, `${message.size} bytes${cut}, ${new Date(message.received_at).toLocaleTimeString()}`);
+    setText(payload, message.payload);
+    link.hidden = !message.trace_id;
+    if (message.trace_id) link.hash = `#trace=${encodeURIComponent(message.trace_id)}`;
+  };
+  return { element, fill };
 }
 
 const traceLink = (id) => make("a", { href: `#trace=${encodeURIComponent(id)}`, textContent: "Follow the trace" });
@@ -298,7 +327,11 @@ byId("more").addEventListener("click", attempt(() => loadLetters(letters.at(-1).
 async function openTrace(id) {
   byId("trace-form").trace.value = id;
   const found = id ? await call("GET", `/api/v1/messages?${new URLSearchParams({ trace_id: id })}`) : [];
-  byId("messages").replaceChildren(...found.map((message) => make("li", {}, ...messageParts(message).slice(0, 4))));
+  byId("messages").replaceChildren(...found.map((message) => {
+    const { element, fill } = makeMessage(message);
+    fill({ ...message, trace_id: null });
+    return element;
+  }));
   if (id && !found.length) byId("messages").append(make("li", { textContent: "No message of those seen lately has this trace id." }));
 }
 
