@@ -125,11 +125,10 @@ def running_stack(project: BakedProject, broker_port: int, page_port: int) -> It
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """Debian's Chromium. As root it has no sandbox."""
-    arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+    """Chromium of the system."""
     with sync_playwright() as playwright:
         path = shutil.which("chromium")
-        browser = playwright.chromium.launch(executable_path=path, args=arguments)
+        browser = playwright.chromium.launch(executable_path=path)
         try:
             yield browser
         finally:
