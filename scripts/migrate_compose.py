@@ -1,9 +1,8 @@
 """Move the services of a repository from version 0.2 or older into services/NAME/compose.yml.
 
-template-update.sh of such a repository fetches this program and runs it there, after the newer
-template was applied. The program reads the committed docker-compose.yml, and writes nothing unless
-everything can be moved. Delete it together with `move_services` in template-update.sh, once nobody
-updates from version 0.2 any more.
+update.sh runs this program in such a repository, after the newer template was applied. The program
+reads the committed docker-compose.yml, and writes nothing unless everything can be moved. Delete it
+together with `move_services` in update.sh, once nobody updates from version 0.2 any more.
 
     python migrate_compose.py REVISION    the last commit before the update
 """

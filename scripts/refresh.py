@@ -3,7 +3,7 @@
     make refresh [ARGS="--no-upgrade --no-prove"]
 
 Both locks and exports in templates/locks/, the requirements of service types, the documents in
-templates/documents/, this repository's own lock, the version of uv in scripts/uv.txt and, where
+templates/documents/, this repository's own lock, the version of uv in scripts/uv and, where
 GitHub and a registry can be reached, the commits of pinned actions and the digests of images.
 """
 
@@ -86,7 +86,9 @@ def refresh_uv() -> None:
         file.write(f"uv=={version}\n")
         file.flush()
         pinned = run(UV, "pip", "compile", "--no-header", "--no-annotate", *options, file.name)
-    (TEMPLATE / "scripts" / "uv.txt").write_text(pinned, encoding="utf-8")
+    script = TEMPLATE / "scripts" / "uv"
+    text = re.sub("pinned='[^']*'", lambda _: f"pinned='{pinned.rstrip()}'", script.read_text())
+    script.write_text(text)
 
 
 def refresh_actions() -> None:

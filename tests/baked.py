@@ -179,7 +179,8 @@ class BakedProject:
         ready = Path(f"{place}.ready")
         with FileLock(f"{place}.lock"):
             if not ready.exists():
-                run("uv", "sync", "--frozen", "--quiet", cwd=self.path, env=variables)
+                sync = ("uv", "sync", "--frozen", "--quiet", "--compile-bytecode")
+                run(*sync, cwd=self.path, env=variables)
                 ready.touch()
         return variables
 

@@ -112,6 +112,8 @@ def isolated_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
         patch.setenv("GIT_CONFIG_GLOBAL", str(home / ".gitconfig"))
         patch.setenv("GIT_CONFIG_NOSYSTEM", "1")
         patch.setenv("COOKIECUTTER_CONFIG", str(config))
+        # `git status` would write to a shared repository while another process copies it.
+        patch.setenv("GIT_OPTIONAL_LOCKS", "0")
         patch.setenv("UV_PYTHON_DOWNLOADS", "never")
         patch.setenv("PYTHONDONTWRITEBYTECODE", "1")
         # One for all repositories of this process: mypy takes half a minute without it.

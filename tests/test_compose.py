@@ -123,9 +123,12 @@ def test_every_container_has_its_limits(
                 for volume in services[name]["volumes"]
                 if volume["type"] == "bind"
             }
-            assert set(binds) == {"/app/shared"}
-            assert binds["/app/shared"]["source"] == str(project.file("shared"))
-            assert binds["/app/shared"]["read_only"]
+            sources = {target: bind["source"] for target, bind in binds.items()}
+            assert sources == {
+                "/app/shared": str(project.file("shared")),
+                "/app/infrastructure/certs": str(project.file("infrastructure/certs")),
+            }
+            assert all(bind["read_only"] for bind in binds.values())
             assert services[name]["build"]["context"] == str(project.path)
             assert services[name]["build"]["dockerfile"] == f"services/{name}/Dockerfile"
             assert services[name]["environment"]["DEBUG_SERVICE"] == ""

@@ -635,6 +635,9 @@ def test_the_default_stack(make_stack: MakeStack, influxdb_image: str) -> None:
         "home-assistant": "WARN",
         "influxdb": "WARN",
     }
+    # No port of the broker is published, so the command is sent from a container.
+    sent = stack.run("make", "--silent", "send", f"SERVICE={SERVICE}", "COMMAND=refresh")
+    assert json.loads(sent.stdout)["status"] == "ok"
     # It has not set itself up without a token, so the first one is the right one.
     write_env(stack.project, INFLUX_TOKEN="a-token-of-ours")
     stack.up()

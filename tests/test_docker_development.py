@@ -86,6 +86,32 @@ def test_every_edit_is_live_in_all_services(stack: Stack, compose: tuple[str, ..
     assert all(stack.is_healthy(name) for name in SERVICES)
 
 
+def test_diagnose_uses_the_container_of_the_service_or_a_new_one(stack: Stack) -> None:
+    stack.up("--build")
+    command = ("make", "--silent", "diagnose", "SERVICE=one", "ARGS=--json")
+    passed = {"config": "PASS", "data": "PASS", "mqtt": "PASS"}
+    before = stack.ids()
+    for is_running in (True, False):
+        if not is_running:
+            stack.compose("stop", "one")
+        done = stack.run(*command)
+        assert {step["step"]: step["status"] for step in json.loads(done.stdout)} == passed
+        assert ("one does not run" in done.stderr) is not is_running
+        assert stack.ids() == before
+
+
+def test_a_ca_certificate_is_named_once_for_all_services(stack: Stack) -> None:
+    """In development too, where another directory is the working directory."""
+    path = "infrastructure/certs/ca.crt"
+    stack.project.file(path).touch()
+    with restored(stack.project.file(".env")) as env:
+        env.write_text(f"{env.read_text()}MQTT_TLS_CA_FILE='{path}'\n")
+        stack.up("--build")
+        code = "from shared.config import Settings; print(Settings(mqtt_tls=True).mqtt_tls_ca_file)"
+        for name in ("one", "two"):
+            assert stack.exec(name, "python", "-c", code).strip() == f"/app/{path}"
+
+
 def reachable(host: str, port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex((host, port)) == 0

@@ -194,9 +194,17 @@ def test_settings_and_topics_of_any_kind_are_documented(repository: BakedProject
     ]
     assert "\nCommand `feed-all`: feed the pets. QoS 1, not retained.\n" in page
     assert '\n| `grams` | number | g |  |\n| `command` | "feed-all" |  |  |\n' in page
+    # A change of any module counts, although the rest comes from a cache.
+    repository.file("services/odd/units.py").write_text("POWER = {'unit': 'kW'}")
+    assert topics_script(repository, "--check").returncode == 1
+    assert topics_script(repository).stderr == ""
+    assert "\n| `power?` | number | kW | Of the lamp \\| the fan |\n" in repository.read(
+        "docs/topics.md"
+    )
 
 
 @pytest.mark.real
+@pytest.mark.slow
 @needs("npm", "node")
 def test_the_official_parser_accepts_the_asyncapi_document(repository: BakedProject) -> None:
     for service_type in SERVICE_TYPES:

@@ -19,6 +19,7 @@ from tests.baked import ROOT, TEMPLATE, BakedProject, run, user_environment
 from tests.conftest import Bake
 from tests.rendering import load_hook, typed_context
 from tests.test_hooks import pre_gen
+from tests.test_upkeep import findings
 from tests.tools import needs, path_without
 
 pytestmark = needs("git")
@@ -209,8 +210,8 @@ def test_a_cookiecutter_that_is_too_old_is_the_cause(
 def test_a_uv_that_is_too_old_gives_way_to_the_pinned_one(tmp_path: Path) -> None:
     script = tmp_path / "scripts/uv"
     script.parent.mkdir()
-    shutil.copy(TEMPLATE / "scripts/uv", script)
-    write(tmp_path / "scripts/uv.txt", "uv==1.2.3 --hash=sha256:0\n")
+    text = (TEMPLATE / "scripts/uv").read_text()
+    write(script, re.sub(r"uv==[\d.]+", "uv==1.2.3", text))
     write(tmp_path / "bin/uv", "#!/bin/sh\necho uv 0.5.31\n")
     path = path_without("uv", "python3", folder=tmp_path / "rest")
     env = {"PATH": f"{tmp_path / 'bin'}{os.pathsep}{path}"}
@@ -260,8 +261,7 @@ def test_a_lock_that_cannot_be_checked_is_not_called_stale(bake_copy: Bake) -> N
     done = project.run("scripts/lock.sh", "--check", env=env, check=False)
     assert done.returncode == 3
     assert "No interpreter found for Python 3.99" in done.stderr
-    doctor = project.run(sys.executable, "scripts/doctor.py", "--json", env=env, check=False)
-    finding = next(item for item in json.loads(doctor.stdout) if item["check"] == "lock")
+    finding = findings(project, "scripts", **env)["lock"]
     assert finding["status"] == "WARN"
     assert "No interpreter found for Python 3.99" in finding["detail"]
     project.file("pyproject.toml").write_text(
@@ -278,9 +278,8 @@ def test_doctor_names_a_tool_that_is_too_old(
     bake_copy: Bake, tmp_path: Path, tool: str, printed: str
 ) -> None:
     write(tmp_path / tool, f"#!/bin/sh\necho '{printed}'\n")
-    env = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
-    done = bake_copy().run(sys.executable, "scripts/doctor.py", "--json", env=env, check=False)
-    finding = next(item for item in json.loads(done.stdout) if item["check"] == tool)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    finding = findings(bake_copy(), "tools", PATH=path)[tool]
     assert finding["status"] == "FAIL"
     assert "is too old" in finding["detail"]
     assert "or newer" in finding["fix"]

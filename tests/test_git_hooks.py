@@ -166,7 +166,7 @@ def test_an_encrypted_env_enc_is_committed_and_a_stale_one_warned_about(
         env.write("ADDED='later'\n")
     done = commit(project, **{"docs/note.md": "A note.\n"})
     assert done.returncode == 0, done
-    assert "WARN  values: .env is newer than .env.enc" in done.stdout + done.stderr
+    assert "WARN  .env is newer than .env.enc" in done.stdout + done.stderr
 
 
 def test_history_holds_no_secret(project: BakedProject) -> None:

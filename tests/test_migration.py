@@ -335,6 +335,7 @@ def state(project: BakedProject) -> tuple[str, dict[str, bytes]]:
 
 
 @real
+@pytest.mark.slow
 def test_what_cannot_be_moved_is_listed_and_nothing_is_changed(
     old: Old, tmp_path: Path, no_make: dict[str, str | None]
 ) -> None:

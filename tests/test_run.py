@@ -56,10 +56,15 @@ def start(project: BakedProject, *options: str, **env: str) -> Any:
 
 def test_three_services_share_a_broker_that_ends_last(project: BakedProject) -> None:
     port = free_port()
-    with start(project, *NAMES, MQTT_PORT=str(port)) as output:
+    with start(project, "run", *NAMES, MQTT_PORT=str(port)) as output:
         output.wait_for(rf"Started mosquitto on port {port}|Started python\S* on port {port}")
         output.wait_for(*(f"mqtt_connected.*{name}|{name}.*mqtt_connected" for name in NAMES))
         assert is_listening(port)
+        sent = project.run(
+            *("make", "--silent", "send", f"SERVICE={SERVICE}", "COMMAND=refresh"),
+            env={"MQTT_PORT": str(port)},
+        )
+        assert json.loads(sent.stdout)["status"] == "ok"
         assert output.interrupt() == 0
         # Each has said that it is offline, which needs the broker.
         output.wait_for(*(f"service_stopped.*{name}|{name}.*service_stopped" for name in NAMES))
@@ -79,7 +84,7 @@ def test_a_broker_of_the_user_is_left_alone(project: BakedProject) -> None:
     listen = ("mosquitto_sub", "-p", str(port), "-t", f"{project.path.name}/+/availability")
     with subprocess.Popen(["mosquitto", "-p", str(port)], stderr=subprocess.DEVNULL) as broker:
         try:
-            with start(project, SERVICE, MQTT_PORT=str(port)) as output:
+            with start(project, "run", SERVICE, MQTT_PORT=str(port)) as output:
                 output.wait_for("mqtt_connected")
                 assert output.interrupt() == 0
             assert "Started" not in "".join(output.lines)
@@ -94,21 +99,22 @@ def test_an_env_file_of_an_editor_on_windows_is_read(bake_copy: Bake) -> None:
     project, port = bake_copy(), free_port()
     text = f"\ufeffexport MQTT_PORT = {port} # mine\r\n\texport  MQTT_TLS=true\r\n"
     project.file(".env").write_text(text)
-    done = project.uv_run("python", "scripts/run.py", SERVICE, check=False)
+    done = project.uv_run("python", "scripts/run.py", "run", SERVICE, check=False)
     assert f"MQTT_TLS is on and no broker listens on port {port}" in done.stderr
 
 
 @pytest.mark.parametrize(
     ("arguments", "env", "message"),
     [
-        ([SERVICE], {"MQTT_TLS": "true"}, "MQTT_TLS is on and no broker listens on port"),
-        ([], {}, "Set SERVICE to one of: example-service, gateway, listener"),
+        (["run", SERVICE], {"MQTT_TLS": "true"}, "MQTT_TLS is on and no broker listens on port"),
+        (["run"], {}, "Set SERVICE to one of: example-service, gateway, listener"),
         (
-            ["../services/listener"],
+            ["run", "../services/listener"],
             {},
             "Unknown service ../services/listener. Set SERVICE to one of",
         ),
-        (["--debug", SERVICE, "listener"], {}, "Only one service at a time can wait"),
+        (["debug", SERVICE, "listener"], {}, "Set SERVICE to only one service."),
+        (["diagnose", SERVICE, "listener"], {}, "Set SERVICE to only one service."),
     ],
 )
 def test_a_missing_condition_is_named(
@@ -119,6 +125,33 @@ def test_a_missing_condition_is_named(
     assert done.returncode == 2
     assert done.stderr.startswith(message)
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_without_a_broker_here_or_in_containers_watch_says_how_to_start_one(
+    project: BakedProject,
+) -> None:
+    port = free_port()
+    env = {"MQTT_PORT": str(port)}
+    done = project.uv_run("python", "scripts/run.py", "console", "watch", env=env, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        f"No broker listens on 127.0.0.1:{port}, and no service runs in a container. "
+        "Run: make run SERVICE=name, or make up"
+    ]
+
+
+def test_diagnose_on_the_host_runs_the_checks_of_one_service(project: BakedProject) -> None:
+    options = ("SERVICE=listener", "HOST=1", "ARGS=--json --step data --step mqtt")
+    env = {"MQTT_PORT": str(free_port())}
+    done = project.run("make", "--silent", "diagnose", *options, env=env, check=False)
+    results = {result["step"]: result for result in json.loads(done.stdout)}
+    assert {step: result["status"] for step, result in results.items()} == {
+        "config": "PASS",
+        "data": "PASS",
+        "mqtt": "FAIL",
+    }
+    assert results["data"]["detail"] == f"{project.file('.data/listener')} is writable"
+    assert done.returncode != 0
 
 
 def own_addresses() -> Iterator[str]:
@@ -136,7 +169,7 @@ def test_debug_on_the_host_waits_for_the_editor(project: BakedProject) -> None:
     line = next(number for number, text in enumerate(lines, 1) if '"reading_published"' in text)
     entry = project.json(".vscode/launch.json")["configurations"][1]
     env = {"MQTT_PORT": str(free_port()), "EXAMPLE_SERVICE_POLL_INTERVAL_SECONDS": "1"}
-    with start(project, "--debug", SERVICE, **env) as output:
+    with start(project, "debug", SERVICE, **env) as output:
         output.wait_for("debugger_waiting")
         assert not any(is_listening(5678, address) for address in own_addresses())
         with DebugAdapter(**entry["connect"]) as adapter:

@@ -82,7 +82,9 @@ def test_uv_comes_from_pypi(bake_copy: Bake, tmp_path: Path, with_pip: bool) -> 
             f'#!/bin/sh\n[ "$1 $2" != "-m pip" ] || exit 1\nexec "{sys.executable}" "$@"\n'
         )
         (folder / "python3").chmod(0o755)
-    pinned = project.read("scripts/uv.txt").split()[0].removeprefix("uv==")
+    found = re.search(r"pinned='uv==(\S+)", project.read("scripts/uv"))
+    assert found
+    pinned = found[1]
     # Settings for pip of other projects.
     pip = {"PIP_REQUIRE_VIRTUALENV": "1", "PIP_USER": "1", "PIP_PREFIX": "/nowhere"}
     said = project.run("scripts/uv", "--version", env={"PATH": path, **pip})
@@ -96,8 +98,8 @@ def test_uv_comes_from_pypi(bake_copy: Bake, tmp_path: Path, with_pip: bool) -> 
 @pytest.mark.real
 def test_a_uv_with_another_hash_is_rejected(bake_copy: Bake, tmp_path: Path) -> None:
     project = bake_copy()
-    requirements = project.file("scripts/uv.txt")
-    requirements.write_text(re.sub(r"sha256:\w{8}", "sha256:00000000", requirements.read_text()))
+    script = project.file("scripts/uv")
+    script.write_text(re.sub(r"(hash=sha256:)\w{8}", r"\g<1>00000000", script.read_text()))
     path = path_without("uv", folder=tmp_path / "bin")
     done = project.run("scripts/uv", "--version", env={"PATH": path}, check=False)
     assert (done.returncode, done.stdout) == (1, "")

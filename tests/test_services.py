@@ -449,13 +449,11 @@ def test_words_of_compose_are_good_names(repository: BakedProject, name: str) ->
     assert tree(repository) == before
 
 
-def test_kept_code_leaves_the_stack_and_comes_back(repository: BakedProject) -> None:
-    add(repository, "soil-moisture", "subscriber")
+def test_a_service_that_no_list_names_comes_back(repository: BakedProject) -> None:
     before = tree(repository)
-    remove(repository, "soil-moisture", "--keep-code")
-    assert repository.file("services/soil-moisture/main.py").is_file()
-    assert "services/soil-moisture/compose.yml" not in included(repository, LISTS[0])
-    add(repository, "soil-moisture")
+    for name in LISTS:
+        edit(repository, name, lambda text: re.sub("include:\n.*\n", "include: []\n", text))
+    add(repository, "example-service", "subscriber")
     assert tree(repository) == before
 
 
@@ -534,6 +532,7 @@ def test_a_package_of_one_service_is_there_on_the_host_and_in_its_image(
     assert ("\nfastapi==" in requirements) == (kind == "http-api")
     assert "humanize" not in repository.read("base/requirements.txt")
     repository.uv_run("python", "-c", "import humanize", env=own)
+    repository.run("scripts/rename-service.sh", "soil-moisture", "soil", env=own)
     repository.run("scripts/lock.sh", "--check", env=own)
 
 

@@ -71,7 +71,7 @@ class Connection:
 
 def send(port: int, qos: int, count: int) -> dict[str, float]:
     connection = Connection(port, "load")
-    padding = "x" * 150
+    padding = "x" * 175
     packets = [
         publish("in", json.dumps({"number": n, "text": padding}).encode(), qos, n % 65535 + 1)
         for n in range(count)

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 type Handler = Callable[[dict[str, Any]], Awaitable[None]]
 CONCURRENT_PUBLISHERS = 100
-PAYLOAD = {"number": 1, "text": "x" * 150}
+PAYLOAD = {"number": 1, "text": "x" * 175}
 
 
 class Peer(Protocol):

@@ -1,7 +1,12 @@
 """Fixtures of the tests of the shared library."""
 
+import asyncio
 import json
 import logging
+import re
+import signal
+import ssl
+import subprocess
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,12 +21,50 @@ from shared.config import Settings
 from shared.diagnose import Step
 from shared.mqtt import MQTTClient
 from shared.mqtt.session import Session
-from tests.brokers import Mosquitto, find_mosquitto
+from tests import brokers
+from tests.conftest import ROOT
+from tests.library.probes import LogProbe
 
 
 class Address(Protocol):
     host: str
     port: int
+
+
+class Mosquitto(brokers.Mosquitto):
+    """A Mosquitto that a test may kill and freeze.
+
+    `persistent` keeps sessions and retained messages over a restart.
+    """
+
+    def __init__(
+        self, program: str, folder: Path, *, persistent: bool = False, options: str = ""
+    ) -> None:
+        super().__init__(program, folder)
+        text = self._configuration.read_text()
+        if "allow_anonymous" in options:
+            text = text.replace("allow_anonymous true\n", "")
+        if persistent:
+            text += "persistence true\nautosave_interval 1\nautosave_on_changes true\n"
+        self._configuration.write_text(f"{text}persistence_location {folder}/\n{options}\n")
+
+    def stop(self) -> None:
+        self.resume()
+        super().stop()
+
+    def kill(self) -> None:
+        """End it without a chance to save or to say goodbye."""
+        self._end(signal.SIGKILL)
+
+    def freeze(self) -> None:
+        self._send(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._send(signal.SIGCONT)
+
+    def _send(self, number: signal.Signals) -> None:
+        if self._process is not None:
+            self._process.send_signal(number)
 
 
 class MakeClient(Protocol):
@@ -59,12 +102,36 @@ def run(
     return run
 
 
+class ServeHTTP(Protocol):
+    def __call__(self, status: int, body: str, tls: ssl.SSLContext | None = None) -> str: ...
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`ca.crt`, and `mqtt.crt` of localhost, made by the commands of docs/containers.md."""
+    text = (ROOT / "docs/containers.md").read_text(encoding="utf-8")
+    commands = re.search(r"^```bash\n(openssl req -x509 .*?)^```$", text, re.DOTALL | re.MULTILINE)
+    assert commands is not None
+    script = commands[1].replace("broker.example.org", "localhost")
+    directory = tmp_path_factory.mktemp("certificates")
+    subprocess.run(["sh", "-ec", script], cwd=directory, check=True, capture_output=True)  # noqa: S603, S607
+    return directory
+
+
 @pytest.fixture
-def serve_http() -> Iterator[Callable[[int, str], str]]:
+def server_tls(certificates: Path) -> ssl.SSLContext:
+    """For a server on localhost, whose certificate is from an authority of its own."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificates / "mqtt.crt", certificates / "mqtt.key")
+    return context
+
+
+@pytest.fixture
+def serve_http() -> Iterator[ServeHTTP]:
     """Starts a server that answers everything alike, but always welcomes `/ping`."""
     servers: list[ThreadingHTTPServer] = []
 
-    def serve(status: int, body: str) -> str:
+    def serve(status: int, body: str, tls: ssl.SSLContext | None = None) -> str:
         class Handler(BaseHTTPRequestHandler):
             def answer(self) -> None:
                 self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -81,9 +148,12 @@ def serve_http() -> Iterator[Callable[[int, str], str]]:
                 pass
 
         server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        if tls is not None:
+            server.socket = tls.wrap_socket(server.socket, server_side=True)
         servers.append(server)
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        return f"http://127.0.0.1:{server.server_port}"
+        origin = "http://127.0.0.1" if tls is None else "https://localhost"
+        return f"{origin}:{server.server_port}"
 
     yield serve
     for server in servers:
@@ -93,6 +163,7 @@ def serve_http() -> Iterator[Callable[[int, str], str]]:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "mosquitto: stops, kills or freezes a real Mosquitto")
+    config.addinivalue_line("markers", "home_assistant: uses a real Home Assistant")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -105,7 +176,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def make_mosquitto(tmp_path: Path) -> Iterator[Callable[..., Mosquitto]]:
     """Make real brokers that a test may stop, kill and freeze."""
-    program = find_mosquitto()
+    program = brokers.find_mosquitto()
     assert program is not None, 'install Mosquitto, or run with -m "not mosquitto"'
     made: list[Mosquitto] = []
 
@@ -126,6 +197,15 @@ def mosquitto(make_mosquitto: Callable[..., Mosquitto]) -> Mosquitto:
     broker = make_mosquitto()
     broker.start()
     return broker
+
+
+@pytest.fixture
+async def log(logger: structlog.stdlib.BoundLogger) -> AsyncIterator[LogProbe]:
+    """What is logged during the test."""
+    probe = LogProbe(asyncio.get_running_loop())
+    logging.getLogger().addHandler(probe)
+    yield probe
+    logging.getLogger().removeHandler(probe)
 
 
 @pytest.fixture

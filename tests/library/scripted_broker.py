@@ -83,9 +83,12 @@ class ScriptedBroker:
         return packet
 
     def send(self, kind: Kind, body: bytes, flags: int = 0) -> None:
-        assert self._writer is not None
         assert len(body) < 128
-        self._writer.write(bytes([kind << 4 | flags, len(body)]) + body)
+        self.send_bytes(bytes([kind << 4 | flags, len(body)]) + body)
+
+    def send_bytes(self, data: bytes) -> None:
+        assert self._writer is not None
+        self._writer.write(data)
 
     def deliver(
         self,

@@ -119,7 +119,9 @@ async def test_refusals_are_final(
     make_client: MakeClient, waits: list[float], status: int, error: type[APIStatusError]
 ) -> None:
     server = Server(httpx.Response(status, text="no\n way"))
-    with pytest.raises(error, match=rf"GET /state: status {status}: no way") as caught:
+    with pytest.raises(
+        error, match=rf"GET http://api\.test/state: status {status}: no way"
+    ) as caught:
         await make_client(server).get("/state")
     assert caught.value.status == status
     assert (len(server.requests), waits) == (1, [])
@@ -235,3 +237,57 @@ async def test_connects_again_after_closing(make_client: MakeClient) -> None:
         assert await client.get("/state") == 1
     await client.aclose()
     assert await client.get("/state") == 1
+
+
+@pytest.mark.parametrize(
+    "content", [{"value": float("nan")}, {"at": datetime(2026, 1, 1, tzinfo=UTC)}, {"a": "\ud800"}]
+)
+async def test_content_that_is_not_json_is_one_of_our_errors(
+    make_client: MakeClient, content: dict[str, object]
+) -> None:
+    server = Server(httpx.Response(200))
+    with pytest.raises(APIError, match=r"POST http://api\.test/run: cannot be sent as JSON"):
+        await make_client(server).post("/run", content)
+    assert server.requests == []
+
+
+async def test_an_error_names_the_host_without_its_password(logger: BoundLogger) -> None:
+    url = "http://user:hunter2@api.test:81/v1"  # pragma: allowlist secret
+    transport = httpx.MockTransport(Server(httpx.ConnectError("refused")))
+    client = APIClient(url, max_retries=0, logger=logger, transport=transport)
+    with pytest.raises(
+        APIConnectionError, match=r"^GET http://\[redacted\]@api\.test:81/v1/x: ref"
+    ):
+        await client.get("x")
+
+
+async def test_a_redirect_names_its_target(make_client: MakeClient) -> None:
+    moved = httpx.Response(301, headers={"Location": "https://api.test/state"})
+    with pytest.raises(APIStatusError, match=r"status 301: redirect to https://api\.test/state"):
+        await make_client(Server(moved)).get("/state")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ALL_PROXY", "socks5://127.0.0.1:1"),
+        ("HTTPS_PROXY", "socks4://127.0.0.1:1"),
+        ("HTTP_PROXY", "http://127.0.0.1:port"),
+        ("NO_PROXY", "localhost,[::1]"),
+        ("no_proxy", "fd00::/8"),
+        ("SSL_CERT_FILE", "/missing.pem"),
+        ("SSL_CERT_FILE", __file__),
+    ],
+)
+async def test_a_variable_that_cannot_be_used_is_named(
+    logger: BoundLogger, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    for other in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(other, raising=False)
+        monkeypatch.delenv(other.lower(), raising=False)
+    monkeypatch.setenv(name, value)
+    client = APIClient("http://api.test", logger=logger)
+    with pytest.raises(APIError, match=name) as caught:
+        await client.get("/state")
+    assert type(caught.value) is APIError
+    assert value in str(caught.value)

@@ -6,6 +6,7 @@ import pytest
 from pydantic import Field, SecretStr
 
 from shared.config import CommaSeparated, ConfigurationError, Settings, load_settings
+from tests.conftest import ROOT
 
 
 class OwnSettings(Settings):
@@ -98,6 +99,14 @@ def test_a_ca_certificate_is_looked_for_when_tls_is_on(monkeypatch: pytest.Monke
     assert "missing.pem" in problem
     Path("missing.pem").touch()
     load_settings(Settings)
+
+
+def test_a_relative_path_may_start_at_the_root_of_the_repository(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MQTT_TLS", "true")
+    monkeypatch.setenv("MQTT_TLS_CA_FILE", "shared/config.py")
+    assert load_settings(Settings).mqtt_tls_ca_file == ROOT / "shared/config.py"
 
 
 def test_log_level_is_taken_in_any_case(monkeypatch: pytest.MonkeyPatch) -> None:

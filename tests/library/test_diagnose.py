@@ -12,9 +12,9 @@ import pytest
 from shared import diagnose
 from shared.config import Settings
 from shared.diagnose import Result, Step, failed, passed, warned
-from tests.brokers import Broker, Mosquitto, free_port
-from tests.conftest import MakeSettings
-from tests.library.conftest import Run
+from tests.brokers import Broker, free_port
+from tests.conftest import ROOT, MakeSettings
+from tests.library.conftest import Mosquitto, Run
 from tests.observer import Observer
 
 pytestmark = pytest.mark.usefixtures("no_logging")
@@ -233,3 +233,8 @@ def test_a_password_in_an_address_is_not_shown(
 def test_an_unknown_step_is_refused() -> None:
     with pytest.raises(SystemExit, match="2"):
         diagnose.main(Settings, (), ["--step", "nonsense"])
+
+
+def test_the_documents_have_the_same_commands() -> None:
+    commands = diagnose._NEW_CA.format(host="broker.example.org").partition("\n")[2]
+    assert commands in (ROOT / "docs/containers.md").read_text(encoding="utf-8")

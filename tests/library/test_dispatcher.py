@@ -12,7 +12,8 @@ from shared.mqtt.connection import ReceivedMessage
 from shared.mqtt.dedup import RecentIds
 from shared.mqtt.dispatcher import MAX_QUEUED_BYTES, Dispatcher, Handler, Subscription
 from shared.schemas import Command
-from tests.probes import LogProbe, Recorder, soon
+from tests.library.probes import LogProbe, Recorder
+from tests.probes import soon
 
 
 class Harness:

@@ -12,8 +12,9 @@ import pytest
 from tests.brokers import Broker
 from tests.library.examples.forecast import ForecastService, ForecastSettings
 from tests.library.examples.overview import OverviewService, OverviewSettings
+from tests.library.probes import LogProbe
 from tests.observer import Observer
-from tests.probes import LogProbe, until
+from tests.probes import until
 from tests.running import running
 
 type MakeSettings = Callable[..., Any]

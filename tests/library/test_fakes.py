@@ -18,8 +18,9 @@ from shared.mqtt import (
 from shared.tracing import current_trace_id
 from tests.fakes import FakeMQTT
 from tests.library.conftest import MakeClient
+from tests.library.probes import Recorder
 from tests.observer import PATIENCE_SECONDS
-from tests.probes import Recorder, soon, until
+from tests.probes import soon, until
 
 
 class Reading(BaseModel):

@@ -1,8 +1,10 @@
 """Files that are written whole or not at all."""
 
+import errno
 import json
 import os
 import stat
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -79,7 +81,7 @@ def test_an_envelope_comes_back(tmp_path: Path) -> None:
         "_metadata": {
             "schema_version": "1.2",
             "produced_by": "forecast",
-            "produced_at": "2026-01-02T00:00:00+00:00",
+            "produced_at": "2026-01-02T00:00:00Z",
         },
         "data": {"kwh": 4.5},
     }
@@ -119,3 +121,20 @@ def test_what_json_does_not_know_is_not_written(tmp_path: Path, value: float) ->
     with pytest.raises(ValueError, match="JSON"):
         write_envelope(path, {"kwh": value}, produced_by="test")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("code", "is_failure"), [(errno.EINVAL, False), (errno.EIO, True)])
+def test_a_file_system_that_cannot_sync_directories(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, is_failure: bool
+) -> None:
+    fsync = os.fsync
+
+    def fail_for_directories(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(code, os.strerror(code))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fail_for_directories)
+    with pytest.raises(OSError, match="error") if is_failure else nullcontext():
+        atomic_write(tmp_path / "file", "content")
+    assert (tmp_path / "file").read_text() == "content"

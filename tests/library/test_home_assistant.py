@@ -1,7 +1,9 @@
 """Home Assistant's REST API, answered at the transport."""
 
 import json
+import ssl
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -12,6 +14,8 @@ from shared.api_client import APIConnectionError, APIError, APIResponseError, No
 from shared.config import ConfigurationError, Settings, load_settings
 from shared.home_assistant import HomeAssistantClient
 from tests.conftest import MakeSettings
+from tests.fakes import FakeHomeAssistant
+from tests.library.conftest import ServeHTTP
 
 
 class HomeAssistant:
@@ -21,6 +25,8 @@ class HomeAssistant:
         self.states: dict[str, str] = {}
         self.called: list[tuple[str, object]] = []
         self.is_down = False
+        # States that the next call of a service sets.
+        self.accepted: list[str] = []
 
     async def __call__(self, request: httpx.Request) -> httpx.Response:
         if self.is_down:
@@ -34,8 +40,12 @@ class HomeAssistant:
         if path == "/api/template":
             return httpx.Response(200, text=json.loads(request.content)["template"].upper())
         if path.startswith("/api/services/"):
-            self.called.append((path.removeprefix("/api/services/"), json.loads(request.content)))
-            return httpx.Response(200, json=[])
+            service, data = path.removeprefix("/api/services/"), json.loads(request.content)
+            self.called.append((service, data))
+            for value in self.accepted:
+                self.states[data["entity_id"]] = value
+            response = {"service_response": {"asked": service}}
+            return httpx.Response(200, json=response if request.url.params else [])
         entity_id = path.removeprefix("/api/states/")
         if entity_id not in self.states:
             return httpx.Response(404, json={"message": "Entity not found."})
@@ -142,11 +152,12 @@ async def test_a_value_of_another_kind_gives_the_default(
 @pytest.mark.parametrize(
     ("entity_id", "value", "called"),
     [
-        ("input_number.a", 4.5, ("input_number/set_value", {"value": 4.5})),
-        ("input_text.a", "x", ("input_text/set_value", {"value": "x"})),
-        ("input_select.a", "x", ("input_select/select_option", {"option": "x"})),
-        ("input_boolean.a", True, ("input_boolean/turn_on", {})),
-        ("input_boolean.a", False, ("input_boolean/turn_off", {})),
+        ("input_number.a", 4, ("input_number/set_value", {"value": 4}, "4.0")),
+        ("input_text.a", "x", ("input_text/set_value", {"value": "x"}, "x")),
+        ("input_text.a", "", ("input_text/set_value", {"value": ""}, "")),
+        ("input_select.a", "x", ("input_select/select_option", {"option": "x"}, "x")),
+        ("input_boolean.a", True, ("input_boolean/turn_on", {}, "on")),
+        ("input_boolean.a", False, ("input_boolean/turn_off", {}, "off")),
     ],
 )
 async def test_writes_helpers(
@@ -154,10 +165,34 @@ async def test_writes_helpers(
     client: HomeAssistantClient,
     entity_id: str,
     value: str | float | bool,
-    called: tuple[str, dict[str, object]],
+    called: tuple[str, dict[str, object], str],
 ) -> None:
+    service, data, state = called
+    server.accepted = [state]
     await client.write_helper(entity_id, value)
-    assert server.called == [(called[0], {"entity_id": entity_id, **called[1]})]
+    assert server.called == [(service, {"entity_id": entity_id, **data})]
+
+
+async def test_a_helper_that_is_missing(client: HomeAssistantClient) -> None:
+    with pytest.raises(NotFoundError, match=r"ha\.test:8123/api/states/input_text\.missing"):
+        await client.write_helper("input_text.missing", "x")
+
+
+@pytest.mark.parametrize(
+    ("entity_id", "value"),
+    [("input_text.a", "x" * 300), ("input_number.a", 99), ("input_boolean.a", True)],
+)
+async def test_a_value_that_is_not_accepted(
+    server: HomeAssistant, client: HomeAssistantClient, entity_id: str, value: str | float
+) -> None:
+    server.states[entity_id] = "unavailable"
+    with pytest.raises(APIError, match=f"{entity_id} did not accept the value and is 'unavail"):
+        await client.write_helper(entity_id, value)
+
+
+async def test_a_service_with_a_response(client: HomeAssistantClient) -> None:
+    response = await client.call_service("weather", "get_forecasts", return_response=True)
+    assert response == {"asked": "weather/get_forecasts"}
 
 
 async def test_writes_nothing_but_helpers(
@@ -202,3 +237,37 @@ def test_an_address_that_is_not_valid_is_a_problem_at_the_start(
     monkeypatch.setenv("HA_URL", address)
     with pytest.raises(ConfigurationError, match="HA_URL"):
         load_settings(Settings)
+
+
+async def test_a_server_with_a_certificate_authority_of_its_own(
+    serve_http: ServeHTTP,
+    server_tls: ssl.SSLContext,
+    certificates: Path,
+    make_settings: MakeSettings,
+    logger: BoundLogger,
+) -> None:
+    url = serve_http(200, "{}", server_tls)
+    settings = make_settings(Settings, ha_url=url, ha_ca_file=certificates / "ca.crt")
+    async with HomeAssistantClient.from_settings(settings, logger) as client:
+        await client.ping()
+    async with HomeAssistantClient(url, max_retries=0, logger=logger) as client:
+        with pytest.raises(
+            APIConnectionError, match=r"https://localhost:\d+/api/: .*CERTIFICATE_V"
+        ):
+            await client.ping()
+
+
+async def test_the_fake_behaves_as_the_server_does(
+    fake_ha: FakeHomeAssistant, make_settings: MakeSettings, logger: BoundLogger
+) -> None:
+    fake_ha.states["input_text.note"] = "a"
+    fake_ha.responses["weather.get_forecasts"] = {"weather.home": {"forecast": []}}
+    async with HomeAssistantClient.from_settings(make_settings(Settings), logger) as client:
+        await client.write_helper("input_text.note", "b")
+        with pytest.raises(NotFoundError):
+            await client.write_helper("input_text.missing", "b")
+        assert fake_ha.states == {"input_text.note": "b"}
+        response = await client.call_service("weather", "get_forecasts", return_response=True)
+        assert response == fake_ha.responses["weather.get_forecasts"]
+        with pytest.raises(APIError, match="status 400"):
+            await client.call_service("light", "turn_on", return_response=True)

@@ -14,8 +14,9 @@ import pytest
 
 from shared.mqtt import NotConnectedError
 from tests.conftest import ROOT, StartService
+from tests.library.probes import LogProbe
 from tests.observer import PATIENCE_SECONDS
-from tests.probes import LogProbe, soon, until
+from tests.probes import soon, until
 from tests.running import StartedService
 
 NAME = "example-service"

@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import ssl
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +15,7 @@ from structlog.stdlib import BoundLogger
 from shared.config import ConfigurationError, Settings, load_settings
 from shared.influx import InfluxClient, InfluxError
 from tests.conftest import MakeSettings
+from tests.library.conftest import ServeHTTP
 
 CSV = (
     "#datatype,string,long,string,double\r\n"
@@ -112,7 +115,17 @@ async def test_writes_points(server: SimpleNamespace, client: InfluxClient) -> N
     assert server.requests[1][2] == "power on=true"
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), None])
+async def test_numbers_are_floats_unless_asked_otherwise(
+    server: SimpleNamespace, client: InfluxClient
+) -> None:
+    server.status, server.body = 204, ""
+    await client.write("power", {"watts": 20, "on": True, "mode": "20"})
+    await client.write("power", {"count": 20, "share": 0.5}, keep_integers=True)
+    bodies = [body for _, _, body in server.requests]
+    assert bodies == ['power mode="20",on=true,watts=20', "power count=20i,share=0.5"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), None, 10**400])
 async def test_a_point_without_a_value_is_not_written(
     server: SimpleNamespace, client: InfluxClient, value: float
 ) -> None:
@@ -203,3 +216,21 @@ def test_an_address_that_is_not_valid_is_a_problem_at_the_start(
     monkeypatch.setenv("INFLUX_URL", address)
     with pytest.raises(ConfigurationError, match="INFLUX_URL"):
         load_settings(Settings)
+
+
+async def test_a_server_with_a_certificate_authority_of_its_own(
+    serve_http: ServeHTTP,
+    server_tls: ssl.SSLContext,
+    certificates: Path,
+    make_settings: MakeSettings,
+    logger: BoundLogger,
+) -> None:
+    url = serve_http(200, CSV, server_tls)
+    settings = make_settings(Settings, influx_url=url, influx_ca_file=certificates / "ca.crt")
+    async with InfluxClient.from_settings(settings, logger) as client:
+        await client.ping()
+        assert len(await client.query("x")) == 2
+    other = settings.model_copy(update={"influx_ca_file": None})
+    async with InfluxClient.from_settings(other, logger) as client:
+        with pytest.raises(InfluxError, match="CERTIFICATE_VERIFY_FAILED"):
+            await client.ping()

@@ -24,8 +24,9 @@ from shared.mqtt.session import Session
 from shared.tracing import bind_trace_id, current_trace_id
 from tests.brokers import Broker
 from tests.library.conftest import MakeClient
+from tests.library.probes import LogProbe, Recorder
 from tests.observer import Observer
-from tests.probes import LogProbe, Recorder, soon
+from tests.probes import soon
 
 
 class Reading(BaseModel):

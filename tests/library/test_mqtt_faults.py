@@ -27,10 +27,11 @@ from shared.mqtt import (
     QueueFullError,
 )
 from shared.mqtt.session import Session
-from tests.brokers import HOST, Mosquitto, free_port
-from tests.library.conftest import MakeClient
+from tests.brokers import HOST, free_port
+from tests.library.conftest import MakeClient, Mosquitto
+from tests.library.probes import LogProbe, Recorder
 from tests.observer import Observer
-from tests.probes import LogProbe, Recorder, soon, until
+from tests.probes import soon, until
 
 type MakeMosquitto = Callable[..., Mosquitto]
 
@@ -46,6 +47,18 @@ async def connected(client: MQTTClient) -> MQTTClient:
     client.connect_background()
     await soon(client.wait_connected())
     return client
+
+
+async def check_sizes(client: MQTTClient, *sizes: int) -> None:
+    """Messages larger than a TLS record, a frame or the read buffer, between small ones."""
+    payloads = ["x" * size for size in sizes] + ["y"] * 300
+    recorder = Recorder()
+    client.subscribe("sizes", recorder, payload_format="text")
+    await client.publish("flush", None)
+    await soon(asyncio.gather(*(client.publish("sizes", payload) for payload in payloads)))
+    await until(lambda: len(recorder.payloads) == len(payloads))
+    assert recorder.payloads == payloads
+    client.unsubscribe("sizes")
 
 
 def break_connection(client: MQTTClient) -> None:
@@ -625,7 +638,7 @@ async def test_password_and_tls(
         mqtt_tls_ca_file=tmp_path / "ca.pem",
     )
     client = await connected(MQTTClient.from_settings(settings, "tested", logger))
-    await client.publish("secret", 1)
+    await check_sizes(client, 1, 500_000, 2, 20_000, 65_536, 3)
     await client.disconnect()
 
 
@@ -681,7 +694,7 @@ async def test_websockets(
     broker.start()
     settings = make_settings(mqtt_host=broker.host, mqtt_port=port, mqtt_transport="websockets")
     client = await connected(MQTTClient.from_settings(settings, "tested", logger))
-    await client.publish("a/topic", 1)
+    await check_sizes(client, 1, 5_000, 2)
     client._connection.reconnect(client._connection._connection_id)
     await log.next("mqtt_disconnected")
     await soon(client.wait_connected())

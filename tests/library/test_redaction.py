@@ -1,11 +1,12 @@
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
 
-from shared.redaction import REDACTED, redact, redact_text
+from shared.config import Settings, load_settings
+from shared.redaction import REDACTED, hide_secrets, redact, redact_text
 
 
 @pytest.mark.parametrize(
@@ -98,3 +99,36 @@ def test_data_that_contains_itself_ends_somewhere() -> None:
     loop: dict[str, object] = {}
     loop["loop"] = loop
     assert json.dumps(redact(loop))
+
+
+SECRET = r"correct/horse's \battery"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        f"the broker rejects {SECRET}, sorry",
+        Path("/srv") / SECRET / "file",
+        ["mosquitto_pub", "-P", SECRET],
+        ValueError("not valid", SECRET),
+        "http://host/?q=correct%2Fhorse%27s%20%5Cbattery",
+    ],
+    ids=["sentence", "path", "arguments", "error", "url"],
+)
+def test_values_of_loaded_secrets_are_removed_everywhere(
+    monkeypatch: pytest.MonkeyPatch, value: object
+) -> None:
+    monkeypatch.setenv("MQTT_PASSWORD", SECRET)
+    load_settings(Settings)
+    assert "horse" not in str(redact({"value": value}))
+
+
+def test_short_secrets_are_removed_as_whole_words() -> None:
+    hide_secrets(["", "on", "mqtt"])
+    text = redact_text("mqtt_connected with mqtt, mqtts is on")
+    assert text == "mqtt_connected with [redacted], mqtts is on"
+
+
+def test_times_have_the_form_of_all_times() -> None:
+    noon = datetime(2026, 1, 1, 13, tzinfo=timezone(timedelta(hours=1)))
+    assert redact(noon) == "2026-01-01T12:00:00Z"

@@ -19,8 +19,9 @@ from shared.mqtt import (
 )
 from shared.schemas import Command, CommandReply, CommandSpec
 from shared.service import BaseService
+from tests.library.probes import LogProbe
 from tests.observer import Observer
-from tests.probes import LogProbe, until
+from tests.probes import until
 from tests.running import running
 
 type MakeSettings = Callable[..., Settings]

@@ -15,8 +15,8 @@ from shared.mqtt import NotConnectedError
 from shared.schemas import Command, Heartbeat, Message
 from shared.service import BaseService, run_service
 from shared.tracing import bind_trace_id
-from tests.brokers import Broker, Mosquitto
-from tests.library.conftest import MakeClient
+from tests.brokers import Broker
+from tests.library.conftest import MakeClient, Mosquitto
 from tests.observer import PATIENCE_SECONDS, Observer
 from tests.running import running
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.brokers import Broker, Mosquitto, free_port
+from tests.brokers import Broker, free_port
+from tests.library.conftest import Mosquitto
 from tests.observer import PATIENCE_SECONDS, Observer
 
 ROOT = Path(__file__).resolve().parents[2]

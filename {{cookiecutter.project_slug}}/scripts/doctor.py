@@ -1,39 +1,42 @@
 #!/usr/bin/env python3
-"""Checks this repository and the tools on this machine, and says how to fix what is wrong.
+"""Check this repository and the tools on this machine, and say how to fix what is wrong.
 
-    scripts/doctor.py [--json]
+    scripts/doctor.py [--secrets] [--json]
 
-Standard library only. Exit code 1 when something has failed. A warning is not a failure.
+Standard library only. --secrets checks only the secrets. Exit code 1 when something has failed. A
+warning is not a failure.
 """
 
-from __future__ import annotations
-
-import argparse
 import json
 import os
 import re
 import subprocess
 import sys
-import tempfile
-from pathlib import Path
+from collections.abc import Iterator
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parent.parent
-_COLOURS = {"PASS": 32, "WARN": 33, "FAIL": 31}
+from common import MISSING, ROOT, run
+
+PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
 # Tool, command that prints its version, the oldest that will do, its purpose.
-_TOOLS = [
-    # GIT_CONFIG_COUNT, which scripts/template-update.sh sets, came with 2.31.
+TOOLS = [
+    # GIT_CONFIG_COUNT, which the update of the template sets, came with 2.31.
     ("git", ["git", "--version"], "2.31", "history and hooks"),
     ("uv", ["uv", "--version"], "0.8", "everything; scripts/uv keeps its own in .tools/"),
     # The server's: start_interval of a health check came with 25.
     ("docker", ["docker", "version", "--format", "{{.Server.Version}}"], "25", "containers"),
     # `required` of an env_file came with 2.24.
     ("docker compose", ["docker", "compose", "version"], "2.24", "containers"),
-    ("mosquitto", ["mosquitto", "-h"], "", "tests with a real broker"),
-    ("age", ["age", "--version"], "", "secrets"),
+    ("mosquitto", ["mosquitto", "-h"], "0", "tests with a real broker"),
+    ("age", ["age", "--version"], "0", "secrets"),
     ("sops", ["sops", "--disable-version-check", "--version"], "3.11", "secrets"),
 ]
-_MISSING = 127
+# Check, status of exit code 1, fix, and the script that does it.
+SCRIPTS = [
+    ("git hooks", "FAIL", "make setup", ["scripts/install-hooks.sh", "--check"]),
+    ("lock", "FAIL", "make lock", ["scripts/lock.sh", "--check"]),
+    ("template", "WARN", "make template-update", ["scripts/template-update.sh", "--check"]),
+]
 
 
 class Finding(NamedTuple):
@@ -45,167 +48,89 @@ class Finding(NamedTuple):
     fix: str = ""
 
 
-def run(*command: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run a command in the repository. A missing program counts as exit code 127."""
-    foreign = {"GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR"}
-    environment = {name: value for name, value in os.environ.items() if name not in foreign}
-    path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
-    environment |= {"PATH": path, "LC_ALL": "C", **variables}
-    try:
-        return subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
-            timeout=120,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return subprocess.CompletedProcess(command, _MISSING, "", str(error))
+def look(*command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command whose output is read."""
+    return run(*command, PATH=PATH, LC_ALL="C", GIT_TERMINAL_PROMPT="0")
 
 
-def reason(result: subprocess.CompletedProcess[str]) -> str:
-    """Return what a command that failed said itself, on one line."""
-    return " ".join(result.stderr.split()) or f"exit code {result.returncode}"
+def said(result: subprocess.CompletedProcess[str]) -> str:
+    """Return what a command printed, on one line."""
+    return " ".join(f"{result.stdout} {result.stderr}".split())
 
 
-def check_tools() -> list[Finding]:
+def check_tools() -> Iterator[Finding]:
+    """Compare the versions of the tools with the oldest that will do."""
+    for name, command, oldest, purpose in TOOLS:
+        result = look(*command)
+        # An address on stderr may look like a version.
+        found = re.search(r"(\d+)\.(\d+)[.\d]*", result.stdout)
+        if result.returncode == MISSING:
+            status = "FAIL" if name == "git" else "WARN"
+            yield Finding(name, status, f"missing ({purpose})", f"install {name}")
+        elif result.returncode and not found:
+            yield Finding(name, "WARN", f"does not run ({purpose})", f"run {' '.join(command)}")
+        elif found and [*map(int, found.groups())] < [*map(int, oldest.split("."))]:
+            detail = f"{found[0]} is too old ({purpose})"
+            yield Finding(name, "FAIL", detail, f"install {oldest} or newer")
+        else:
+            yield Finding(name, "PASS", found[0] if found else "present")
+
+
+def check_python() -> Iterator[Finding]:
+    """Look for the Python version of the repository."""
     wanted = (ROOT / ".python-version").read_text(encoding="utf-8").strip()
-    result = run("scripts/uv", "python", "find", "--no-project", wanted)
-    findings = [Finding("python", "PASS", wanted)]
+    result = look("scripts/uv", "python", "find", "--no-project", wanted)
     if result.returncode:
         fix = f"scripts/uv python install {wanted}"
-        findings = [Finding("python", "WARN", f"{wanted}: {reason(result)}", fix)]
-    for name, command, oldest, purpose in _TOOLS:
-        result = run(*command)
-        # An address on stderr may look like a version.
-        found = re.search(r"v?(\d+\.\d+(\.\d+)?)", result.stdout)
-        if result.returncode == _MISSING:
-            status = "FAIL" if name == "git" else "WARN"
-            findings.append(Finding(name, status, f"missing ({purpose})", f"install {name}"))
-        elif result.returncode and not found:
-            fix = f"see what `{' '.join(command)}` says"
-            findings.append(Finding(name, "WARN", f"does not run ({purpose})", fix))
-        elif found and oldest and _parts(found.group(1)) < _parts(oldest):
-            detail = f"{found.group(1)} is too old ({purpose})"
-            findings.append(Finding(name, "FAIL", detail, f"install {oldest} or newer"))
-        else:
-            findings.append(Finding(name, "PASS", found.group(1) if found else "present"))
-    return findings
+        yield Finding("python", "WARN", f"{wanted}: {said(result)}", fix)
+    else:
+        yield Finding("python", "PASS", wanted)
 
 
-def _parts(version: str) -> list[int]:
-    return [int(part) for part in version.split(".")]
-
-
-def check_git() -> list[Finding]:
-    result = run("git", "rev-parse", "--show-prefix")
+def check_secrets() -> Iterator[Finding]:
+    """Ask the program that manages the secrets."""
+    program = ("python", "scripts/manage_secrets.py", "check")
+    result = look("scripts/uv", "run", "--quiet", "--frozen", *program)
     if result.returncode:
-        fix = "git init && make setup"
-        if "not a git repository" not in result.stderr:
-            fix = "do what git says"
-        return [Finding("git repository", "FAIL", reason(result).removeprefix("fatal: "), fix)]
-    if result.stdout.strip():
-        detail, fix = "those of the repository around this one", 'have them run "make lint" here'
-        return [Finding("git hooks", "WARN", detail, fix)]
-    hook = run("git", "rev-parse", "--git-path", "hooks/pre-commit").stdout.strip()
-    path = ROOT / hook
-    if run("git", "config", "core.hooksPath").returncode == 0:
-        if path.is_file():
-            return [Finding("git hooks", "PASS", f"your own: {hook} (core.hooksPath)")]
-        fix = f'write {hook}, which runs "make lint", or unset core.hooksPath'
-        return [Finding("git hooks", "FAIL", "core.hooksPath leads to none", fix)]
-    if path.is_file() and "pre-commit" in path.read_text(encoding="utf-8", errors="replace"):
-        return [Finding("git hooks", "PASS", "installed")]
-    return [Finding("git hooks", "FAIL", "not installed", "scripts/install-hooks.sh")]
+        yield Finding("secrets", "WARN", f"not checked: {said(result)}", "scripts/uv sync --frozen")
+    else:
+        yield from (Finding(**finding) for finding in json.loads(result.stdout))
 
 
-def check_secrets() -> list[Finding]:
-    program = ("python", "scripts/manage_secrets.py", "check", "--json")
-    result = run("scripts/uv", "run", "--quiet", "--frozen", *program)
-    try:
-        return [Finding(**finding) for finding in json.loads(result.stdout)]
-    except ValueError:
-        reason = (result.stderr.strip().splitlines() or ["no output"])[-1]
-        return [Finding("secrets", "WARN", f"not checked: {reason}", "scripts/uv sync --frozen")]
+def check_scripts() -> Iterator[Finding]:
+    """Ask the scripts that would fix the rest. Exit codes above 1 say that it is unknown."""
+    for name, status_of_1, fix, command in SCRIPTS:
+        result = look(*command)
+        status = {0: "PASS", 1: status_of_1}.get(result.returncode, "WARN")
+        yield Finding(name, status, said(result) or "up to date", "" if status == "PASS" else fix)
 
 
-def check_lock() -> list[Finding]:
-    result = run("scripts/lock.sh", "--check")
-    if result.returncode == 0:
-        return [Finding("lock", "PASS", "uv.lock and the exported requirements are up to date")]
-    if result.returncode == 1:
-        return [Finding("lock", "FAIL", reason(result), "make lock")]
-    return [Finding("lock", "WARN", f"not checked: {reason(result)}", "scripts/lock.sh --check")]
-
-
-def check_permissions() -> list[Finding]:
+def check_permissions() -> Iterator[Finding]:
     """Containers have users of their own, who have to read what is mounted."""
-    for folder in (ROOT / "infrastructure", ROOT / "shared"):
-        for path in (folder, *folder.rglob("*")):
-            wanted = 0o005 if path.is_dir() else 0o004
-            # Python does without its caches.
-            if "__pycache__" not in path.parts and path.stat().st_mode & wanted != wanted:
-                detail = f"containers cannot read {path.relative_to(ROOT)}"
-                fix = "chmod -R go+rX infrastructure shared services"
-                return [Finding("permissions", "FAIL", detail, fix)]
-    return [Finding("permissions", "PASS", "containers can read what they mount")]
-
-
-def check_template() -> list[Finding]:
-    record = ROOT / ".cruft.json"
-    if not record.is_file():
-        fix = "scripts/uv run --frozen cruft link URL"
-        return [Finding("template", "WARN", "unknown: there is no .cruft.json", fix)]
-    try:
-        state = json.loads(record.read_text(encoding="utf-8"))
-        address, commit = str(state["template"]), str(state["commit"])
-        version = state["context"]["cookiecutter"].get("__template_version")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        detail = f".cruft.json cannot be read: {type(error).__name__}: {error}"
-        return [Finding("template", "FAIL", detail, "git log -- .cruft.json shows when it could")]
-    known = f"version {version} ({commit[:8]})" if version else commit[:8]
-    result = run("git", "ls-remote", "--exit-code", address, "HEAD", GIT_TERMINAL_PROMPT="0")
-    if result.returncode:
-        detail = f"{known}; {address} cannot be reached: {reason(result)}"
-        return [Finding("template", "WARN", detail, "check the network and .cruft.json")]
-    newest = result.stdout.split()[0]
-    if newest == commit:
-        return [Finding("template", "PASS", f"{known}, the newest")]
-    detail = f"{known}, the newest is {newest[:8]}{_how_far(address, commit)}"
-    return [Finding("template", "WARN", detail, "make template-update")]
-
-
-def _how_far(template: str, commit: str) -> str:
-    """Return how many commits the template is ahead, from a clone without files."""
-    with tempfile.TemporaryDirectory() as folder:
-        options = ["--bare", "--quiet", "--filter=tree:0"]
-        if run("git", "clone", *options, template, folder).returncode:
-            return ""
-        count = run("git", "-C", folder, "rev-list", "--count", f"{commit}..HEAD")
-        return f"; commits behind: {count.stdout.strip()}" if count.returncode == 0 else ""
+    mounted = [ROOT / "infrastructure", ROOT / "shared"]
+    for path in [*mounted, *(path for folder in mounted for path in folder.rglob("*"))]:
+        wanted = 0o005 if path.is_dir() else 0o004
+        # Python does without its caches.
+        if "__pycache__" not in path.parts and path.stat().st_mode & wanted != wanted:
+            detail = f"containers cannot read {path.relative_to(ROOT)}"
+            fix = "chmod -R go+rX infrastructure shared services"
+            yield Finding("permissions", "FAIL", detail, fix)
+            return
+    yield Finding("permissions", "PASS", "containers can read what they mount")
 
 
 def main() -> int:
-    """Command line."""
-    parser = argparse.ArgumentParser(description="Check this repository and its tools.")
-    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
-    as_json = parser.parse_args().json
-    checks = (
-        check_tools, check_git, check_secrets, check_lock, check_permissions, check_template,
-    )  # fmt: skip
-    findings = [finding for check in checks for finding in check()]
-    if as_json:
+    """Print the findings, as JSON if asked."""
+    checks = (check_python, check_tools, check_scripts, check_secrets, check_permissions)
+    chosen = (check_secrets,) if "--secrets" in sys.argv else checks
+    findings = [finding for check in chosen for finding in check()]
+    if "--json" in sys.argv:
         sys.stdout.write(json.dumps([finding._asdict() for finding in findings], indent=2) + "\n")
     else:
-        _print(findings)
+        for name, status, detail, fix in findings:
+            fixes = [f"{'':<22}-> {line}\n" for line in fix.splitlines()]
+            sys.stdout.write(f"{status}  {name:<14}  {detail}\n{''.join(fixes)}")
     return int(any(finding.status == "FAIL" for finding in findings))
-
-
-def _print(findings: list[Finding]) -> None:
-    coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    width = max(len(finding.check) for finding in findings)
-    for check, status, detail, fix in findings:
-        shown = f"\033[{_COLOURS[status]}m{status}\033[0m" if coloured else status
-        sys.stdout.write(f"{shown}  {check:<{width}}  {detail}\n")
-        for line in fix.splitlines():
-            sys.stdout.write(f"      {'':<{width}}  -> {line}\n")
 
 
 if __name__ == "__main__":

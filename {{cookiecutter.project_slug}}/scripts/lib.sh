@@ -33,12 +33,4 @@ need_docker() {
 }
 no_arguments() { [ $# = 0 ] || bad "Unknown argument $1"; }
 
-# Services that the update from version 0.2 or older has not moved out of docker-compose.yml yet.
-without_compose_file() {
-  local file
-  for file in $(sed -n 's/^  - \(services\/.*\.yml\)$/\1/p' docker-compose.yml) services/*/Dockerfile; do
-    [ -f "${file%/*}/compose.yml" ] || echo "${file%/*}"
-  done
-}
-
 case ${1:-} in -h | --help) usage; exit 0 ;; esac

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import NoReturn
 
 import yaml
+from common import ROOT, find_ambiguous, read_dotenv, run, say
 
-ROOT = Path(__file__).resolve().parent.parent
 ENV, EXAMPLE, ENCRYPTED = ROOT / ".env", ROOT / ".env.example", ROOT / ".env.enc"
 CONFIG = ROOT / ".sops.yaml"
 # The .git of a worktree is a file: gitdir: /path/to/main/.git/worktrees/NAME
@@ -75,10 +75,6 @@ def fail(*lines: str, code: int = 1) -> NoReturn:
     raise SecretsError("\n".join(lines), code)
 
 
-def say(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-
-
 @contextlib.contextmanager
 def locked() -> Iterator[None]:
     """Let one command at a time change the secrets, and give it WORK."""
@@ -128,17 +124,6 @@ def lines_unlike(pattern: re.Pattern[str], text: str) -> str:
     """Return the numbers of the lines that do not match, such as `2, 5`."""
     lines = enumerate(text.split("\n"), 1)
     return ", ".join(str(n) for n, line in lines if line.strip() and not pattern.fullmatch(line))
-
-
-def run(*command: str | Path, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
-    """Run a command. A missing program counts as exit code 127."""
-    try:
-        return subprocess.run(
-            command, input=stdin, env={**os.environ, **env}, capture_output=True, encoding="utf-8",
-            check=False,
-        )  # fmt: skip
-    except OSError as error:
-        return subprocess.CompletedProcess(command, 127, "", str(error))
 
 
 def sops(*arguments: str | Path, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
@@ -357,8 +342,7 @@ def edit(_: argparse.Namespace) -> None:
     """Change the values of .env.enc in $EDITOR."""
     before, draft = open_values(), WORK / ENV.name
     draft.write_text(before, encoding="utf-8")
-    default = next(filter(shutil.which, ("vim", "nano")), "vi")
-    editor = shlex.split(os.environ.get("EDITOR") or default)
+    editor = shlex.split(os.environ.get("EDITOR") or "vi")
     try:
         if not shutil.which(editor[0]) or subprocess.call([*editor, draft]) != 0:
             fail(f"The editor {editor[0]} is missing or failed. .env.enc was not changed")
@@ -436,7 +420,7 @@ def rotate() -> None:
 
 
 def findings() -> Iterator[tuple[str, str, str, str]]:
-    """Yield check, status, detail and fix, as in scripts/doctor.py. No value is shown."""
+    """Yield check, status, detail and fix, as scripts/doctor.py shows them. No value is shown."""
     for name, path in {".env": ENV, **({} if key_variables() else {"age key": KEY})}.items():
         if not path.is_file():
             yield name, "WARN", "missing", "make setup"
@@ -460,41 +444,36 @@ def findings() -> Iterator[tuple[str, str, str, str]]:
 
 def compare_env(stored: str) -> Iterator[tuple[str, str, str, str]]:
     """Compare .env with the values in .env.enc, if they are known, and with .env.example."""
-    import dotenv_file  # noqa: PLC0415 - `init` runs without python-dotenv
-
     if stored and without_blank_lines(read(ENV)) != stored:
         newer = ENV.stat().st_mtime > ENCRYPTED.stat().st_mtime
         state, way = ("newer", "encrypt") if newer else ("older", "decrypt")
         detail = f".env is {state} than .env.enc, and has other values"
         yield "values", "WARN", detail, f"make secrets-{way}"
-    if odd := ", ".join(map(str, dotenv_file.find_ambiguous(read(ENV)))):
+    if odd := ", ".join(map(str, find_ambiguous(read(ENV)))):
         detail = f"Compose and Python read these lines differently: {odd}"
         yield "lines", "FAIL", detail, "write NAME='value', without ' and \\ in the value"
-    values, example = (dotenv_file.read(path, warn=False) for path in (ENV, EXAMPLE))
+    values, example = (read_dotenv(path, warn=False) for path in (ENV, EXAMPLE))
     if names := ", ".join(sorted(example.keys() - values.keys())):
         yield "names", "WARN", f".env has no {names}", "copy the lines from .env.example"
 
 
-def check(options: argparse.Namespace) -> int:
-    """Check the key, the recipients and the values."""
-    found = [finding for finding in findings() if not options.stale or finding[0] == "values"]
-    if options.json:
-        keys = ("check", "status", "detail", "fix")
-        say(json.dumps([dict(zip(keys, finding, strict=True)) for finding in found]))
-        return 0
-    for name, status, detail, fix in found:
-        say(f"{status}  {name}: {detail}")
-        for line in fix.splitlines():
-            say(f"      -> {line}")
-    return int("FAIL" in {status for _, status, _, _ in found})
+def check(_: argparse.Namespace) -> None:
+    """Check the key, the recipients and the values, for scripts/doctor.py."""
+    keys = ("check", "status", "detail", "fix")
+    say(json.dumps([dict(zip(keys, finding, strict=True)) for finding in findings()]))
+
+
+def stale(_: argparse.Namespace) -> None:
+    """Warn when the values of .env and .env.enc differ."""
+    for name, _status, detail, fix in findings():
+        if name == "values":
+            say(f"WARN  {detail}. Run {fix}")
 
 
 def scan(options: argparse.Namespace) -> int:
     """Find values of .env and other secrets in files, and name the place without the value."""
-    import dotenv_file  # noqa: PLC0415 - `init` runs without python-dotenv
-
     patterns, found = dict(SECRET_PATTERNS), []
-    for name, value in dotenv_file.read(ENV, warn=False).items():
+    for name, value in read_dotenv(ENV, warn=False).items():
         if SECRET_NAME.search(name) and len(value) >= SHORTEST_SECRET:
             patterns[f"the value of {name} in .env"] = re.compile(re.escape(value))
     for file in map(Path, options.words):
@@ -526,13 +505,10 @@ def main() -> int:
             del os.environ[name]
     parser = argparse.ArgumentParser(description="Manage .env, .env.enc and its recipients.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for function in (init, encrypt, decrypt, edit, recipients, check, scan):
+    for function in (init, encrypt, decrypt, edit, recipients, check, stale, scan):
         command = commands.add_parser(function.__name__, help=function.__doc__)
         command.set_defaults(function=function)
-        if function is check:
-            command.add_argument("--json", action="store_true", help="print JSON")
-            command.add_argument("--stale", action="store_true", help="only compare the values")
-        elif function in {recipients, scan}:
+        if function in {recipients, scan}:
             command.add_argument("words", nargs="*")
     options = parser.parse_args()
     try:

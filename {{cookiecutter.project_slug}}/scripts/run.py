@@ -1,9 +1,12 @@
-"""Run services on this machine without Docker, or one service under the debugger.
+"""Run services on this machine without Docker, one under the debugger, or the checks of one.
 
     make run SERVICE="name other-name"
     make debug SERVICE=name [HOST=1]
+    make diagnose SERVICE=name [HOST=1] [ARGS="--step mqtt"]
+    make watch [SERVICE=name] [TOPIC=filter]
+    make send SERVICE=name COMMAND=name [ARGS='{"field": 1}']
 
-A broker is started where none listens on this machine. It belongs to no service and ends last.
+`make run` starts a broker if none listens on this machine. It belongs to no service and ends last.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -20,28 +24,28 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import dotenv_file
+from common import ROOT, read_dotenv
+from common import run as run_tool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / ".data"
 LOCAL_HOSTS = {"127.0.0.1", "localhost"}
 DEBUG_PORT = 5678
 DEBUG_ADDRESS = f"127.0.0.1:{DEBUG_PORT}"
 BROKER_TIMEOUT_SECONDS = 20
-SAME_SIGNAL_SECONDS = 1.0
+SAME_SIGNAL_SECONDS = 2.0
 
 
 class CannotRunError(Exception):
     """A condition is missing that the message names."""
 
 
-def find_services(names: list[str], *, is_debug: bool) -> list[Path]:
+def find_services(names: list[str], *, only_one: bool) -> list[Path]:
     """Return the programs of the services."""
-    if is_debug and len(names) > 1:
-        message = "Only one service at a time can wait for the debugger."
+    if only_one and len(names) > 1:
+        message = "Set SERVICE to only one service."
         raise CannotRunError(message)
     known = {path.parent.name: path for path in sorted(ROOT.glob("services/*/main.py"))}
     if not names or not known.keys() >= set(names):
@@ -54,7 +58,7 @@ def find_services(names: list[str], *, is_debug: bool) -> list[Path]:
 
 def make_environment() -> dict[str, str]:
     """Return the environment of a service on this machine: `.env` is read by the service itself."""
-    settings = {**dotenv_file.read(ROOT / ".env"), **os.environ}
+    settings = {**read_dotenv(ROOT / ".env"), **os.environ}
     host = settings.get("MQTT_HOST") or "mqtt"
     return {
         **os.environ,
@@ -155,18 +159,77 @@ def debug_container(name: str) -> int:
     if not any((ROOT / f"docker-compose.override.{ending}").exists() for ending in ("yml", "yaml")):
         files = ["-f", "docker-compose.yml", "-f", "docker-compose.override.example.yml"]
     compose = ["docker", "compose", *files]
+    container = f"{ROOT.name}-{name}-debug"
     # Two instances would share the volume and its session.
     subprocess.run([*compose, "stop", name], cwd=ROOT, check=False)
-    options = ["--rm", "--build", "--use-aliases", "--publish", f"{DEBUG_ADDRESS}:{DEBUG_PORT}"]
+    remove_container(container)
+    options = ["--rm", "--name", container, "--build", "--use-aliases"]
+    options += ["--publish", f"{DEBUG_ADDRESS}:{DEBUG_PORT}"]
     # A published port needs all interfaces of the container.
     options += ["--env", f"DEBUG_SERVICE={name}", "--env", "DEBUG_HOST=0.0.0.0"]
     say(f"Attach the debugger to {DEBUG_ADDRESS}, in VS Code with `Attach to container`.")
-    # Compose receives Ctrl-C as well and stops the container.
+    # Compose receives Ctrl-C as well. It ends at once, and the container may not get the signal.
     signal.signal(signal.SIGINT, lambda *_: None)
     command = [*compose, "run", *options, name, "python", "main.py"]
     code = subprocess.run(command, cwd=ROOT, check=False).returncode
+    remove_container(container)
     say(f"Start {name} again: docker compose up --detach {name}")
     return code
+
+
+def remove_container(name: str) -> None:
+    """Stop a container that was started with `--rm`, if it is still there."""
+    subprocess.run(["docker", "stop", name], capture_output=True, check=False)
+
+
+def diagnose(name: str, arguments: list[str]) -> int:
+    """Run the checks of one service on this machine."""
+    data = DATA / name
+    data.mkdir(parents=True, exist_ok=True)
+    environment = {**make_environment(), "DATA_DIR": str(data)}
+    command = [sys.executable, f"services/{name}/diagnose.py", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+
+
+def diagnose_container(name: str, arguments: list[str]) -> int:
+    """Run the checks of one service in its container, or in one that is removed at the end."""
+    compose = ["docker", "compose"]
+    listing = [*compose, "ps", "--quiet", "--status", "running", name]
+    if subprocess.run(listing, cwd=ROOT, check=False, capture_output=True).stdout:
+        compose += ["exec", name]
+    else:
+        say(f"{name} does not run, so a new container is used.")
+        # Standard output belongs to the checks.
+        for build in (["scripts/build-base.sh"], [*compose, "build", name]):
+            if code := subprocess.run(build, cwd=ROOT, check=False, stdout=sys.stderr).returncode:
+                return code
+        # Dependencies may be the problem, so their health is not awaited.
+        compose += ["run", "--rm", "--no-deps", name]
+    command = [*compose, "python", "diagnose.py", *arguments]
+    return subprocess.run(command, cwd=ROOT, check=False).returncode
+
+
+def console(arguments: list[str]) -> int:
+    """Show messages or send a command, from here or from a container if only that has a broker."""
+    environment = make_environment()
+    host, port = environment["MQTT_HOST"], int(environment["MQTT_PORT"])
+    command = ["python", "-m", "shared.console", *arguments]
+    # The program receives Ctrl-C as well and ends by itself.
+    signal.signal(signal.SIGINT, lambda *_: None)
+    if host not in LOCAL_HOSTS or listens(host, port):
+        return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+    compose = ["docker", "compose"]
+    running = run_tool(*compose, "ps", "--services", "--status", "running").stdout.split()
+    service = next((name for name in running if (ROOT / "services" / name).is_dir()), None)
+    if service is None:
+        message = (
+            f"No broker listens on {host}:{port}, and no service runs in a container. "
+            "Run: make run SERVICE=name, or make up"
+        )
+        raise CannotRunError(message)
+    options = [] if sys.stdin.isatty() and sys.stdout.isatty() else ["--no-TTY"]
+    command = [*compose, "exec", *options, service, *command]
+    return subprocess.run(command, cwd=ROOT, check=False).returncode
 
 
 def say(text: str) -> None:
@@ -175,19 +238,31 @@ def say(text: str) -> None:
 
 
 def main() -> int:
-    """Command line; 2 when a condition is missing."""
+    """Return the exit code of the program, or 2 when a condition is missing."""
     parser = argparse.ArgumentParser(description="Run services on this machine.")
-    parser.add_argument("services", metavar="SERVICE", nargs="*")
-    parser.add_argument(
-        "--debug", action="store_true", help="wait for the debugger; one service only"
-    )
-    parser.add_argument("--container", action="store_true", help="debug in the service's container")
+    actions = parser.add_subparsers(dest="action", required=True)
+    for action, text in {
+        "run": "run services",
+        "debug": "run one service that waits for the debugger",
+        "diagnose": "run the checks of one service",
+    }.items():
+        of_services = actions.add_parser(action, help=text)
+        of_services.add_argument("services", metavar="SERVICE", nargs="*")
+        of_services.add_argument("--container", action="store_true", help="in its container")
+        of_services.add_argument("--arguments", default="", help="arguments of diagnose.py")
+    messages = actions.add_parser("console", help="run shared/console.py", add_help=False)
+    messages.add_argument("arguments", nargs=argparse.REMAINDER)
     options = parser.parse_args()
     try:
-        programs = find_services(options.services, is_debug=options.debug)
+        if options.action == "console":
+            return console(options.arguments)
+        programs = find_services(options.services, only_one=options.action != "run")
+        if options.action == "diagnose":
+            run_checks = diagnose_container if options.container else diagnose
+            return run_checks(options.services[0], shlex.split(options.arguments))
         if options.container:
             return debug_container(options.services[0])
-        return run(programs, debug=options.debug)
+        return run(programs, debug=options.action == "debug")
     except CannotRunError as error:
         say(str(error))
         return 2

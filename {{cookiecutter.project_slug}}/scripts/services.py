@@ -4,8 +4,6 @@ A service is a directory in services/, a test, and one line in each list of incl
 A directory that no list names is harmless, so an interrupted run can be repeated.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import fcntl
@@ -16,32 +14,37 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NoReturn
 
-import dotenv_file
 import yaml
+from common import ROOT, read_dotenv, run, say
 from cookiecutter.exceptions import CookiecutterException
 from cookiecutter.main import cookiecutter
 
-ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from shared.files import atomic_write  # noqa: E402
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from shared.files import atomic_write
 
 COMPOSE = "docker-compose.yml"
 EXAMPLE = "docker-compose.override.example.yml"
 OVERRIDES = ("docker-compose.override.yml", "docker-compose.override.yaml")
-SCRATCH = ROOT / ".tools"
 TEMPLATE = ROOT / "templates" / "service"
+# A directory on the file system of services/, to rename from in one step.
+SCRATCH = ROOT / ".tools" / "service"
+# Fields of a Compose service that can name another service or its volume.
+REFERENCES = (
+    "depends_on", "environment", "ipc", "links", "network_mode", "pid", "volumes", "volumes_from",
+)  # fmt: skip
 
 
 class ServiceError(Exception):
     """The request is rejected, and nothing was changed."""
+
+
+def reject(message: str) -> NoReturn:
+    raise ServiceError(message)
 
 
 class Service:
@@ -50,21 +53,21 @@ class Service:
     def __init__(self, name: str) -> None:
         """Raise ServiceError for a name that leads to another directory."""
         if "/" in name or name.startswith("."):
-            message = f"{name!r} is not a valid name: use lower-case letters, digits and hyphens."
-            raise ServiceError(message)
+            reject(f"{name!r} is not a valid name: use lower-case letters, digits and hyphens.")
+        identifier = name.replace("-", "_")
         self.name = name
         self.directory = ROOT / "services" / name
-        self.test = ROOT / "tests" / f"test_{name.replace('-', '_')}.py"
-        self.volume = f"{name.replace('-', '_')}_data"
-        self.pattern = f"{re.escape(name)}|{re.escape(self.volume)}"
-        self.variables = name.replace("-", "_").upper() + "_"
+        self.test = ROOT / "tests" / f"test_{identifier}.py"
+        self.volume = f"{identifier}_data"
+        self.variables = f"{identifier.upper()}_"
         words = f"{name.removesuffix('-service')}-service".split("-")
         self.class_name = "".join(word.capitalize() for word in words)
 
     @property
-    def listed(self) -> bool:
+    def is_listed(self) -> bool:
         """Whether the production file includes it."""
-        return f"services/{self.name}/compose.yml" in includes(ROOT / COMPOSE)
+        production = (ROOT / COMPOSE).read_bytes()
+        return f"services/{self.name}/compose.yml" in listed_in(parse(production, COMPOSE))
 
 
 # Compose files
@@ -76,8 +79,7 @@ def parse(text: str | bytes, name: str) -> dict[str, Any]:
         # All scalars are strings, and tags of Compose such as !reset mean nothing.
         model = yaml.load(text, Loader=getattr(yaml, "CBaseLoader", yaml.BaseLoader))  # noqa: S506
     except yaml.YAMLError as error:
-        message = f"{name} is not valid YAML: {error}"
-        raise ServiceError(message) from error
+        reject(f"{name} is not valid YAML: {error}")
     return model if isinstance(model, dict) else {}
 
 
@@ -90,158 +92,107 @@ def listed_in(model: dict[str, Any]) -> list[str]:
     return paths
 
 
-def includes(path: Path) -> list[str]:
-    """Return the paths that a Compose file includes."""
-    content = path.read_bytes()
-    # Most files include nothing, and parsing takes time.
-    return listed_in(parse(content, path.name)) if b"include" in content else []
-
-
-def compose_files() -> list[Path]:
-    """Return every Compose file of this directory, with the files that they include."""
-    variables = {**dotenv_file.read(ROOT / ".env", warn=False), **os.environ}
-    separator = variables.get("COMPOSE_PATH_SEPARATOR") or os.pathsep
-    named = (variables.get("COMPOSE_FILE") or COMPOSE).split(separator)
-    waiting = [ROOT / name for name in (*named, COMPOSE, EXAMPLE, *OVERRIDES)]
-    found: list[Path] = []
-    while waiting:
-        path = waiting.pop(0)
-        if path not in found and path.is_file():
-            found.append(path)
-            waiting += [path.parent / name for name in includes(path)]
-    return found
-
-
-def others(service: Service) -> Iterator[tuple[str, dict[str, Any]]]:
+def mentions(service: Service) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the Compose files of others that mention the service, with their content."""
-    for path in compose_files():
-        content = path.read_bytes()
-        # Parsing takes time, and most files have nothing to do with the service.
-        names = (service.name.encode(), service.volume.encode())
-        if service.directory not in path.parents and any(name in content for name in names):
-            yield os.path.relpath(path, ROOT), parse(content, path.name)
+    variables = {**read_dotenv(ROOT / ".env", warn=False), **os.environ}
+    loaded = (variables.get("COMPOSE_FILE") or COMPOSE).split(os.pathsep)
+    paths = [ROOT / name for name in dict.fromkeys([*loaded, COMPOSE, EXAMPLE, *OVERRIDES])]
+    # Parsing takes time, and most files neither include others nor mention the service.
+    relevant = re.compile(rf"(?m)^include:|{re.escape(service.name)}|{service.volume}".encode())
+    # The list grows by the files that these include.
+    for path in paths:
+        content = path.read_bytes() if path.is_file() else b""
+        if relevant.search(content):
+            model = parse(content, path.name)
+            included = (path.parent / name for name in listed_in(model))
+            paths += [file for file in included if file not in paths]
+            if service.directory not in path.parents:
+                yield os.path.relpath(path, ROOT), model
 
 
 def check_name_is_free(service: Service, *, has_test: bool = False) -> None:
     """Raise ServiceError when a Compose file or another service's test has the name already."""
-    taken = [
-        f"{file} has {name} in its {section}"
-        for file, model in others(service)
-        for section, name in (("services", service.name), ("volumes", service.volume))
-        if name in (model.get(section) or {})
-    ]
+    for file, model in mentions(service):
+        for section, name in (("services", service.name), ("volumes", service.volume)):
+            if name in (model.get(section) or {}):
+                reject(f"The name {service.name} is taken: {file} has {name} in its {section}.")
     if service.test.exists() and not has_test:
-        taken.append(f"{service.test.relative_to(ROOT)} exists")
-    if taken:
-        message = f"The name {service.name} is taken: {taken[0]}."
-        raise ServiceError(message)
-
-
-_REFERENCES = (
-    "depends_on", "environment", "ipc", "links", "network_mode", "pid", "volumes", "volumes_from",
-)  # fmt: skip
+        reject(f"The name {service.name} is taken: {service.test.relative_to(ROOT)} exists.")
 
 
 def check_nothing_needs(service: Service) -> None:
     """Raise ServiceError when a service in another Compose file refers to this one."""
-    needed_by = [
-        f"{name} in {file}"
-        for file, model in others(service)
-        for name, definition in (model.get("services") or {}).items()
-        if name == service.name
-        or any(_refers(definition[key], service) for key in _REFERENCES if key in definition)
-    ]
-    if needed_by:
-        message = f"{service.name} is still needed by {', '.join(needed_by)}."
-        raise ServiceError(message)
+    reference = re.compile(rf"(?<![\w.-])({re.escape(service.name)}|{service.volume})(?![\w-])")
+    for file, model in mentions(service):
+        for name, definition in (model.get("services") or {}).items():
+            values = json.dumps([definition.get(key) for key in REFERENCES])
+            if name == service.name or reference.search(values):
+                reject(f"{service.name} is still needed by {name} in {file}.")
 
 
-def _refers(value: object, service: Service) -> bool:
-    if isinstance(value, dict):
-        return any(_refers(part, service) for pair in value.items() for part in pair)
-    if isinstance(value, list):
-        return any(_refers(part, service) for part in value)
-    return bool(re.search(rf"(?<![\w.-])({service.pattern})(?![\w-])", str(value)))
-
-
-def edit_list(text: str, name: str, *, add: str = "", remove: str = "") -> str:
+def edit_list(path: Path, *, add: str, remove: str) -> str:
     """Return a Compose file with a line added to its `include` list, or taken out.
 
-    Every other byte stays. Raises ServiceError when one line cannot do it.
+    Every other byte stays. Raises ServiceError when the list has another form.
     """
-    before = listed_in(parse(text, name))
-    is_new = bool(add) and add not in before
-    expected = [path for path in before if path != remove] + [add] * is_new
-    lines = text.splitlines(keepends=True)
-    newline = "\r\n" if "\r\n" in text else "\n"
-    if not any(line.startswith("include:") for line in lines):
-        lines[:0] = [f"include: []{newline}", newline]
-    head = next(at for at, line in enumerate(lines) if line.startswith("include:"))
-    end = head + 1
-    for at, line in enumerate(lines[end:], end):
-        if re.match(r"[^\s#-]", line):
-            break
-        if re.match(r"\s*[^\s#]", line):
-            end = at + 1
-    items = lines[head + 1 : end]
-    if remove in before:
-        items = [line for line in items if line.partition(" #")[0].strip("- \"'\r\n") != remove]
-    if is_new:
-        indent = items[0].partition("-")[0] if items else "  "
-        items.append(f"{indent}- {add}{newline}")
-    lines[head] = lines[head].replace("include: []", "include:")
-    if not expected:
-        lines[head] = lines[head].replace("include:", "include: []")
-    lines[head + 1 : end] = items
-    result = "".join(lines)
+    text = path.read_bytes().decode()
+    present = set(listed_in(parse(text, path.name)))
+    wanted = present - {remove} | {add} - {""}
+    text = re.sub(r"(?m)^include: \[\]", "include:", text)
+    if remove:
+        text = re.sub(rf"(?m)^ *- [\"']?{re.escape(remove)}[\"']?(?: +#.*)?\r?\n", "", text)
+    entries = list(re.finditer(r"(?m)^(?:include:|( *)- [\"']?services/\S+\.yml).*\n", text))
+    if entries and wanted - present:
+        last = entries[-1]
+        newline = "\r\n" if last[0].endswith("\r\n") else "\n"
+        line = f"{'  ' if last[1] is None else last[1]}- {add}{newline}"
+        text = text[: last.end()] + line + text[last.end() :]
+    if not wanted:
+        text = re.sub("(?m)^include:", "include: []", text)
     with contextlib.suppress(ServiceError):
-        if listed_in(parse(result, name)) == expected:
-            return result
-    wanted = f"add {add or 'nothing'}, remove {remove or 'nothing'}"
-    message = f"{name}: edit its include list by hand: {wanted}."
-    raise ServiceError(message)
+        if set(listed_in(parse(text, path.name))) == wanted:
+            return text
+    change = f"add {add or 'nothing'}, remove {remove or 'nothing'}"
+    reject(f"{path.name}: edit its include list by hand: {change}.")
 
 
-def write_lists(*, add: str = "", remove: str = "") -> None:
-    """Change all lists, or none when Compose rejects the result or a list cannot be edited."""
-    before: dict[Path, str] = {}
-    after: dict[Path, str] = {}
+def plan_lists(*, add: str = "", remove: str = "") -> dict[Path, str]:
+    """Return the files that list services, with their new content."""
+    plan = {}
     # The production file comes last, because it tells whether an addition is finished.
     for path in (ROOT / name for name in (EXAMPLE, *OVERRIDES, COMPOSE)):
-        if not path.is_file():
-            continue
-        text = path.read_bytes().decode()
         file = "compose.yml" if path.name == COMPOSE else "compose.dev.yml"
         # An override that includes no service is the user's own in every line.
-        if path.name in OVERRIDES and file not in text:
-            continue
-        before[path] = text
-        after[path] = edit_list(
-            text,
-            path.name,
-            add=add and f"services/{add}/{file}",
-            remove=remove and f"services/{remove}/{file}",
-        )
-    for path, text in after.items():
+        if path.is_file() and (path.name not in OVERRIDES or file.encode() in path.read_bytes()):
+            plan[path] = edit_list(
+                path,
+                add=add and f"services/{add}/{file}",
+                remove=remove and f"services/{remove}/{file}",
+            )
+    return plan
+
+
+def write_lists(plan: dict[Path, str]) -> None:
+    """Write files that list a service less, or none when Compose rejects the result."""
+    before = {path: path.read_bytes() for path in plan}
+    # An older problem is not of this change.
+    was_valid = not compose_problem()
+    for path, text in plan.items():
         atomic_write(path, text)
-    # An addition breaks nothing, and an older problem is not of this change.
-    if remove and (problem := compose_problem()):
-        for path, text in before.items():
-            atomic_write(path, text)
-        if not compose_problem():
-            message = f"Nothing was changed, because Compose rejects the result: {problem}"
-            raise ServiceError(message)
-        for path, text in after.items():
-            atomic_write(path, text)
+    if was_valid and (problem := compose_problem()):
+        for path, content in before.items():
+            atomic_write(path, content)
+        reject(f"Nothing was changed, because Compose rejects the result: {problem}")
 
 
 def compose_problem() -> str:
     """Return why Compose rejects the files, or nothing when it accepts them or is missing."""
-    if run("docker", "compose", "version").returncode:
-        return ""
-    own = run("docker", "compose", "config", "--quiet")
-    example = run(*("docker", "compose", "-f", COMPOSE, "-f", EXAMPLE, "config", "--quiet"))
-    return (own.stderr if own.returncode else example.stderr if example.returncode else "").strip()
+    if run("docker", "compose", "version").returncode == 0:
+        for files in ((), ("-f", COMPOSE, "-f", EXAMPLE)):
+            result = run("docker", "compose", *files, "config", "--quiet")
+            if result.returncode:
+                return result.stderr.strip()
+    return ""
 
 
 # Commands
@@ -250,51 +201,28 @@ def compose_problem() -> str:
 def add(options: argparse.Namespace) -> None:
     """Render a service, or finish an addition that was interrupted."""
     service = Service(options.name)
-    if service.listed:
-        message = f"services/{service.name} exists already."
-        raise ServiceError(message)
-    rendered_test = service.directory / "test_service.py"
+    if service.is_listed:
+        reject(f"services/{service.name} exists already.")
     is_new = not service.directory.exists()
+    rendered_test = service.directory / "test_service.py"
     check_name_is_free(service, has_test=not is_new and not rendered_test.exists())
+    lists = plan_lists(add=service.name)
     if is_new:
-        with scratch() as folder:
-            render(service.name, options.type, options.description, folder).rename(
-                service.directory
-            )
+        render(service.name, options.type, options.description).rename(service.directory)
     if rendered_test.exists():
         rendered_test.rename(service.test)
-    try:
-        write_documents()
-        write_lists(add=service.name)
-    except ServiceError:
-        if is_new:
-            delete_code(service)
-        raise
-    say(
-        f"Added services/{service.name} and {service.test.relative_to(ROOT)}, with one line each in"
-    )
-    say(f"{COMPOSE} and {EXAMPLE}.")
-    say(
-        f"Next: make test SERVICE={service.name}, then make run SERVICE={service.name}, or make up."
-    )
-
-
-def delete_code(service: Service) -> None:
-    """Delete the directory and the test of a service, and what was generated from its models."""
-    service.test.unlink(missing_ok=True)
-    if service.directory.is_dir():
-        shutil.rmtree(service.directory)
     write_documents()
-
-
-def render(name: str, kind: str, description: str, folder: Path) -> Path:
-    """Render the service template. Raises ServiceError for a name that is not valid."""
-    # The user's defaults for cookiecutter must not get in.
-    config = folder / "config.yaml"
-    config.write_text(
-        yaml.safe_dump({"replay_dir": str(folder), "cookiecutters_dir": str(folder)}),
-        encoding="utf-8",
+    for path, text in lists.items():
+        atomic_write(path, text)
+    say(
+        f"Added services/{service.name} and {service.test.relative_to(ROOT)},",
+        f"with one line each in {COMPOSE} and {EXAMPLE}.",
+        f"Next: make test SERVICE={service.name}, make run SERVICE={service.name}, or make up.",
     )
+
+
+def render(name: str, kind: str, description: str = "") -> Path:
+    """Render the service template. Raises ServiceError for a name that is not valid."""
     answers = {"service_name": name, "service_slug": name, "service_type": kind}
     if description:
         answers["description"] = description
@@ -307,8 +235,9 @@ def render(name: str, kind: str, description: str, folder: Path) -> Path:
             no_input=True,
             # cookiecutter takes an answer for a Jinja template. These are plain text.
             extra_context={key: text.replace("{", '{{"{"}}') for key, text in answers.items()},
-            output_dir=str(folder),
-            config_file=str(config),
+            output_dir=str(SCRATCH),
+            # In place of the user's own configuration.
+            default_config={"replay_dir": str(SCRATCH), "cookiecutters_dir": str(SCRATCH)},
         )
     except CookiecutterException as error:
         raise ServiceError from error
@@ -321,100 +250,81 @@ def write_documents() -> None:
 
 
 def remove(options: argparse.Namespace) -> None:
-    """Take a service out of the lists, and delete its code unless that is to stay."""
+    """Take a service out of the lists, and delete its code."""
     service = Service(options.name)
-    if not (service.directory.is_dir() or service.listed or service.test.exists()):
-        message = f"There is no service {service.name}."
-        raise ServiceError(message)
+    if not (service.directory.is_dir() or service.is_listed or service.test.exists()):
+        reject(f"There is no service {service.name}.")
     check_nothing_needs(service)
-    data = f"the volume {service.volume} and .data/{service.name}"
+    lists = plan_lists(remove=service.name)
     if not options.yes:
-        confirm(service, keep_code=options.keep_code, data=data if options.delete_data else "")
-    if options.delete_data:
-        run("docker", "compose", "rm", "--stop", "--force", service.name)
-    write_lists(remove=service.name)
-    if not options.keep_code:
-        delete_code(service)
-    if options.delete_data:
-        delete_data(service)
-        say(f"Removed {service.name}, {data}.")
-    else:
-        say(f"Removed {service.name}. The volume {service.volume} keeps its data.")
-        say("If its container still runs, make up removes it.")
+        confirm(service)
+    write_lists(lists)
+    delete_code(service)
+    say(
+        f"Removed {service.name}. If its container still runs, make up removes it.",
+        f"Its volume keeps the data: docker volume ls --filter name={service.volume}",
+    )
 
 
-def confirm(service: Service, *, keep_code: bool, data: str) -> None:
+def confirm(service: Service) -> None:
     """Ask on the terminal. Raises ServiceError unless the user agrees."""
     if not sys.stdin.isatty():
-        message = "There is no terminal to ask on: add --yes."
-        raise ServiceError(message)
-    if not keep_code:
-        say(f"This deletes services/{service.name} and its test.")
-        code = (str(service.directory), str(service.test))
-        if run("git", "status", "--porcelain", "--", *code).stdout:
-            say("They hold changes that are in no commit.")
-    if data:
-        say(f"This deletes {data}.")
+        reject("There is no terminal to ask on: add --yes.")
+    say(f"This deletes services/{service.name} and its test.")
+    if run("git", "status", "--porcelain", str(service.directory), str(service.test)).stdout:
+        say("They hold changes that are in no commit.")
     if not input(f"Remove {service.name}? [y/N] ").lower().startswith("y"):
-        message = "Nothing was changed."
-        raise ServiceError(message)
+        reject("Nothing was changed.")
 
 
-def delete_data(service: Service) -> None:
-    """Delete the volumes of a service, and what it wrote on this machine."""
-    model = parse(run("docker", "compose", "config").stdout, "docker compose config")
-    labels = {"project": model.get("name", ROOT.name), "volume": service.volume}
-    filters = [f"--filter=label=com.docker.compose.{key}={word}" for key, word in labels.items()]
-    for volume in run("docker", "volume", "ls", "--quiet", *filters).stdout.split():
-        run("docker", "volume", "rm", volume)
-    shutil.rmtree(ROOT / ".data" / service.name, ignore_errors=True)
+def delete_code(service: Service) -> None:
+    """Delete the directory and the test of a service, and what was generated from its models."""
+    service.test.unlink(missing_ok=True)
+    if service.directory.is_dir():
+        shutil.rmtree(service.directory)
+    write_documents()
 
 
 def rename(options: argparse.Namespace) -> None:
     """Give a service another name, and say what stays behind."""
     old, new = Service(options.name), Service(options.new_name)
-    if not old.directory.is_dir() or not old.listed:
-        message = f"There is no service {old.name}."
-        raise ServiceError(message)
+    if not old.directory.is_dir() or not old.is_listed:
+        reject(f"There is no service {old.name}.")
     if new.directory.exists():
-        message = f"services/{new.name} exists already."
-        raise ServiceError(message)
+        reject(f"services/{new.name} exists already.")
     check_name_is_free(new)
     check_nothing_needs(old)
-    with scratch() as folder:
-        # The template knows which names are valid.
-        shutil.rmtree(render(new.name, "poller", "", folder))
-        copy = shutil.copytree(old.directory, folder / new.name)
-        for path in copy.rglob("*"):
-            if path.is_file() and path.suffix != ".pyc":
-                write_renamed(path, path, old, new)
-        copy.rename(new.directory)
+    # The template knows which names are valid.
+    shutil.rmtree(render(new.name, "poller"))
+    lists = plan_lists(add=new.name, remove=old.name)
+    caches = shutil.ignore_patterns("__pycache__")
+    copy = shutil.copytree(old.directory, SCRATCH / new.name, ignore=caches)
+    for path in copy.rglob("*"):
+        # A package group in pyproject.toml keeps its name, which this file holds.
+        if path.is_file() and path.name != "requirements.txt":
+            write_renamed(path, path, old, new)
+    copy.rename(new.directory)
     if old.test.exists():
         write_renamed(old.test, new.test, old, new)
     try:
-        write_lists(add=new.name, remove=old.name)
+        write_lists(lists)
     except ServiceError:
         delete_code(new)
         raise
     delete_code(old)
     env = ROOT / ".env"
     if env.exists():
-        text = re.sub(
-            rf"^{old.variables}", new.variables, env.read_text("utf-8"), flags=re.MULTILINE
-        )
+        text = re.sub(rf"(?m)^{old.variables}", new.variables, env.read_text(encoding="utf-8"))
         atomic_write(env.resolve(), text)
-    say(f"Renamed {old.name} to {new.name}. If its container runs, make up replaces it.")
-    say("These stay behind:")
-    say(f"  the volume {old.volume}, since {new.name} starts with a volume of its own")
-    say(f"  retained messages of {old.name} on the broker, such as its availability")
-    found = run(
-        "git", "grep", "--untracked", "-nw", "-e", old.name, "--", ":!uv.lock", ":!templates"
+    say(
+        f"Renamed {old.name} to {new.name}. If its container runs, make up replaces it.",
+        "These stay behind:",
+        f"  the volume {old.volume}, since {new.name} starts with a volume of its own",
+        f"  retained messages of {old.name} on the broker, such as its availability",
     )
-    if found.stdout:
-        say(
-            f"These lines still mention {old.name}:",
-            f"  {found.stdout.strip()}".replace("\n", "\n  "),
-        )
+    search = ("git", "grep", "--untracked", "-nw", "-e", old.name, "--", ":!uv.lock", ":!templates")
+    if found := run(*search).stdout.splitlines():
+        say(f"These lines still mention {old.name}:", *(f"  {line}" for line in found))
 
 
 def write_renamed(source: Path, target: Path, old: Service, new: Service) -> None:
@@ -438,39 +348,20 @@ def write_renamed(source: Path, target: Path, old: Service, new: Service) -> Non
 
 
 @contextlib.contextmanager
-def scratch() -> Iterator[Path]:
-    """Provide a directory on the file system of services/, to rename from in one step."""
-    SCRATCH.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=SCRATCH, prefix="service.") as folder:
-        yield Path(folder)
-
-
-@contextlib.contextmanager
-def lock() -> Iterator[None]:
-    """Wait until no other run changes services, and delete what a killed run has left."""
+def locked() -> Iterator[None]:
+    """Wait until no other run changes services, and provide an empty SCRATCH."""
     services = ROOT / "services"
     services.mkdir(exist_ok=True)
     descriptor = os.open(services, os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
+    # A run that was killed has left its own.
+    shutil.rmtree(SCRATCH, ignore_errors=True)
+    SCRATCH.mkdir(parents=True)
     try:
-        for folder in SCRATCH.glob("service.*"):
-            shutil.rmtree(folder, ignore_errors=True)
         yield
     finally:
+        shutil.rmtree(SCRATCH)
         os.close(descriptor)
-
-
-def run(*command: str) -> subprocess.CompletedProcess[str]:
-    """Run a command in the repository. A missing program counts as exit code 127."""
-    try:
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    except OSError as error:
-        return subprocess.CompletedProcess(command, 127, "", str(error))
-
-
-def say(*lines: str) -> None:
-    """Print lines for the user."""
-    sys.stdout.writelines(f"{line}\n" for line in lines)
 
 
 def main() -> int:
@@ -484,17 +375,12 @@ def main() -> int:
         parser.add_argument("--type", choices=types, default=types[0], help="default: %(default)s")
         parser.add_argument("--description", default="", metavar="TEXT", help="one line")
     elif command == "remove":
-        keep = "only take it out of the Compose files, to which new-service.sh can add it again"
-        parser.add_argument("--keep-code", action="store_true", help=keep)
-        parser.add_argument(
-            "--delete-data", action="store_true", help="delete its volume and .data/NAME"
-        )
         parser.add_argument("--yes", action="store_true", help="do not ask")
     else:
         parser.add_argument("new_name", metavar="NEW", help="its new name")
     options = parser.parse_args(words)
     try:
-        with lock():
+        with locked():
             {"new": add, "remove": remove, "rename": rename}[command](options)
     except ServiceError as error:
         if str(error):

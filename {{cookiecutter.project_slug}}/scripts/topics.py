@@ -8,27 +8,30 @@ config.py.
 """
 
 import argparse
+import hashlib
 import importlib
 import json
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any, get_origin, override
 
+from common import ROOT
 from contract import Payload, Schema, Schemas, breaking_changes, payload_of, resolve
 from pydantic import BaseModel, Field, SecretStr, create_model
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, models_json_schema
 from pydantic_core import core_schema, to_jsonable_python
 
-ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from shared.config import SETTING_GROUPS, CommaSeparated, Settings  # noqa: E402
-from shared.schemas import (  # noqa: E402
+from shared.config import SETTING_GROUPS, CommaSeparated, Settings
+from shared.files import atomic_write
+from shared.schemas import (
     LIBRARY_TOPICS,
     Command,
     CommandReply,
@@ -39,6 +42,13 @@ from shared.schemas import (  # noqa: E402
 
 ASYNCAPI = "docs/asyncapi.json"
 LIBRARY = "all_services"
+CACHE = ROOT / ".tools" / "topics.json"
+Part = dict[str, Any]
+DEFAULTS = {name: field.default for name, field in Settings.model_fields.items()}
+PARAMETERS = {
+    "prefix": {"default": DEFAULTS["topic_prefix"], "description": "Setting TOPIC_PREFIX"},
+    "service": {"description": "Name of a service"},
+}
 MODES: dict[str, JsonSchemaMode] = {"send": "serialization", "receive": "validation"}
 SETTINGS_INTRODUCTION = """\
 # All settings with their defaults, written by `make docs`. Copy this file to .env and set values
@@ -112,52 +122,55 @@ def arguments_model(command: CommandSpec[BaseModel]) -> type[BaseModel]:
     return model
 
 
-def asyncapi(topics: dict[str, list[Topic]]) -> dict[str, Any]:
-    """Return the AsyncAPI document of the topics, which are listed by service."""
-    settings = {name: field.default for name, field in Settings.model_fields.items()}
-    parameters = {
-        "prefix": {"default": settings["topic_prefix"], "description": "Setting TOPIC_PREFIX"},
-        "service": {"description": "Name of a service"},
-    }
+def describe(service: str, topics: list[Topic], settings: type[Settings]) -> Part:
+    """Return the channels, operations, schemas and settings of one service, as JSON holds them."""
+    payloads, definitions = models_json_schema(
+        [(topic.payload, MODES[topic.direction]) for topic in topics],
+        ref_template=f"#/components/schemas/{service}.{{model}}",
+        schema_generator=PayloadSchema,
+    )
+    schemas = {f"{service}.{key}": one for key, one in definitions.get("$defs", {}).items()}
     channels: dict[str, Any] = {}
     operations: dict[str, Any] = {}
-    schemas: dict[str, Any] = {}
-    for service, listed in topics.items():
-        payloads, definitions = models_json_schema(
-            [(topic.payload, MODES[topic.direction]) for topic in listed],
-            ref_template=f"#/components/schemas/{service}.{{model}}",
-            schema_generator=PayloadSchema,
-        )
-        schemas |= {f"{service}.{key}": one for key, one in definitions.get("$defs", {}).items()}
-        for topic in listed:
-            key, address = channel_key(service, topic), topic.pattern
-            if service != LIBRARY:
-                address = address.replace("{service}", service)
-            if key in channels:
-                message = f"{service}: TOPICS lists {topic.pattern} twice"
-                raise ValueError(message)
-            payload = payloads[topic.payload, MODES[topic.direction]]
-            names = re.findall(r"{(\w+)}", address)
-            channels[key] = {
-                "address": address,
-                "parameters": {name: parameters.get(name, {}) for name in names},
-                "messages": {topic.payload.__name__: {"payload": payload}},
-            }
-            operations[key] = {
-                "action": topic.direction,
-                "channel": {"$ref": f"#/channels/{key}"},
-                "summary": topic.description,
-                "bindings": {"mqtt": {"qos": topic.qos, "retain": topic.retain}},
-            }
-    broker = {"host": "{mqtt_host}:{mqtt_port}".format(**settings), "protocol": "mqtt"}
+    for topic in topics:
+        key, address = channel_key(service, topic), topic.pattern
+        if service != LIBRARY:
+            address = address.replace("{service}", service)
+        if key in channels:
+            message = f"{service}: TOPICS lists {topic.pattern} twice"
+            raise ValueError(message)
+        payload = payloads[topic.payload, MODES[topic.direction]]
+        names = re.findall(r"{(\w+)}", address)
+        channels[key] = {
+            "address": address,
+            "parameters": {name: PARAMETERS.get(name, {}) for name in names},
+            "messages": {topic.payload.__name__: {"payload": payload}},
+        }
+        operations[key] = {
+            "action": topic.direction,
+            "channel": {"$ref": f"#/channels/{key}"},
+            "summary": topic.description,
+            "bindings": {"mqtt": {"qos": topic.qos, "retain": topic.retain}},
+        }
+    lines = settings_of(settings)
+    return {"channels": channels, "operations": operations, "schemas": schemas, "settings": lines}
+
+
+def asyncapi(parts: Iterable[Part]) -> dict[str, Any]:
+    """Return the AsyncAPI document of the library and all services."""
+    merged: dict[str, Any] = {"channels": {}, "operations": {}, "schemas": {}}
+    for part in parts:
+        for section, entries in merged.items():
+            entries.update(part[section])
+    broker = {"host": "{mqtt_host}:{mqtt_port}".format(**DEFAULTS), "protocol": "mqtt"}
     return {
         "asyncapi": "3.0.0",
-        "info": {"title": f"Topics of {settings['topic_prefix']}", "version": "1.0.0"},
+        "info": {"title": f"Topics of {DEFAULTS['topic_prefix']}", "version": "1.0.0"},
         "defaultContentType": "application/json",
         "servers": {"broker": broker},
-        "channels": channels,
-        "operations": operations,
-        "components": {"schemas": schemas},
+        "channels": merged["channels"],
+        "operations": merged["operations"],
+        "components": {"schemas": merged["schemas"]},
     }
 
 
@@ -205,24 +218,31 @@ def field_table(schema: Schema, schemas: Schemas, *, known: Schemas) -> list[str
     return lines
 
 
-def settings_example(models: dict[str, type[Settings]]) -> str:
+def settings_of(model: type[Settings]) -> dict[str, str]:
+    """Return the lines of .env.example for each variable."""
+    lines = {}
+    for name, field in model.model_fields.items():
+        alias = field.validation_alias
+        variable = alias if isinstance(alias, str) else name.upper()
+        comment = f"# {' '.join(field.description.split())}\n" if field.description else ""
+        lines[variable] = f"{comment}{variable}='{default_of(variable, field)}'\n"
+    return lines
+
+
+def settings_example(parts: dict[str, Part]) -> str:
     """Return .env.example: the settings of the library, then those of each service."""
-    library: dict[str, type[Settings]] = {"": Settings}
-    blocks: dict[str, list[str]] = {}
+    blocks: dict[str, dict[str, str]] = {}
     listed: set[str] = set()
-    for service, model in (library | models).items():
-        for name, field in model.model_fields.items():
-            alias = field.validation_alias
-            variable = alias if isinstance(alias, str) else name.upper()
-            if variable in listed:
-                continue
-            listed.add(variable)
-            heading = service or SETTING_GROUPS.get(name.partition("_")[0], "General")
-            block = blocks.setdefault(heading, [f"# --- {heading} ---\n"])
-            if field.description:
-                block.append(f"# {' '.join(field.description.split())}\n")
-            block.append(f"{variable}='{default_of(variable, field)}'\n")
-    return SETTINGS_INTRODUCTION + "".join("".join(block) for block in blocks.values())
+    for service, part in parts.items():
+        for variable, lines in part["settings"].items():
+            heading = service
+            if service == LIBRARY:
+                heading = SETTING_GROUPS.get(variable.partition("_")[0].lower(), "General")
+            if variable not in listed:
+                blocks.setdefault(heading, {})[variable] = lines
+                listed.add(variable)
+    texts = (f"# --- {key} ---\n{''.join(block.values())}" for key, block in blocks.items())
+    return SETTINGS_INTRODUCTION + "".join(texts)
 
 
 def default_of(variable: str, field: FieldInfo) -> str:
@@ -241,34 +261,38 @@ def default_of(variable: str, field: FieldInfo) -> str:
     return str(text)
 
 
-def dump(value: object, indent: str = "") -> str:
-    """Return JSON that has one line for each object with at most one level of objects in it."""
-    if not isinstance(value, dict) or not is_deep(value, levels=2):
-        return json.dumps(value, ensure_ascii=False)
-    inner = f"{indent}  "
-    items = [f"{inner}{json.dumps(key)}: {dump(item, inner)}" for key, item in value.items()]
-    return "{\n" + ",\n".join(items) + f"\n{indent}}}"
+def digest(*files: Path) -> str:
+    """Return a hash of the names and the content of files."""
+    content = (bytes(file.relative_to(ROOT)) + file.read_bytes() for file in sorted(files))
+    return hashlib.sha256(b"\0".join(content)).hexdigest()
 
 
-def is_deep(value: object, levels: int) -> bool:
-    """Return whether more than so many levels of objects are nested in a value."""
-    if isinstance(value, dict):
-        return levels == 0 or any(is_deep(item, levels - 1) for item in value.values())
-    return isinstance(value, list) and any(is_deep(item, levels) for item in value)
+def describe_all() -> dict[str, Part]:
+    """Return the parts of the library and of all services. Unchanged ones come from a cache."""
+    common = digest(ROOT / "uv.lock", *ROOT.glob("shared/**/*.py"), *ROOT.glob("scripts/*.py"))
+    cached = json.loads(CACHE.read_text(encoding="utf-8")) if CACHE.exists() else {}
+    parts = {}
+    for config in sorted(ROOT.glob("services/*/config.py")):
+        name, schemas = config.parent.name, config.with_name("schemas.py")
+        key = common + digest(*config.parent.rglob("*.py"))
+        if cached.get(name, {}).get("key") != key:
+            topics = topics_of(load(schemas)) if schemas.exists() else []
+            part = describe(name, topics, load(config).ServiceSettings)
+            cached[name] = {"key": key, **part}
+        parts[name] = cached[name]
+    CACHE.parent.mkdir(exist_ok=True)
+    atomic_write(CACHE, json.dumps(parts))
+    return {LIBRARY: describe(LIBRARY, LIBRARY_TOPICS, Settings), **parts}
 
 
 def documents() -> dict[str, str]:
     """Return the text of each document by its path."""
-    topics, settings = {LIBRARY: LIBRARY_TOPICS}, {}
-    for file in sorted(ROOT.glob("services/*/schemas.py")):
-        topics[file.parent.name] = topics_of(load(file))
-    for file in sorted(ROOT.glob("services/*/config.py")):
-        settings[file.parent.name] = load(file).ServiceSettings
-    contract = asyncapi(topics)
+    parts = describe_all()
+    contract = asyncapi(parts.values())
     return {
         "docs/topics.md": topics_page(contract),
-        ASYNCAPI: dump(contract) + "\n",
-        ".env.example": settings_example(settings),
+        ASYNCAPI: json.dumps(contract, indent=2, ensure_ascii=False) + "\n",
+        ".env.example": settings_example(parts),
     }
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import email.utils
 import functools
+import os
 import ssl
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -20,6 +21,7 @@ _SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
 _RETRY_STATUSES = {429, 503}
 _MAX_RETRY_AFTER_SECONDS = 60.0
 _MAX_EXCERPT = 200
+_PROXY_VARIABLES = {"ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"}
 
 
 class APIError(ExternalError):
@@ -118,7 +120,8 @@ class APIClient:
         try:
             return response.json()
         except ValueError as error:
-            message = f"{method} {path}: the response is not valid JSON: {_excerpt(response)}"
+            message = f"{self._describe(method, path)}: the response is not valid JSON: "
+            message += _excerpt(response)
             raise APIResponseError(message) from error
 
     async def send(
@@ -142,54 +145,97 @@ class APIClient:
                 )(self._send_once)
                 return await send_with_retries(method, path, params=params, json=json)
         except TimeoutError as error:
-            message = f"{method} {path}: no response in {self._timeout_seconds:g} s"
+            message = f"{self._describe(method, path)}: no response in {self._timeout_seconds:g} s"
             raise APITimeoutError(message) from error
 
     async def _send_once(
         self, method: str, path: str, *, params: Mapping[str, str] | None, json: object
     ) -> httpx.Response:
+        target = self._describe(method, path)
         try:
-            response = await self._http().request(method, path, params=params, json=json)
+            request = self._request(method, path, params=params, json=json)
+            response = await self._http().send(request)
         except (httpx.ReadTimeout, httpx.WriteTimeout) as error:
-            message = f"{method} {path}: {type(error).__name__}"
+            message = f"{target}: {type(error).__name__}"
             raise APITimeoutError(message) from error
         except (httpx.UnsupportedProtocol, httpx.LocalProtocolError) as error:
             # The error may quote an invalid header, which holds the token.
-            message = f"{method} {path}: cannot be sent: {redact_text(str(error))}"
+            message = f"{target}: cannot be sent: {redact_text(str(error))}"
             raise APIError(message) from error
         except httpx.TransportError as error:
-            message = f"{method} {path}: {redact_text(str(error)) or type(error).__name__}"
+            message = f"{target}: {redact_text(str(error)) or type(error).__name__}"
             raise APIConnectionError(message) from error
         except httpx.HTTPError as error:
-            message = f"{method} {path}: {error}"
+            message = f"{target}: {error}"
             raise APIResponseError(message) from error
         except (httpx.InvalidURL, UnicodeEncodeError) as error:
-            message = f"{method} {path}: URL or token cannot be sent: {type(error).__name__}"
+            message = f"{target}: URL or token cannot be sent: {type(error).__name__}"
             raise APIError(message) from error
         if not response.is_success:
-            raise _status_error(method, path, response)
+            raise _status_error(target, response)
         return response
+
+    def _request(
+        self, method: str, path: str, *, params: Mapping[str, str] | None, json: object
+    ) -> httpx.Request:
+        client = self._http()
+        try:
+            return client.build_request(method, path, params=params, json=json)
+        except (TypeError, ValueError, RecursionError) as error:
+            # NaN, a date or another object that JSON does not include.
+            message = f"{self._describe(method, path)}: cannot be sent as JSON: {error}"
+            raise APIError(message) from error
 
     def _http(self) -> httpx.AsyncClient:
         if self._client is None:
             token = self._token.get_secret_value()
-            self._client = httpx.AsyncClient(
-                base_url=self.base_url,
-                headers={"Authorization": f"Bearer {token}"} if token else {},
-                # The timeout of httpx applies to each phase. `send` limits the whole request.
-                timeout=self._timeout_seconds,
-                verify=self._tls or True,
-                transport=self._transport,
-            )
+            url = httpx.URL(self.base_url)
+            headers = httpx.Headers({"Authorization": f"Bearer {token}"} if token else {})
+            verify = True if self._transport else self._tls_context()
+            try:
+                self._client = httpx.AsyncClient(
+                    base_url=url,
+                    headers=headers,
+                    # The timeout of httpx applies to each phase. `send` limits the whole request.
+                    timeout=self._timeout_seconds,
+                    verify=verify,
+                    transport=self._transport,
+                )
+            except (ImportError, ValueError, httpx.InvalidURL) as error:
+                message = redact_text(f"cannot use {proxy_variables()}: {error}")
+                raise APIError(message) from error
         return self._client
 
+    def _tls_context(self) -> ssl.SSLContext:
+        """Return the trusted certificates: those of the CA file, or those that httpx trusts."""
+        try:
+            return self._tls or httpx.create_ssl_context()
+        except OSError as error:
+            message = f"SSL_CERT_FILE: cannot read {os.environ.get('SSL_CERT_FILE')}: {error}"
+            raise APIError(message) from error
 
-def _status_error(method: str, path: str, response: httpx.Response) -> APIStatusError:
+    def _describe(self, method: str, path: str) -> str:
+        url = path if "://" in path else f"{self.base_url}/{path.removeprefix('/')}"
+        return redact_text(f"{method} {url}")
+
+
+def proxy_variables() -> str:
+    """Return the environment variables that choose a proxy, with their values."""
+    found = {name: value for name, value in os.environ.items() if name.upper() in _PROXY_VARIABLES}
+    return ", ".join(f"{name}={value}" for name, value in sorted(found.items()))
+
+
+def _status_error(target: str, response: httpx.Response) -> APIStatusError:
     status = response.status_code
     kind = {401: AuthenticationError, 403: AuthenticationError, 404: NotFoundError}.get(
         status, APIStatusError
     )
-    message = f"{method} {path}: status {status}: {_excerpt(response)}"
+    if response.next_request is None:
+        detail = _excerpt(response)
+    else:
+        location = redact_text(str(response.next_request.url))
+        detail = f"redirect to {location}. Use that address in the URL of the client"
+    message = f"{target}: status {status}: {detail}"
     return kind(message, status, _retry_after_seconds(response))
 
 

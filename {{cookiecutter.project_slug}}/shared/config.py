@@ -30,6 +30,10 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from shared.redaction import hide_secrets
+
+_ROOT = Path(__file__).resolve().parents[1]
+
 
 def _split(value: object) -> object:
     if isinstance(value, str):
@@ -294,6 +298,9 @@ class Settings(BaseSettings):
     @classmethod
     def _exists_if_used(cls, value: object, info: ValidationInfo) -> object:
         name = info.field_name or ""
+        if name.endswith("_file") and isinstance(value, Path) and not value.is_file():
+            # The working directory of a container in development is that of its service.
+            value = _ROOT / value
         is_used = info.data.get("mqtt_tls") if name.startswith("mqtt_tls_") else True
         if name.endswith("_file") and isinstance(value, Path) and is_used and not value.is_file():
             message = f"{value} does not exist. In a container, use the path inside the container"
@@ -321,9 +328,12 @@ class Settings(BaseSettings):
 
 
 def load_settings[S: Settings](settings_class: type[S]) -> S:
-    """Read the settings. Raises ConfigurationError, which never contains a value."""
+    """Read the settings, and redact their secrets in the log from now on.
+
+    Raises ConfigurationError, which never contains a value.
+    """
     try:
-        return settings_class()
+        settings = settings_class()
     except ValidationError as error:
         problems = [
             f"{'.'.join(str(part) for part in problem['loc']).upper()}: "
@@ -334,6 +344,10 @@ def load_settings[S: Settings](settings_class: type[S]) -> S:
         problems = [str(error)]
     except (OSError, UnicodeDecodeError) as error:
         problems = [f".env: cannot be read: {type(error).__name__}"]
+    else:
+        values = (getattr(settings, name) for name in settings_class.model_fields)
+        hide_secrets(value.get_secret_value() for value in values if isinstance(value, SecretStr))
+        return settings
     # Raise outside the handlers, because the original errors contain values.
     raise ConfigurationError(problems)
 

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from traceback import walk_tb
 from typing import Any
 
@@ -10,6 +9,7 @@ from structlog.stdlib import BoundLogger
 
 from shared.errors import ExternalError
 from shared.schemas import Message
+from shared.timestamps import format_utc
 
 SUMMARY_SECONDS = 300.0
 
@@ -32,7 +32,7 @@ class FailureLog:
 
     def failed(self, error: Exception) -> None:
         if not self._count:
-            self._since = datetime.now(UTC).isoformat(timespec="seconds")
+            self._since = format_utc()
         self._count += 1
         reason = f"{type(error).__name__}: {error}"
         failure = (type(error), *_origin(error))

@@ -1,5 +1,6 @@
 """Files that are written completely or not at all."""
 
+import errno
 import json
 import os
 import tempfile
@@ -7,6 +8,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from shared.timestamps import format_utc
 
 _DEFAULT_MODE = 0o644
 
@@ -43,6 +46,10 @@ def _sync_directory(directory: Path) -> None:
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems cannot sync a directory. The file itself is synced.
+        if error.errno != errno.EINVAL:
+            raise
     finally:
         os.close(descriptor)
 
@@ -62,7 +69,7 @@ def write_envelope(
     metadata = {
         "schema_version": schema_version,
         "produced_by": produced_by,
-        "produced_at": now().isoformat(),
+        "produced_at": format_utc(now()),
     }
     document = {"_metadata": metadata, "data": data}
     content = json.dumps(document, ensure_ascii=False, allow_nan=False, indent=2)

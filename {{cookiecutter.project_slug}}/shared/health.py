@@ -14,11 +14,12 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
 from structlog.stdlib import BoundLogger
+
+from shared.timestamps import format_utc
 
 
 class BrokerConnection(Protocol):
@@ -125,7 +126,7 @@ class HealthMonitor:
         )
 
     def _write(self, as_of: float) -> None:
-        content = {"monotonic": as_of, "time": datetime.now(UTC).isoformat(timespec="seconds")}
+        content = {"monotonic": as_of, "time": format_utc()}
         self._path.parent.mkdir(parents=True, exist_ok=True)
         # Skip fsync: the file has no value after a power cut, and a slow disk would block the loop.
         temporary = self._path.with_name(f".{self._path.name}.tmp")

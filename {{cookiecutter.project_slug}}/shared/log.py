@@ -16,7 +16,7 @@ from shared.tracing import current_trace_id
 
 _HANDLER_NAME = "shared.log"
 # These log every request at INFO and every packet at DEBUG, so their level is one step higher.
-_VERBOSE_LOGGERS = ("httpx", "httpcore")
+_VERBOSE_LOGGERS = ("httpx", "httpcore", "websockets")
 
 
 class _StdoutHandler(logging.StreamHandler[TextIO]):

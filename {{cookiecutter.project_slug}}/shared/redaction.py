@@ -1,10 +1,14 @@
-"""Remove secrets from log lines, by the name of the key and by patterns in text."""
+"""Remove secrets from log lines, by their values, the name of the key and patterns in text."""
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from urllib.parse import quote
 
 from structlog.typing import EventDict, WrappedLogger
+
+from shared.timestamps import format_utc
 
 REDACTED = "[redacted]"
 
@@ -39,10 +43,37 @@ _IN_ADDRESS = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 _MAX_DEPTH = 8
+# A shorter one is part of too many words.
+_MIN_SECRET_LENGTH = 4
+_MIN_SECRET_LENGTH_WITHIN_WORDS = 8
+# Patterns, the longest first, because one secret may begin with another one.
+_secrets: list[str] = []
+
+
+def hide_secrets(values: Iterable[str]) -> None:
+    """Let `redact_text` remove these values, wherever they are. Values below 4 characters stay.
+
+    Values below 8 characters are removed as whole words only.
+    """
+    patterns = set(_secrets)
+    for value in values:
+        if len(value) < _MIN_SECRET_LENGTH:
+            continue
+        is_short = len(value) < _MIN_SECRET_LENGTH_WITHIN_WORDS
+        # As it is, in a URL, and in the `repr` of an error or of a list.
+        for form in map(re.escape, (value, quote(value, safe=""), repr(value)[1:-1])):
+            patterns.add(rf"(?<!\w){form}(?!\w)" if is_short else form)
+    _secrets[:] = sorted(patterns, key=len, reverse=True)
 
 
 def redact_text(text: str) -> str:
-    """Return `text` without bearer tokens, passwords in URLs and values of sensitive names."""
+    """Return `text` without secrets.
+
+    These are the values of the loaded settings, bearer tokens, passwords in URLs and values of
+    sensitive names.
+    """
+    if _secrets:
+        text = re.sub("|".join(_secrets), REDACTED, text)
     for pattern in _IN_TEXT:
         text = pattern.sub(rf"\1{REDACTED}", text)
     return _IN_ADDRESS.sub(rf"\1{REDACTED}@", text)
@@ -54,6 +85,8 @@ def redact(value: object, *, depth: int = 0) -> object:
         return str(value)
     if value is None or isinstance(value, bool | int | float):
         return value
+    if isinstance(value, datetime) and value.tzinfo:
+        return format_utc(value)
     if depth < _MAX_DEPTH:
         match value:
             case Mapping():

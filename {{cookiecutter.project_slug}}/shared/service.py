@@ -10,7 +10,6 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager, suppress
-from datetime import UTC, datetime
 from functools import cached_property
 from types import FrameType, get_original_bases
 from typing import {% if cookiecutter.include_home_assistant or cookiecutter.include_influxdb %}TYPE_CHECKING, {% endif %}Any, ClassVar, get_args, get_origin, overload
@@ -38,6 +37,7 @@ from shared.mqtt import (
 from shared.redaction import redact_text
 from shared.schemas import Command, CommandSpec, describe_problems, dump_message
 from shared.service_status import OtherServices, ServiceStatus
+from shared.timestamps import format_utc
 from shared.tracing import bind_trace_id, current_trace_id, new_trace_id
 
 {% if cookiecutter.include_home_assistant or cookiecutter.include_influxdb %}
@@ -517,7 +517,7 @@ class BaseService[S: Settings](ABC):
         if isinstance(data, BaseModel):
             data = dump_message(data)
         return {
-            "timestamp": datetime.now(UTC).isoformat(),
+            "timestamp": format_utc(),
             "service": self.name,
             "trace_id": current_trace_id() or new_trace_id(),
             **data,

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, overload
 
@@ -10,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 from structlog.stdlib import BoundLogger
 
 from shared.files import atomic_write
+from shared.timestamps import format_utc
 
 
 class StateFile:
@@ -56,7 +56,7 @@ class StateFile:
         try:
             if isinstance(state, BaseModel):
                 state = state.model_dump(mode="json", by_alias=True)
-            stamped = {**state, "saved_at": datetime.now(UTC).isoformat()}
+            stamped = {**state, "saved_at": format_utc()}
             content = json.dumps(stamped, ensure_ascii=False, allow_nan=False, indent=2)
             self.path.parent.mkdir(parents=True, exist_ok=True)
             atomic_write(self.path, content + "\n")

@@ -85,25 +85,10 @@ class _Process:
     def stop(self) -> None:
         self._end(signal.SIGTERM)
 
-    def kill(self) -> None:
-        """End it without a chance to save or to say goodbye."""
-        self._end(signal.SIGKILL)
-
-    def freeze(self) -> None:
-        self._signal(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        self._signal(signal.SIGCONT)
-
-    def _signal(self, number: signal.Signals) -> None:
-        if self._process is not None:
-            self._process.send_signal(number)
-
     def _end(self, number: signal.Signals) -> None:
         if self._process is None or self._guard is None:
             return
-        self._signal(number)
-        self._signal(signal.SIGCONT)
+        self._process.send_signal(number)
         self._process.wait(timeout=10)
         self._guard.kill()
         self._guard.communicate()
@@ -111,29 +96,21 @@ class _Process:
 
 
 class Mosquitto(_Process):
-    """A Mosquitto with a configuration of its own.
-
-    `persistent` keeps sessions and retained messages over a restart.
-    """
+    """A Mosquitto with a configuration of its own. It keeps nothing over a restart."""
 
     kind = "mosquitto"
 
-    def __init__(
-        self, program: str, folder: Path, *, persistent: bool = False, options: str = ""
-    ) -> None:
+    def __init__(self, program: str, folder: Path) -> None:
         super().__init__(folder / "mosquitto.log")
         self._program = program
         self._configuration = folder / "mosquitto.conf"
-        persistence = "persistence true\nautosave_interval 1\nautosave_on_changes true\n"
         self._configuration.write_text(
             f"listener {self.port} {HOST}\n"
-            f"{'' if 'allow_anonymous' in options else 'allow_anonymous true'}\n"
+            "allow_anonymous true\n"
             "set_tcp_nodelay true\n"
             "max_queued_messages 0\n"
             # Else it would, started as root, become a user that cannot write to the test's folder.
             "user root\n"
-            f"persistence_location {folder}/\n"
-            f"{persistence if persistent else ''}{options}\n"
         )
 
     def _command(self) -> list[str]:

@@ -1,6 +1,5 @@
 """Fixtures of all tests."""
 
-import asyncio
 import importlib
 import logging
 import os
@@ -23,7 +22,6 @@ from shared.home_assistant import HomeAssistantClient
 from shared.log import get_logger
 from tests.brokers import Broker, EmbeddedBroker, Mosquitto, find_mosquitto
 from tests.fakes import {{ "FakeHomeAssistant, " if cookiecutter.include_home_assistant }}FakeMQTT
-from tests.probes import LogProbe
 from tests.running import StartedService, service_class
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,6 +47,8 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DATA_DIR", str(tmp_path / "data"))
     # Nothing listens there. The default port might be that of a broker in use.
     monkeypatch.setenv("MQTT_PORT", "1")
+    # A secret of another test must not be redacted in this one.
+    monkeypatch.setattr("shared.redaction._secrets", [])
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -106,15 +106,6 @@ def logger() -> structlog.stdlib.BoundLogger:
 
 
 @pytest.fixture
-async def log(logger: structlog.stdlib.BoundLogger) -> AsyncIterator[LogProbe]:
-    """What is logged during the test."""
-    probe = LogProbe(asyncio.get_running_loop())
-    logging.getLogger().addHandler(probe)
-    yield probe
-    logging.getLogger().removeHandler(probe)
-
-
-@pytest.fixture
 def fake_mqtt(topic_prefix: str) -> FakeMQTT:
     return FakeMQTT("fake", topic_prefix)
 {% if cookiecutter.include_home_assistant %}
@@ -130,6 +121,7 @@ def fake_ha(monkeypatch: pytest.MonkeyPatch) -> FakeHomeAssistant:
         return HomeAssistantClient(settings.ha_url, "token", logger=logger, transport=transport)
 
     monkeypatch.setattr(HomeAssistantClient, "from_settings", make)
+    monkeypatch.setattr(HomeAssistantClient, "watch", lambda _client, *ids: fake.watch(*ids))
     return fake
 {% endif %}
 

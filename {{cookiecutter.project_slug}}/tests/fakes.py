@@ -5,7 +5,7 @@ import itertools
 {% if cookiecutter.include_home_assistant %}
 import json
 {% endif %}
-from collections.abc import Callable, Sequence
+from collections.abc import {{ "AsyncGenerator, " if cookiecutter.include_home_assistant }}Callable, Sequence
 from typing import Any, ClassVar
 
 {% if cookiecutter.include_home_assistant %}
@@ -13,6 +13,9 @@ import httpx
 {% endif %}
 import structlog
 
+{% if cookiecutter.include_home_assistant %}
+from shared.home_assistant import StateChange
+{% endif %}
 from shared.mqtt import MQTTClient, NotConnectedError, Payload, PublishTimeoutError, encode
 from shared.mqtt.connection import Connection, ReceivedMessage
 from shared.mqtt.payload import decode
@@ -201,22 +204,53 @@ class FakeMQTT(MQTTClient):
 
 
 class FakeHomeAssistant:
-    """Keeps states and helpers, and records every call of a service."""
+    """Keeps states and helpers, and records every call of a service.
+
+    Put the entities of a test into `states`: a call of a service changes no entity that is missing.
+    `set_state` changes a state and lets `watch` yield it. `responses` holds the response of each
+    service that has one, such as `weather.get_forecasts`.
+    """
 
     def __init__(self) -> None:
         self.states: dict[str, str] = {}
         self.calls: list[tuple[str, dict[str, Any]]] = []
+        self.responses: dict[str, dict[str, Any]] = {}
+        self._changed = asyncio.Condition()
 
-    def __call__(self, request: httpx.Request) -> httpx.Response:
+    async def set_state(self, entity_id: str, state: str) -> None:
+        async with self._changed:
+            self.states[entity_id] = state
+            self._changed.notify_all()
+
+    async def watch(self, *entity_ids: str) -> AsyncGenerator[StateChange, None]:
+        known: dict[str, str] = {}
+        while True:
+            for entity_id in entity_ids:
+                previous, state = known.get(entity_id), self.states.get(entity_id)
+                if state is not None and state != previous:
+                    known[entity_id] = state
+                    yield StateChange(
+                        entity_id=entity_id, state=state, attributes={}, previous=previous
+                    )
+            async with self._changed:
+                await self._changed.wait_for(
+                    lambda: any(self.states.get(name) != known.get(name) for name in entity_ids)
+                )
+
+    async def __call__(self, request: httpx.Request) -> httpx.Response:
         if request.method == "POST":
             data = json.loads(request.content)
             service = request.url.path.removeprefix("/api/services/").replace("/", ".")
             self.calls.append((service, data))
+            if "return_response" in request.url.params:
+                if service not in self.responses:
+                    return httpx.Response(400, json={"message": "Service has no response."})
+                return httpx.Response(200, json={"service_response": self.responses[service]})
             value = data.get("value", data.get("option"))
             if service.endswith((".turn_on", ".turn_off")):
                 value = service.rpartition("_")[2]
-            if value is not None:
-                self.states[data["entity_id"]] = str(value)
+            if value is not None and data["entity_id"] in self.states:
+                await self.set_state(data["entity_id"], str(value))
             return httpx.Response(200, json=[])
         entity_id = request.url.path.removeprefix("/api/states/")
         if entity_id not in self.states:

@@ -1,4 +1,4 @@
-"""Each example of docs/patterns.md, taken from there and run against a broker."""
+"""Each example of docs/patterns.md and docs/devices.md, taken from there and run."""
 
 import re
 from collections.abc import AsyncIterator, Callable
@@ -11,6 +11,7 @@ import pytest
 
 from shared.service import BaseService
 from tests.brokers import Broker
+from tests.fakes import {{ "FakeHomeAssistant, " if cookiecutter.include_home_assistant }}FakeMQTT
 from tests.observer import Observer
 from tests.running import running
 
@@ -118,13 +119,24 @@ async def test_demand(run: Run, observer: Observer) -> None:
 
 
 {% if cookiecutter.include_home_assistant %}
-@pytest.mark.usefixtures("fake_ha")
-async def test_shared_state(run: Run, observer: Observer) -> None:
+async def test_shared_state(run: Run, observer: Observer, fake_ha: FakeHomeAssistant) -> None:
     code = example("Shared state")
     async with run(code.Charger):
         await observer.next("charger/started", reserve_kwh=2.0)
+    fake_ha.states["input_number.reserve_kwh"] = "3.0"
     async with run(code.Planner, code.Charger):
         await observer.next("charger/started", reserve_kwh=4.5)
+
+
+async def test_changes_in_home_assistant(
+    run: Run, observer: Observer, fake_ha: FakeHomeAssistant
+) -> None:
+    code = example("Changes in Home Assistant")
+    fake_ha.states["binary_sensor.motion"] = "off"
+    async with run(code.NightLight):
+        await observer.next("night-light/light", on=False)
+        await fake_ha.set_state("binary_sensor.motion", "on")
+        await observer.next("night-light/light", on=True)
 {% else %}
 async def test_shared_state(run: Run, observer: Observer) -> None:
     code = example("Shared state")
@@ -160,7 +172,42 @@ def test_files_between_programs(tmp_path: Path) -> None:
     assert code.hand_over(tmp_path) == {"today_kwh": 42.3}
 
 
+async def test_zigbee2mqtt(make_settings: MakeSettings, fake_mqtt: FakeMQTT) -> None:
+    async with running(example("Zigbee2MQTT").Plug(make_settings()), fake_mqtt) as plug:
+        for power in (3, 5, 2100):
+            state = {"state": "ON", "power": power, "linkquality": 87}
+            await fake_mqtt.deliver("zigbee2mqtt/plug", state)
+    published = fake_mqtt.payloads(plug.topic("power"))
+    assert [message["watts"] for message in published] == [3, 2100]
+    assert fake_mqtt.payloads("zigbee2mqtt/plug/set") == [{"state": "OFF"}]
+
+
+async def test_tasmota(make_settings: MakeSettings, fake_mqtt: FakeMQTT) -> None:
+    async with running(example("Tasmota").Boiler(make_settings()), fake_mqtt) as boiler:
+        await fake_mqtt.deliver("tele/boiler/LWT", "Online")
+        await fake_mqtt.deliver("stat/boiler/POWER", "ON")
+        sensor = {"Time": "2026-01-01T00:00:00", "DS18B20": {"Temperature": 80.5}}
+        await fake_mqtt.deliver("tele/boiler/SENSOR", sensor)
+    assert fake_mqtt.payloads(boiler.topic("switched"))[0]["is_on"] is True
+    assert fake_mqtt.payloads("cmnd/boiler/POWER") == ["OFF"]
+    assert fake_mqtt.dead_letters == []
+
+
+async def test_shelly(make_settings: MakeSettings, fake_mqtt: FakeMQTT) -> None:
+    async with running(example("Shelly").Pump(make_settings()), fake_mqtt) as pump:
+        for event, payload in (
+            ("relay/0", "on"),
+            ("relay/0/power", "21.5"),
+            ("temperature", "90.4"),
+            ("info", '{"wifi_sta": {"connected": true}}'),
+        ):
+            await fake_mqtt.deliver(f"shellies/pump/{event}", payload)
+    assert fake_mqtt.payloads(pump.topic("switched"))[0]["is_on"] is True
+    assert fake_mqtt.payloads(pump.topic("power"))[0]["watts"] == 21.5
+    assert fake_mqtt.payloads("shellies/pump/relay/0/command") == ["off"]
+    assert fake_mqtt.dead_letters == []
+
+
 def test_every_example_has_a_test() -> None:
-    files = (Path(__file__), Path(__file__).with_name("test_devices.py"))
-    source = "".join(file.read_text(encoding="utf-8") for file in files)
+    source = Path(__file__).read_text(encoding="utf-8")
     assert [title for title, code in CODE.items() if code and f'"{title}"' not in source] == []

@@ -26,6 +26,7 @@ from shared.mqtt.session import Session
 from shared.mqtt.topics import is_shared, validate_filter, validate_topic
 from shared.redaction import redact_text
 from shared.schemas import Availability, DeadLetter
+from shared.timestamps import format_utc
 from shared.tracing import bind_trace_id, current_trace_id, new_trace_id
 
 # An error may quote the whole payload, which the dead letter already contains.
@@ -120,17 +121,16 @@ class MQTTClient:
         session: Session | None = None,
     ) -> Self:
         """Create a client from the settings. Raises ConfigurationError for invalid TLS files."""
-        username, password = settings.mqtt_username, settings.mqtt_password.get_secret_value()
-        is_default = username == type(settings).model_fields["mqtt_username"].default
+        username, password = mqtt_credentials(settings)
         return cls(
             settings.mqtt_host,
             settings.mqtt_port,
             service=service,
             topic_prefix=settings.topic_prefix,
             logger=logger,
-            username="" if is_default and not password else username,
+            username=username,
             password=password,
-            tls=_tls_context(settings) if settings.mqtt_tls else None,
+            tls=mqtt_tls_context(settings) if settings.mqtt_tls else None,
             transport=settings.mqtt_transport,
             websocket_path=settings.mqtt_websocket_path,
             keepalive_seconds=settings.mqtt_keepalive_seconds,
@@ -421,7 +421,7 @@ class MQTTClient:
             "request_id": secrets.token_hex(16),
             **payload,
             "reply_to": self._reply_topic,
-            "expires_at": (datetime.now(UTC) + timedelta(seconds=timeout_seconds)).isoformat(),
+            "expires_at": format_utc(datetime.now(UTC) + timedelta(seconds=timeout_seconds)),
         }
         request_id = envelope["request_id"]
         if not isinstance(request_id, str):
@@ -514,7 +514,15 @@ class MQTTClient:
         )
 
 
-def _tls_context(settings: Settings) -> ssl.SSLContext:
+def mqtt_credentials(settings: Settings) -> tuple[str, str]:
+    """Return user name and password. Both are empty for an anonymous connection."""
+    username, password = settings.mqtt_username, settings.mqtt_password.get_secret_value()
+    is_default = username == type(settings).model_fields["mqtt_username"].default
+    return "" if is_default and not password else username, password
+
+
+def mqtt_tls_context(settings: Settings) -> ssl.SSLContext:
+    """Return the TLS context for the broker. Raises ConfigurationError for invalid files."""
     context = tls_context("MQTT_TLS_CA_FILE", settings.mqtt_tls_ca_file)
     if settings.mqtt_tls_cert_file is not None:
         try:

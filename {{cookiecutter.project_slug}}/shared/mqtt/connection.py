@@ -19,12 +19,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Concatenate, Literal, NamedTuple, Protocol
 
-from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
+from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from structlog.stdlib import BoundLogger
 
+from shared.mqtt.buffered_client import BufferedClient
 from shared.mqtt.errors import MQTTError, NotConnectedError, PublishTimeoutError, QueueFullError
 
 MAX_RECONNECT_DELAY_SECONDS = 30
@@ -123,6 +124,7 @@ class Connection:
         self._published: deque[int] = deque()
         self._wake_up_scheduled = False
         self._sent_without_waiting = 0
+        self._acknowledgements: list[ReceivedMessage] = []
         self._client = self._make_client(username, password, tls, transport, will)
         if transport == "websockets":
             self._client.ws_set_options(websocket_path)
@@ -140,6 +142,7 @@ class Connection:
 
     async def stop(self, timeout_seconds: float) -> None:
         """Disconnect and wait for the end of the network thread."""
+        self._send_acknowledgements()
         self._stopped = True
         self.connected = False
         for qos in (0, 1):
@@ -184,15 +187,28 @@ class Connection:
         return mid if code is MQTTErrorCode.MQTT_ERR_SUCCESS else None
 
     def acknowledge(self, message: ReceivedMessage) -> None:
+        """Acknowledge a message at QoS 1, with all others of this turn of the event loop."""
+        if not message.qos:
+            return
+        if not self._acknowledgements:
+            asyncio.get_running_loop().call_soon(self._send_acknowledgements)
+        self._acknowledgements.append(message)
+
+    def _send_acknowledgements(self) -> None:
+        handled, self._acknowledgements = self._acknowledgements, []
         # The message id of an earlier connection would acknowledge another message.
-        if self.connected and message.connection_id == self._connection_id:
-            self._client.ack(message.mid, message.qos)
+        current = self._connection_id
+        mids = [message.mid for message in handled if message.connection_id == current]
+        if mids and self.connected:
+            self._client.acknowledge(mids)
 
     def reconnect(self, connection_id: int) -> None:
         """Replace a connection, unless it is lost already. The session stays the same."""
         self._short_connections = 0
         if self.connected and connection_id == self._connection_id:
-            self.abort()
+            # The broker would redeliver messages without these acknowledgements again and again.
+            self._send_acknowledgements()
+            self._client.close_connection()
 
     def abort(self) -> None:
         """Close the socket without DISCONNECT, so that the broker publishes the last will."""
@@ -282,8 +298,8 @@ class Connection:
         tls: ssl.SSLContext | None,
         transport: Literal["tcp", "websockets"],
         will: tuple[str, bytes],
-    ) -> Client:
-        client = Client(
+    ) -> BufferedClient:
+        client = BufferedClient(
             CallbackAPIVersion.VERSION2,
             self._client_id,
             clean_session=False,
@@ -312,8 +328,8 @@ class Connection:
         client.on_disconnect = self._on_disconnect
         client.on_subscribe = self._on_subscribe
         client.on_unsubscribe = self._on_unsubscribe
-        client.on_publish = self._on_publish
-        client.on_message = self._on_message
+        client.on_sent = self._on_sent
+        client.on_packet = self._on_message
         return client
 
     def schedule[*Ts](self, function: Callable[[*Ts], object], *args: *Ts) -> None:
@@ -392,15 +408,8 @@ class Connection:
         self.schedule(self._unsubscribe_callback, mid)
 
     @_guarded
-    def _on_publish(
-        self,
-        _client: Client,
-        _userdata: object,
-        mid: int,
-        _reason: ReasonCode,
-        _properties: Properties,
-    ) -> None:
-        # paho also calls this at QoS 0, where `publish` has mostly not waited.
+    def _on_sent(self, mid: int) -> None:
+        # At QoS 0 `publish` has mostly not waited.
         if mid in self._pending or self._publishing:
             self._published.append(mid)
             if not self._wake_up_scheduled:
@@ -408,23 +417,18 @@ class Connection:
                 self.schedule(self._complete_published)
 
     @_guarded
-    def _on_message(self, client: Client, _userdata: object, message: MQTTMessage) -> None:
+    def _on_message(self, topic: bytes, payload: bytes, flags: int, mid: int) -> None:
+        # The flags of a PUBLISH packet (section 3.3.1): duplicate, QoS in two bits, retain.
+        duplicate, qos, retain = bool(flags & 0b1000), flags >> 1 & 0b11, bool(flags & 1)
         try:
-            topic = message.topic
-        except UnicodeDecodeError as error:
-            self._logger.warning("topic_not_utf8", topic=repr(error.object), qos=message.qos)
-            client.ack(message.mid, message.qos)
+            text = topic.decode()
+        except UnicodeDecodeError:
+            self._logger.warning("topic_not_utf8", topic=repr(topic), qos=qos)
+            if qos:
+                self._client.acknowledge([mid])
             return
         self._message_callback(
-            ReceivedMessage(
-                topic,
-                bytes(message.payload),
-                message.qos,
-                message.retain,
-                message.dup,
-                message.mid,
-                self._connection_id,
-            )
+            ReceivedMessage(text, payload, qos, retain, duplicate, mid, self._connection_id)
         )
 
     # Work that the callbacks schedule on the event loop

@@ -72,6 +72,8 @@ async def test_never_repeats_a_post(make_client: MakeClient, requests: list[http
 
 async def test_an_error_response_never_shows_the_token(make_client: MakeClient) -> None:
     async with make_client(httpx.Response(401, text="no\n way")) as client:
-        with pytest.raises(APIError, match="GET /state: status 401: no way") as caught:
+        with pytest.raises(
+            APIError, match=r"GET http://api\.test/state: status 401: no way"
+        ) as caught:
             await client.get("/state")
     assert "s3cret" not in f"{client!r} {caught.value!r}"

@@ -34,6 +34,7 @@ LIBRARY = {
     "service",
     "service_status",
     "state",
+    "timestamps",
     "tracing",
 }
 

@@ -1,10 +1,16 @@
-"""Read dotenv files as the services do, and find the lines that Compose reads differently."""
+"""Functions that the scripts share: commands, and dotenv files as the services read them."""
 
+from __future__ import annotations
+
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
-from dotenv import dotenv_values
+ROOT = Path(__file__).resolve().parent.parent
+MISSING = 127
+TIMEOUT_SECONDS = 300
 
 _LINE = re.compile(r"\s*(?:export\s+)?(?P<name>[A-Za-z_][A-Za-z0-9_.-]*)[ \t]*=[ \t]*(?P<value>.*)")
 # Compose expands `$` and both treat a backslash in their own way, except in none of these.
@@ -15,7 +21,23 @@ _SAME_VALUE = re.compile(
 )
 
 
-def read(path: Path, *, warn: bool = True) -> dict[str, str]:
+def run(*command: str | Path, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in the repository. One that is missing or takes too long has exit code 127."""
+    try:
+        return subprocess.run(
+            command, cwd=ROOT, input=stdin, env={**os.environ, **env}, capture_output=True,
+            encoding="utf-8", check=False, timeout=TIMEOUT_SECONDS,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return subprocess.CompletedProcess(command, MISSING, "", str(error))
+
+
+def say(*lines: str) -> None:
+    """Print lines for the user."""
+    sys.stdout.writelines(f"{line}\n" for line in lines)
+
+
+def read_dotenv(path: Path, *, warn: bool = True) -> dict[str, str]:
     """Return the values in a dotenv file, empty if there is no such file.
 
     A line that Compose reads differently is named on standard error. `$` is not expanded.
@@ -25,6 +47,9 @@ def read(path: Path, *, warn: bool = True) -> dict[str, str]:
     for line in find_ambiguous(path.read_text(encoding="utf-8")) if warn else []:
         problem = f"{path.name}: Compose and Python may read line {line} differently."
         sys.stderr.write(f"{problem} Write it as NAME='value', without ' and \\ in the value.\n")
+    # A repository is set up without the package.
+    from dotenv import dotenv_values  # noqa: PLC0415
+
     values = dotenv_values(path, encoding="utf-8", interpolate=False)
     return {name: value for name, value in values.items() if value is not None}
 

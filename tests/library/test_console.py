@@ -1,0 +1,108 @@
+"""`make watch` and `make send`, with a real broker."""
+
+import asyncio
+import json
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from signal import SIGINT
+from typing import Any
+
+import pytest
+
+from shared.config import Settings
+from shared.schemas import Command
+from shared.service import BaseService
+from tests.brokers import Broker
+from tests.observer import Observer
+from tests.probes import soon
+from tests.running import running
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+type Start = Callable[..., Awaitable[Process]]
+
+
+class Lamp(BaseService[Settings]):
+    """Switches on command."""
+
+    name = "lamp"
+
+    async def run(self) -> None:
+        self.on_command("switch", self._switch)
+        self.mqtt.connect_background()
+        await self.wait_for_shutdown()
+
+    async def _switch(self, command: Command) -> dict[str, Any]:
+        return {"is_on": (command.model_extra or {})["is_on"]}
+
+
+@pytest.fixture
+async def start(
+    broker: Broker, topic_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Start]:
+    """Starts the program on this broker. A process that still runs is ended."""
+    monkeypatch.setenv("MQTT_HOST", broker.host)
+    monkeypatch.setenv("MQTT_PORT", str(broker.port))
+    monkeypatch.setenv("TOPIC_PREFIX", topic_prefix)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    processes: list[Process] = []
+
+    async def start(*arguments: str) -> Process:
+        command = (sys.executable, "-m", "shared.console", *arguments)
+        processes.append(await asyncio.create_subprocess_exec(*command, stdout=PIPE, stderr=PIPE))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def output(process: Process) -> tuple[int | None, str, str]:
+    out, err = await soon(process.communicate())
+    return process.returncode, out.decode(), err.decode()
+
+
+async def test_send_prints_the_reply(start: Start, make_settings: Callable[..., Settings]) -> None:
+    async with running(Lamp(make_settings())):
+        done = await output(await start("send", "lamp", "switch", '{"is_on": true}'))
+        failed = await output(await start("send", "lamp", "explode"))
+    code, out, _ = done
+    assert (code, json.loads(out)["is_on"]) == (0, True)
+    code, out, _ = failed
+    assert (code, json.loads(out)["status"]) == (1, "error")
+
+
+async def test_watch_shows_the_messages_of_one_service_without_control_characters(
+    start: Start, broker: Broker, topic_prefix: str
+) -> None:
+    async with Observer(broker.host, broker.port, topic_prefix) as observer:
+        process = await start("watch", "--service", "lamp")
+        assert process.stderr is not None
+        assert process.stdout is not None
+        assert b"Ctrl-C ends" in await soon(process.stderr.readline())
+        observer.publish("other/switched", {"is_on": False})
+        # The subscription follows the line on stderr, so the message repeats until it is shown.
+        line = asyncio.create_task(process.stdout.readline())
+        while not line.done():
+            observer.publish("lamp/switched", {"by": "\x1b[31mred"})
+            await asyncio.wait({line}, timeout=0.2)
+        assert f"{topic_prefix}/lamp/switched" in line.result().decode()
+        assert b"\x1b" not in line.result()
+        process.send_signal(SIGINT)
+        code, out, _ = await output(process)
+        assert code == 0
+        assert "other" not in out
+
+
+async def test_an_unreachable_broker_is_named(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MQTT_PORT", "1")
+    code, _, err = await output(await start("watch"))
+    assert code == 2
+    assert "127.0.0.1:1: " in err
+    assert "make diagnose" in err

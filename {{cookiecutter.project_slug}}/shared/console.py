@@ -1,0 +1,162 @@
+"""Show the messages on the broker, or send a command: `make watch` and `make send`.
+
+It connects without a session, a birth message and a last will, so no service notices it.
+"""
+
+import argparse
+import json
+import os
+import queue
+import secrets
+import sys
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from paho.mqtt.client import Client, ConnectFlags, MQTTMessage
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+from shared.config import ConfigurationError, Settings, load_settings
+from shared.mqtt.client import mqtt_credentials, mqtt_tls_context
+from shared.timestamps import format_utc
+
+_REPLY_TIMEOUT_SECONDS = 10.0
+_RED, _CYAN, _GREY = 31, 36, 90
+
+
+class ConsoleError(Exception):
+    """The broker does not accept the connection, or there is no reply."""
+
+
+def watch(settings: Settings, topic_filters: Sequence[str]) -> None:
+    """Print the messages on these topic filters until Ctrl-C. Raises ConsoleError."""
+    client = _connect(settings, topic_filters, _print_message)
+    sys.stderr.write(f"Waiting for messages on {', '.join(topic_filters)}. Ctrl-C ends.\n")
+    try:
+        client.loop_forever()
+    except KeyboardInterrupt:
+        client.disconnect()
+
+
+def send(settings: Settings, service: str, command: str, fields: dict[str, Any]) -> dict[str, Any]:
+    """Send a command and return the reply. Raises ConsoleError without one in 10 s."""
+    request_id = secrets.token_hex(8)
+    reply_to = f"{settings.topic_prefix}/console/response/{request_id}"
+    replies: queue.Queue[bytes | bytearray] = queue.Queue()
+    client = _connect(settings, [reply_to], lambda message: replies.put(message.payload))
+    now = datetime.now(UTC)
+    request = {
+        "command": command,
+        "request_id": request_id,
+        "reply_to": reply_to,
+        "timestamp": format_utc(now),
+        "expires_at": format_utc(now + timedelta(seconds=_REPLY_TIMEOUT_SECONDS)),
+        **fields,
+    }
+    client.loop_start()
+    try:
+        topic = f"{settings.topic_prefix}/coordinator/command/{service}"
+        client.publish(topic, json.dumps(request), qos=1)
+        reply: dict[str, Any] = json.loads(replies.get(timeout=_REPLY_TIMEOUT_SECONDS))
+    except queue.Empty:
+        message = f"{service} did not reply in {_REPLY_TIMEOUT_SECONDS:g} s. Run: make status"
+        raise ConsoleError(message) from None
+    finally:
+        client.disconnect()
+        client.loop_stop()
+    return reply
+
+
+def _connect(
+    settings: Settings, topic_filters: Sequence[str], receive: Callable[[MQTTMessage], None]
+) -> Client:
+    """Return a client that subscribes after each connect. Raises ConsoleError."""
+    client = Client(CallbackAPIVersion.VERSION2, transport=settings.mqtt_transport)
+    if settings.mqtt_transport == "websockets":
+        client.ws_set_options(path=settings.mqtt_websocket_path)
+    if settings.mqtt_tls:
+        client.tls_set_context(mqtt_tls_context(settings))
+    username, password = mqtt_credentials(settings)
+    if username or password:
+        client.username_pw_set(username, password)
+
+    def on_connect(
+        _client: Client,
+        _data: object,
+        _flags: ConnectFlags,
+        reason: ReasonCode,
+        _properties: Properties | None,
+    ) -> None:
+        if reason.is_failure:
+            message = f"{address} rejects the connection: {reason}"
+            raise ConsoleError(message)
+        client.subscribe([(topic_filter, 1) for topic_filter in topic_filters])
+
+    address = f"{settings.mqtt_host}:{settings.mqtt_port}"
+    client.on_connect = on_connect
+    client.on_message = lambda _client, _data, message: receive(message)
+    try:
+        client.connect(settings.mqtt_host, settings.mqtt_port)
+        while not client.is_connected():
+            if client.loop() != MQTTErrorCode.MQTT_ERR_SUCCESS:
+                message = f"{address} closed the connection. Check it: make diagnose SERVICE=name"
+                raise ConsoleError(message)
+    except OSError as error:
+        message = f"{address}: {error}. Check the connection: make diagnose SERVICE=name"
+        raise ConsoleError(message) from error
+    return client
+
+
+def _print_message(message: MQTTMessage) -> None:
+    levels = message.topic.split("/")
+    colour = _RED if "errors" in levels else _CYAN
+    if levels[-1] in {"availability", "heartbeat"}:
+        colour = _GREY
+    topic = _printable(message.topic)
+    if sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
+        topic = f"\033[{colour}m{topic}\033[0m"
+    mark = " (retained)" if message.retain else ""
+    text = _printable(message.payload.decode(errors="backslashreplace"))
+    sys.stdout.write(f"{datetime.now():%H:%M:%S}  {topic}{mark}  {text}\n")  # noqa: DTZ005 - local
+    sys.stdout.flush()
+
+
+def _printable(text: str) -> str:
+    """Escape what would control a terminal."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line. 1 for a reply with an error, 2 without a connection or a reply."""
+    parser = argparse.ArgumentParser(prog="console", description="Show messages or send a command.")
+    commands = parser.add_subparsers(dest="action", required=True)
+    watching = commands.add_parser("watch", help="show messages until Ctrl-C")
+    watching.add_argument("--service", help="only those from and to this service")
+    watching.add_argument("--topic", help="only those on this topic filter")
+    sending = commands.add_parser("send", help="send a command and print the reply")
+    sending.add_argument("service")
+    sending.add_argument("command")
+    sending.add_argument("fields", nargs="?", default="{}", type=json.loads, help="JSON object")
+    options = parser.parse_args(arguments)
+    try:
+        settings = load_settings(Settings)
+        prefix = settings.topic_prefix
+        if options.action == "send":
+            reply = send(settings, options.service, options.command, options.fields)
+            sys.stdout.write(json.dumps(reply, indent=2) + "\n")
+            return int(reply.get("status") == "error")
+        filters = [options.topic or f"{prefix}/#"]
+        if options.service:
+            topics = ("{name}/#", "coordinator/command/{name}", "errors/{name}")
+            filters = [f"{prefix}/{topic.format(name=options.service)}" for topic in topics]
+        watch(settings, filters)
+    except (ConfigurationError, ConsoleError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
