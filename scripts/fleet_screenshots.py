@@ -11,6 +11,7 @@ import json
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from cookiecutter.main import cookiecutter
 
@@ -21,7 +22,7 @@ from tests.baked import BakedProject  # noqa: E402
 from tests.fleet_stack import PREFIX, FleetStack, chromium, log_in, running_stack  # noqa: E402
 
 SECONDS = 15
-OTHERS = {
+OTHERS: dict[str, dict[str, Any]] = {
     "heat-pump": {"status": "degraded", "reasons": ["no answer from the inverter for 10 min"]},
     "pv-forecast": {"status": "online"},
 }
@@ -45,11 +46,13 @@ def take(stack: FleetStack) -> None:
 
 def main() -> None:
     """Run the services of a new repository."""
+    environments = ROOT / ".tools/fleet"
+    environments.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
         path = cookiecutter(
             str(ROOT), no_input=True, output_dir=name, extra_context={"include_influxdb": False}
         )
-        with running_stack(BakedProject(Path(path), {}, Path(name)), 18765, 18766) as stack:
+        with running_stack(BakedProject(Path(path), {}, environments), 18765, 18766) as stack:
             take(stack)
 
 

@@ -191,7 +191,7 @@ class Fleet:
         availability, heartbeat = service.availability, service.heartbeat
         if availability is not None and availability.status == "offline":
             return "offline", [availability.reason] if availability.reason else []
-        # A service may send less often than the settings of this one say, never more rarely seen.
+        # Another service may have a longer interval than the settings of this one say.
         interval = max([self._heartbeat_seconds, *self._usual_gap(service)])
         silent_seconds = time.monotonic() - max(service.seen_at, self._connected_at)
         if interval and silent_seconds > MISSING_HEARTBEATS * interval:

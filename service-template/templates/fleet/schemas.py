@@ -46,7 +46,7 @@ class Services(BaseModel):
 
 
 class Update(Services):
-    """Everything at first, then the changes."""
+    """All services at first, then those that changed."""
 
     is_full: bool
     now: datetime = Field(description="Time of this machine, to which `last_seen` is compared")
