@@ -89,7 +89,7 @@ def main() -> None:
         path = cookiecutter(
             str(ROOT), no_input=True, output_dir=name, extra_context={"include_influxdb": False}
         )
-        stack = FleetStack(BakedProject(Path(path), {}, environments), 18755, 18756)
+        stack = FleetStack(BakedProject(Path(path), {}, environments))
         try:
             measure(stack)
         finally:

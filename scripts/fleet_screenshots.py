@@ -52,7 +52,7 @@ def main() -> None:
         path = cookiecutter(
             str(ROOT), no_input=True, output_dir=name, extra_context={"include_influxdb": False}
         )
-        with running_stack(BakedProject(Path(path), {}, environments), 18765, 18766) as stack:
+        with running_stack(BakedProject(Path(path), {}, environments)) as stack:
             take(stack)
 
 

@@ -18,6 +18,7 @@ from playwright.sync_api import Browser, sync_playwright
 
 from tests.baked import BakedProject, user_environment
 from tests.stack import replace_in, until
+from tests.test_run import free_port
 
 PASSWORD = "correct horse"
 PREFIX = "homelab-services"
@@ -28,8 +29,9 @@ HANDLER = "async def _on_reading(self, topic: str, reading: Reading) -> None:\n"
 class FleetStack:
     """A broker, a poller, a subscriber that fails on purpose, and the fleet service."""
 
-    def __init__(self, project: BakedProject, broker_port: int, page_port: int) -> None:
-        self.project, self.broker_port = project, broker_port
+    def __init__(self, project: BakedProject) -> None:
+        self.project, self.broker_port = project, free_port()
+        page_port = free_port()
         self.url = f"http://127.0.0.1:{page_port}/"
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         environment = project.environment()
@@ -42,7 +44,7 @@ class FleetStack:
                 "HEARTBEAT_INTERVAL_SECONDS": "1",
                 "LOG_FORMAT": "json",
                 "MQTT_HOST": "127.0.0.1",
-                "MQTT_PORT": str(broker_port),
+                "MQTT_PORT": str(self.broker_port),
                 "PYTHONPATH": str(project.path),
             }
         )
@@ -110,8 +112,8 @@ class FleetStack:
 
 
 @contextmanager
-def running_stack(project: BakedProject, broker_port: int, page_port: int) -> Iterator[FleetStack]:
-    stack = FleetStack(project, broker_port, page_port)
+def running_stack(project: BakedProject) -> Iterator[FleetStack]:
+    stack = FleetStack(project)
     try:
         stack.start_broker()
         stack.break_listener()

@@ -14,7 +14,6 @@ from playwright.sync_api import Browser, Page, expect
 from tests.baked import ROOT, BakedProject, run
 from tests.conftest import Bake
 from tests.fleet_stack import FleetStack, chromium, log_in, running_stack
-from tests.test_run import free_port
 from tests.tools import needs
 
 # One stack and one browser, in one process.
@@ -35,7 +34,7 @@ def stack(bake: Bake, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flee
     path = tmp_path_factory.mktemp("fleet") / original.path.name
     run("cp", "--archive", original.path, path)
     project = BakedProject(path, original.answers, original.environments)
-    with running_stack(project, free_port(), free_port()) as stack:
+    with running_stack(project) as stack:
         yield stack
 
 
@@ -139,8 +138,10 @@ def test_html_and_script_stay_text(stack: FleetStack, page: Page) -> None:
     publish(stack, f"hostile/{HOSTILE.replace('/', '')}", trace_id=HOSTILE)
     fields = ("service", "original_topic", "payload", "error_type", "error", "trace_id")
     fail(stack, "hostile", **dict.fromkeys(fields, HOSTILE))
-    page.goto(f"{stack.url}#service=hostile")
+    # The service has seen all messages before this one.
     beat(stack, "hostile")
+    expect(row(page, "hostile")).to_contain_text("online")
+    page.goto(f"{stack.url}#service=hostile")
     page.locator("#topics summary").filter(has_text="<img").click()
     page.get_by_role("link", name="Follow the trace").first.click()
     expect(page.locator("#messages")).to_contain_text("<img")
