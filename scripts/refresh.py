@@ -2,7 +2,7 @@
 
     make refresh [ARGS="--no-upgrade --no-prove"]
 
-Both locks and exports in templates/locks/, the requirements of the http-api type, the documents in
+Both locks and exports in templates/locks/, the requirements of service types, the documents in
 templates/documents/, this repository's own lock, the version of uv in scripts/uv and, where
 GitHub and a registry can be reached, the commits of pinned actions and the digests of images.
 """
@@ -24,7 +24,7 @@ from refresh_documents import refresh_documents
 ROOT = Path(__file__).resolve().parent.parent
 TEMPLATE = ROOT / "{{cookiecutter.project_slug}}"
 LOCKS = ROOT / "templates" / "locks"
-HTTP_API = ROOT / "service-template" / "templates" / "http-api" / "requirements.txt"
+SERVICE_TYPES = ROOT / "service-template" / "templates"
 IMAGES = ROOT / "templates" / "images.jinja"
 UV = str(TEMPLATE / "scripts" / "uv")
 SLUG = "mqtt-services"
@@ -68,7 +68,10 @@ def refresh_locks(*, upgrade: bool) -> None:
             )
             if influxdb:
                 full = (project / "uv.lock").read_text(encoding="utf-8")
-                HTTP_API.write_text(export(project, "--only-group", "http-api"), encoding="utf-8")
+                for group in ("http-api", "fleet"):
+                    requirements = export(project, "--only-group", group)
+                    path = SERVICE_TYPES / group / "requirements.txt"
+                    path.write_text(requirements, encoding="utf-8")
             for file in ("uv.lock", "pyproject.toml"):
                 shutil.copyfile(project / file, LOCKS / name / file)
             requirements = export(project, "--no-default-groups", "--group", "debug")

@@ -96,10 +96,10 @@ def as_template(name: str, text: str) -> str:
 
 
 def refresh_documents() -> None:
-    """Write the documents of all service types."""
-    prompts = json.loads((ROOT / "service-template/cookiecutter.json").read_text(encoding="utf-8"))
+    """Write the documents of all types that the first service may have."""
+    prompts = json.loads((ROOT / "cookiecutter.json").read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory() as folder:
-        for service_type in prompts["service_type"]:
+        for service_type in prompts["first_service_type"]:
             for name in FILES:
                 # The repository template includes it, even before the first run for a new type.
                 file = template_file(service_type, name)

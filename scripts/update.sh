@@ -11,7 +11,7 @@ work=$1 ours=$2 newest=$3
 trap 'rm -rf "$work"' EXIT
 
 # Generated: where both sides have changed them they are generated again.
-generated=(uv.lock base/requirements.txt templates/service/templates/http-api/requirements.txt
+generated=(uv.lock base/requirements.txt templates/service/templates/{http-api,fleet}/requirements.txt
   docs/topics.md docs/asyncapi.json .env.example)
 
 # Settings of git that would change what is compared or keep it from being applied.

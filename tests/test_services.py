@@ -26,7 +26,7 @@ from tests.tools import needs, path_without, slow_after_first
 
 pytestmark = pytest.mark.real
 
-TYPES = ["poller", "subscriber", "http-api"]
+TYPES = ["poller", "subscriber", "http-api", "fleet"]
 NOT_WATCHED = {".git", "__pycache__", ".venv", ".tools", ".ruff_cache", ".mypy_cache"}
 LISTS = ["docker-compose.yml", "docker-compose.override.example.yml"]
 
@@ -98,10 +98,21 @@ def test_adds_a_directory_a_test_and_a_line_to_each_list(
     assert included(repository, LISTS[1])[-1] == "services/soil-moisture/compose.dev.yml"
     service = repository.yaml("services/soil-moisture/compose.yml")["services"]["soil-moisture"]
     assert service["build"] == {"dockerfile": "services/soil-moisture/Dockerfile"}
-    assert "ports" not in service
+    port = ["127.0.0.1:${SOIL_MOISTURE_HTTP_PORT:-8090}:8090"] if kind == "fleet" else None
+    assert service.get("ports") == port
     assert "# Watches the soil\n" in repository.read("services/soil-moisture/compose.yml")
     assert "SOIL_MOISTURE_" in repository.read(".env.example")
     repository.uv_run("python", "scripts/topics.py", "--check")
+
+
+def test_make_fleet_adds_the_page_with_a_password_once(repository: BakedProject) -> None:
+    said = repository.run("make", "fleet").stdout
+    assert "http://127.0.0.1:8090" in said
+    assert included(repository, LISTS[0])[-1] == "services/fleet/compose.yml"
+    assert re.search(r"^FLEET_PASSWORD='[\w-]{16}'\n\Z", repository.read(".env"), re.MULTILINE)
+    before = tree(repository)
+    assert "http://127.0.0.1:8090" in repository.run("make", "fleet").stdout
+    assert tree(repository) == before
 
 
 @pytest.mark.parametrize("kind", slow_after_first(TYPES))
@@ -478,7 +489,7 @@ def test_on_a_terminal_the_user_decides(repository: BakedProject, typed: str, go
 
 
 @needs("git", "python3.13")
-@pytest.mark.parametrize("kind", slow_after_first(["http-api", "poller", "subscriber"]))
+@pytest.mark.parametrize("kind", slow_after_first(["http-api", "poller", "subscriber", "fleet"]))
 def test_a_renamed_service_works_and_says_what_stays_behind(
     repository: BakedProject, kind: str
 ) -> None:
@@ -597,7 +608,7 @@ def test_a_hundred_services(repository: BakedProject) -> None:
 @needs("git", "python3.13")
 @pytest.mark.slow
 @pytest.mark.parametrize("answers", OPTIONS)
-def test_three_types_pass_all_checks_together(bake_copy: Bake, answers: dict[str, Any]) -> None:
+def test_all_types_pass_all_checks_together(bake_copy: Bake, answers: dict[str, Any]) -> None:
     """With names of every length, since names decide where lines break."""
     project = bake_copy(**answers)
     longest = "a" * 40
@@ -606,6 +617,8 @@ def test_three_types_pass_all_checks_together(bake_copy: Bake, answers: dict[str
     add(project, longest, "http-api")
     add(project, longest[:-2] + "-s", "subscriber")
     add(project, longest[:-2] + "-p", "poller")
+    add(project, "fleet", "fleet")
+    add(project, longest[:-2] + "-f", "fleet")
     project.run("git", "add", "--all")
     project.run("make", "lint")
     assert project.run("git", "diff", "--name-only").stdout == ""

@@ -127,6 +127,15 @@ async def test_a_repeated_request_is_handled_once_and_answered_again(
     ]
 
 
+async def test_a_replayed_command_is_run_once_more(
+    router: CommandRouter, handled: list[str]
+) -> None:
+    await send(router, command="refresh", request_id="1")
+    for replay_id in ("a", "a", "b"):
+        await send(router, command="refresh", request_id="1", replay_id=replay_id)
+    assert handled == ["refresh"] * 3
+
+
 async def test_a_command_that_failed_is_tried_again_when_it_is_repeated(
     router: CommandRouter, replies: list[CommandReply]
 ) -> None:

@@ -244,10 +244,11 @@ async def test_a_repeated_message_is_handled_once(
         {"request_id": 7, "n": 5},
         {"trace_id": "x" * 10_000, "n": 6},
     ]
-    for payload in [*same_trace, *same_request, *unknown, {"n": "end"}]:
+    replays = [{**same_request[0], "n": 7, "replay_id": name} for name in ("a", "a", "b")]
+    for payload in [*same_trace, *same_request, *unknown, *replays, {"n": "end"}]:
         await client.publish(f"{topic_prefix}/once", payload)
     await recorder.until_payload({"n": "end"})
-    assert [payload["n"] for payload in recorder.payloads] == [1, 2, 3, 4, 4, 5, 6, "end"]
+    assert [payload["n"] for payload in recorder.payloads] == [1, 2, 3, 4, 4, 5, 6, 7, 7, "end"]
     assert (await log.next("message_repeated"))["message_id"].startswith("t ")
     assert (await log.next("message_repeated"))["message_id"] == "r"
 

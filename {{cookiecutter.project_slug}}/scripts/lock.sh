@@ -56,7 +56,9 @@ export_to() {
 }
 
 export_to base/requirements.txt --no-default-groups --group debug
-export_to templates/service/templates/http-api/requirements.txt --only-group http-api
+for group in http-api fleet; do
+  export_to "templates/service/templates/$group/requirements.txt" --only-group "$group"
+done
 for file in services/*/requirements.txt; do
   groups=()
   while read -r group; do groups+=(--only-group "$group"); done < <(sed -n 's/^# group: //p' "$file")

@@ -68,7 +68,8 @@ class CommandRouter:
             await self._reply_to_invalid(payload, describe_problems(error))
             raise
         content = repr(command.model_dump()).encode(errors="backslashreplace")
-        sent_as = message_id(command.request_id, command.trace_id, content)
+        sent_id = command.replay_id or command.request_id
+        sent_as = message_id(sent_id, command.trace_id, content)
         key = (command.command, sent_as) if sent_as else None
         if key and (earlier := self._replies.get(key)) is not None:
             self._logger.info("command_repeated", command=command.command, message_id=sent_as)

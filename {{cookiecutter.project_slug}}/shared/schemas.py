@@ -26,6 +26,9 @@ class Message(BaseModel):
     trace_id: str | None = Field(
         default=None, max_length=MAX_ID_LENGTH, description="Id of the work behind the message"
     )
+    replay_id: str | None = Field(
+        default=None, max_length=MAX_ID_LENGTH, description="Id of the replay of a dead letter"
+    )
 
 
 def describe_problems(error: ValidationError) -> str:

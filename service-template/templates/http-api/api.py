@@ -1,25 +1,14 @@
 """The HTTP interface, version 1: a function per endpoint. A breaking change gets /api/v2."""
 
-import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Path, Request, Response
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from schemas import ENVELOPE, CommandRequest, CommandResponse, Problem, Status
-from server import RequestLayer
-from starlette.exceptions import HTTPException as HTTPError
+from server import RequestLayer, add_error_handlers
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from shared.mqtt import (
-    CommandError,
-    MQTTError,
-    PayloadError,
-    RequestTimeoutError,
-    encode,
-)
-from shared.tracing import current_trace_id
+from shared.mqtt import PayloadError, encode
 
 if TYPE_CHECKING:
     from main import {{ cookiecutter.__class }}
@@ -32,9 +21,7 @@ def create_app(service: "{{ cookiecutter.__class }}") -> FastAPI:
     # The pages /docs and /redoc would load scripts from the internet.
     app = FastAPI(title=service.name, docs_url=None, redoc_url=None)
     app.state.service = service
-    app.exception_handler(RequestValidationError)(reject)
-    app.exception_handler(HTTPError)(report)
-    app.exception_handler(MQTTError)(report_mqtt)
+    add_error_handlers(app)
     # A page of another site must not reach this service through a name that it controls.
     app.add_middleware(
         TrustedHostMiddleware,
@@ -100,29 +87,3 @@ def to_response(name: str, reply: dict[str, Any]) -> CommandResponse:
     encode(result)
     fields = {"service": name, "status": reply.get("status"), "result": result}
     return CommandResponse.model_validate(fields)
-
-
-async def reject(_request: Request, error: RequestValidationError) -> Response:
-    """Say what is wrong with a request, without its input.
-
-    FastAPI's own handler repeats the input, which may be text that JSON or UTF-8 cannot hold.
-    """
-    problems = [{key: found[key] for key in ("type", "loc", "msg")} for found in error.errors()]
-    content = {"detail": problems, "trace_id": current_trace_id()}
-    return Response(json.dumps(content), 422, media_type="application/json")
-
-
-async def report_mqtt(request: Request, error: MQTTError) -> Response:
-    """Report why a command has no result, for every endpoint that sends one."""
-    status = 503
-    if isinstance(error, RequestTimeoutError):
-        status = 504
-    elif isinstance(error, CommandError | PayloadError):
-        status = 502
-    return await report(request, HTTPError(status, str(error)))
-
-
-async def report(_request: Request, error: HTTPError) -> Response:
-    """Add the trace id to an error, so that its log lines can be found."""
-    content = {"detail": error.detail, "trace_id": current_trace_id()}
-    return JSONResponse(content, error.status_code, headers=error.headers)

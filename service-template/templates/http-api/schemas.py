@@ -8,7 +8,7 @@ from shared.mqtt import PayloadError, encode
 
 # Fields of the message itself, which are not part of the result.
 ENVELOPE = {"timestamp", "service", "trace_id", "request_id", "reply_to", "status", "command"}
-_RESERVED = ENVELOPE | {"expires_at", "model", "self", "target", "timeout_seconds"}
+_RESERVED = ENVELOPE | {"expires_at", "replay_id", "model", "self", "target", "timeout_seconds"}
 
 
 class Status(BaseModel):

@@ -1,5 +1,6 @@
-"""uvicorn as a part of the service, on its event loop, and the layer around all endpoints."""
+"""uvicorn as a part of the service, on its event loop, and what all endpoints have in common."""
 
+import json
 import logging
 import socket
 import time
@@ -9,13 +10,16 @@ from http import HTTPStatus
 from typing import override
 
 import uvicorn
-from fastapi import FastAPI, HTTPException
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException as HTTPError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.stdlib import BoundLogger
 
 from shared.config import ConfigurationError
-from shared.tracing import bind_trace_id, new_trace_id
+from shared.mqtt import CommandError, MQTTError, PayloadError, RequestTimeoutError
+from shared.tracing import bind_trace_id, current_trace_id, new_trace_id
 
 # Within the time that the service gives its run() to end.
 GRACEFUL_STOP_SECONDS = 1
@@ -68,6 +72,39 @@ class RequestLayer:
                     status=status,
                     milliseconds=round(1000 * (time.perf_counter() - started), 1),
                 )
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Let every error response say what is wrong, with the trace id of its log lines."""
+    app.exception_handler(RequestValidationError)(_reject)
+    app.exception_handler(HTTPError)(_report)
+    app.exception_handler(MQTTError)(_report_mqtt)
+
+
+async def _reject(_request: Request, error: RequestValidationError) -> Response:
+    """Say what is wrong with a request, without its input.
+
+    FastAPI's own handler repeats the input, which may be text that JSON or UTF-8 cannot hold.
+    """
+    problems = [{key: found[key] for key in ("type", "loc", "msg")} for found in error.errors()]
+    content = {"detail": problems, "trace_id": current_trace_id()}
+    return Response(json.dumps(content), 422, media_type="application/json")
+
+
+async def _report_mqtt(request: Request, error: MQTTError) -> Response:
+    """Report why a command has no result, for every endpoint that sends one."""
+    status = 503
+    if isinstance(error, RequestTimeoutError):
+        status = 504
+    elif isinstance(error, CommandError | PayloadError):
+        status = 502
+    return await _report(request, HTTPError(status, str(error)))
+
+
+async def _report(_request: Request, error: HTTPError) -> Response:
+    """Add the trace id to an error, so that its log lines can be found."""
+    content = {"detail": error.detail, "trace_id": current_trace_id()}
+    return JSONResponse(content, error.status_code, headers=error.headers)
 
 
 class EmbeddedServer(uvicorn.Server):

@@ -444,7 +444,9 @@ class Dispatcher:
             if isinstance(value, dict):
                 trace_id = _id(value.get("trace_id"))
                 if recent is not None:
-                    sent_as = message_id(_id(value.get("request_id")), trace_id, message.payload)
+                    # A replay is handled even if the original message was handled.
+                    sent_id = _id(value.get("replay_id")) or _id(value.get("request_id"))
+                    sent_as = message_id(sent_id, trace_id, message.payload)
                     key = sent_as and (message.topic, sent_as)
                     if key and recent.seen(key):
                         self._logger.debug(

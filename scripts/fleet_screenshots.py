@@ -1,0 +1,60 @@
+"""Write docs/fleet-light.png and docs/fleet-dark.png: the page with a service that fails.
+
+    uv run --frozen python scripts/fleet_screenshots.py
+
+Needs Mosquitto and Chromium.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from cookiecutter.main import cookiecutter
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from tests.baked import BakedProject  # noqa: E402
+from tests.fleet_stack import PREFIX, FleetStack, chromium, log_in, running_stack  # noqa: E402
+
+SECONDS = 15
+OTHERS: dict[str, dict[str, Any]] = {
+    "heat-pump": {"status": "degraded", "reasons": ["no answer from the inverter for 10 min"]},
+    "pv-forecast": {"status": "online"},
+}
+
+
+def take(stack: FleetStack) -> None:
+    """Show three real services and two that only send heartbeats."""
+    with stack.client() as client, chromium() as browser:
+        context = browser.new_context(viewport={"width": 960, "height": 480})
+        page = context.new_page()
+        log_in(page, stack)
+        for second in range(SECONDS):
+            for name, status in OTHERS.items():
+                beat = {"uptime_seconds": 7200 + second, "memory_mb": 41 + second * 7 % 5}
+                client.publish(f"{PREFIX}/{name}/heartbeat", json.dumps({**beat, **status}))
+            page.wait_for_timeout(1000)
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme="light" if scheme == "light" else "dark")
+            page.screenshot(path=ROOT / f"docs/fleet-{scheme}.png")
+
+
+def main() -> None:
+    """Run the services of a new repository."""
+    environments = ROOT / ".tools/fleet"
+    environments.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as name:
+        path = cookiecutter(
+            str(ROOT), no_input=True, output_dir=name, extra_context={"include_influxdb": False}
+        )
+        with running_stack(BakedProject(Path(path), {}, environments)) as stack:
+            take(stack)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,300 @@
+"""Tests of {{ cookiecutter.service_slug }}."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from pydantic import SecretStr, ValidationError
+from structlog.stdlib import BoundLogger
+
+from shared.mqtt import PublishTimeoutError
+from shared.state import StateFile
+from tests.conftest import LoadService, MakeSettings, StartService
+from tests.running import StartedService
+
+NAME = "{{ cookiecutter.service_slug }}"
+HEADER = {"X-Fleet": "1"}
+PASSWORD = "correct horse"
+
+
+@pytest.fixture
+async def service(start_service: StartService) -> StartedService:
+    return await start_service(NAME, http_port=0, command_timeout_seconds=0.2)
+
+
+@pytest.fixture
+async def client(service: StartedService) -> AsyncIterator[httpx.AsyncClient]:
+    async with open_client(service) as client:
+        yield client
+
+
+def open_client(service: StartedService, **options: Any) -> httpx.AsyncClient:
+    address = f"http://127.0.0.1:{service.instance.server.port}"
+    return httpx.AsyncClient(base_url=address, headers=HEADER, **options)
+
+
+def beat(**fields: Any) -> dict[str, Any]:
+    return {"status": "online", "uptime_seconds": 5, "memory_mb": 40.5, **fields}
+
+
+async def fail(service: StartedService, topic: str, payload: Any, **fields: Any) -> None:
+    """Deliver the dead letter of a message below the prefix."""
+    letter = {
+        "timestamp": datetime.now(UTC).isoformat(),
+        "service": "meter",
+        "trace_id": "t1",
+        "original_topic": f"{service.settings.topic_prefix}/{topic}",
+        "payload": payload if isinstance(payload, str) else json.dumps(payload),
+        "error_type": "ValueError",
+        "error": "no value",
+        **fields,
+    }
+    await service.deliver("errors/meter", letter)
+
+
+async def letters(client: httpx.AsyncClient, **query: Any) -> list[Any]:
+    response = await client.get("/api/v1/dead-letters", params=query)
+    found: list[Any] = response.json()["letters"]
+    return found
+
+
+async def state_of(client: httpx.AsyncClient, name: str) -> tuple[str, list[str]]:
+    rows = (await client.get("/api/v1/services")).json()["services"]
+    (row,) = [row for row in rows if row["name"] == name]
+    return row["state"], row["reasons"]
+
+
+async def test_shows_the_state_of_each_service(
+    service: StartedService, client: httpx.AsyncClient
+) -> None:
+    await service.deliver("meter/availability", {"status": "online"})
+    assert await state_of(client, "meter") == ("online", [])
+    await service.deliver("meter/heartbeat", beat(status="degraded", reasons=["no disk"]))
+    assert await state_of(client, "meter") == ("degraded", ["no disk"])
+    await service.deliver("meter/availability", {"status": "offline", "reason": "stopped"})
+    assert await state_of(client, "meter") == ("offline", ["stopped"])
+    await service.deliver("other/heartbeat", beat(version="1.2"))
+    summary = (await client.get("/api/v1/summary")).json()
+    # The fleet service sees itself as well.
+    assert (summary["online"], summary["offline"], summary["status"]) == (2, 1, "problem")
+    metrics = (await client.get("/metrics")).text
+    assert 'fleet_service_state{service="meter",state="offline"} 1.0' in metrics
+    await service.deliver("meter/availability", "")
+    rows = (await client.get("/api/v1/services")).json()["services"]
+    assert [(row["name"], row["version"]) for row in rows] == [(NAME, None), ("other", "1.2")]
+
+
+async def test_a_service_without_heartbeats_becomes_stale(start_service: StartService) -> None:
+    service = await start_service(NAME, http_port=0, heartbeat_interval_seconds=0.01)
+    await service.deliver("meter/availability", {"status": "online"})
+    fleet = service.instance.fleet
+    while fleet.row("meter").state != "stale":
+        await fleet.wait_changed(fleet.change)
+
+
+async def test_streams_everything_and_then_the_changes(
+    service: StartedService, client: httpx.AsyncClient
+) -> None:
+    await service.deliver("meter/heartbeat", beat())
+    async with client.stream("GET", "/api/v1/events") as response:
+        updates = (json.loads(line[5:]) async for line in response.aiter_lines() if line[:1] == "d")
+        first = await anext(updates)
+        assert first["is_full"]
+        assert {row["name"] for row in first["services"]} == {NAME, "meter"}
+        await service.deliver("other/heartbeat", beat())
+        async for update in updates:
+            assert not update["is_full"]
+            if "other" in {row["name"] for row in update["services"]}:
+                break
+        # A stop ends the stream at once.
+        service.instance.stop()
+        async for _ in updates:
+            pass
+
+
+async def test_keeps_dead_letters_once_and_over_a_restart(
+    service: StartedService, client: httpx.AsyncClient, start_service: StartService
+) -> None:
+    for _ in range(2):
+        await fail(service, "garden/reading", "{", timestamp="2026-01-01T00:00:00Z")
+    (letter,) = await letters(client, text="no val")
+    assert letter["kind"].startswith("meter: ValueError on ")
+    assert (letter["payload"], letter["error"], letter["refusal"]) == ("{", "no value", None)
+    assert await letters(client, text="no%val") == await letters(client, kind="other") == []
+    await service.stop()
+    again = await start_service(NAME, http_port=0, max_dead_letters=2)
+    async with open_client(again) as client_again:
+        assert len(await letters(client_again)) == 1
+        for number in range(2):
+            await fail(again, "garden/reading", str(number))
+        assert [letter["payload"] for letter in await letters(client_again)] == ["1", "0"]
+
+
+async def test_replays_with_the_old_trace_and_a_mark(
+    service: StartedService, client: httpx.AsyncClient
+) -> None:
+    await fail(service, "garden/reading", {"value": 3})
+    (letter,) = await letters(client)
+    response = await client.post(f"/api/v1/dead-letters/{letter['id']}/replay")
+    assert response.json() == {"done": 1, "refused": [], "remaining": 0}
+    (sent,) = service.mqtt.payloads(letter["original_topic"])
+    assert (sent["value"], sent["trace_id"]) == (3, "t1")
+    assert sent["replay_id"].startswith(f"{letter['id']}-")
+    assert letter["original_topic"] not in service.mqtt.retained
+    assert await letters(client) == []
+    trace = await client.get("/api/v1/messages", params={"trace_id": "t1"})
+    assert [message["topic"].rpartition("/")[2] for message in trace.json()] == ["meter", "reading"]
+
+
+async def test_a_letter_stays_until_its_replay_is_acknowledged(
+    service: StartedService, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def publish(*_: Any, **__: Any) -> None:
+        message = "not acknowledged"
+        raise PublishTimeoutError(message)
+
+    await fail(service, "garden/reading", {"value": 3})
+    (letter,) = await letters(client)
+    monkeypatch.setattr(service.mqtt, "publish", publish)
+    response = await client.post(f"/api/v1/dead-letters/{letter['id']}/replay")
+    assert (response.status_code, response.json()["detail"]) == (503, "not acknowledged")
+    assert len(await letters(client)) == 1
+
+
+async def test_replays_text_and_bytes_as_they_were(
+    service: StartedService, client: httpx.AsyncClient
+) -> None:
+    await fail(service, "garden/reading", "on")
+    await fail(service, "garden/reading", "/wA=", encoding="base64")
+    (kind,) = {letter["kind"] for letter in await letters(client)}
+    response = await client.post("/api/v1/dead-letters/replay", json={"kind": kind})
+    assert response.json() == {"done": 2, "refused": [], "remaining": 0}
+    topic = f"{service.settings.topic_prefix}/garden/reading"
+    assert service.mqtt.payloads(topic) == ["on", b"\xff\x00"]
+
+
+async def test_refuses_what_a_replay_cannot_repeat(
+    service: StartedService, client: httpx.AsyncClient
+) -> None:
+    old = (datetime.now(UTC) - timedelta(hours=1)).isoformat()
+    command = {"command": "refresh", "timestamp": old}
+    await fail(service, "coordinator/command/meter", command)
+    await fail(service, "garden/reading", "/w=", encoding="base64")
+    await fail(service, "garden/+", "{}")
+    for letter in await letters(client):
+        assert letter["refusal"]
+        response = await client.post(f"/api/v1/dead-letters/{letter['id']}/replay")
+        assert (response.status_code, response.json()["detail"]) == (409, letter["refusal"])
+        response = await client.post("/api/v1/dead-letters/replay", json={"kind": letter["kind"]})
+        assert response.json() == {"done": 0, "refused": [letter["refusal"]], "remaining": 1}
+        assert (await client.delete(f"/api/v1/dead-letters/{letter['id']}")).json()["done"] == 1
+    assert service.mqtt.published == []
+    assert (await client.post("/api/v1/dead-letters/1/replay")).status_code == 404
+
+
+async def test_sends_a_command_with_the_arguments_of_its_schema(
+    service: StartedService, client: httpx.AsyncClient
+) -> None:
+    await service.deliver(f"{NAME}/heartbeat", beat())
+    detail = (await client.get(f"/api/v1/services/{NAME}")).json()
+    patterns = {topic["pattern"].rpartition("/")[2] for topic in detail["topics"]}
+    assert {"heartbeat", "availability"} <= patterns
+    await service.deliver("meter/heartbeat", beat())
+    topic = f"{service.settings.topic_prefix}/coordinator/command/meter"
+    service.mqtt.replies[topic] = {"status": "ok", "value": 1}
+    body = {"command": "refresh", "arguments": {"deep": True}}
+    response = await client.post("/api/v1/services/meter/commands", json=body)
+    assert response.json() == {"reply": {"status": "ok", "value": 1}}
+    (sent,) = service.mqtt.payloads(topic)
+    assert (sent["command"], sent["deep"], sent["service"]) == ("refresh", True, NAME)
+    body["arguments"] = {"reply_to": "x"}
+    response = await client.post("/api/v1/services/meter/commands", json=body)
+    assert response.status_code == 422
+    assert (await client.get("/api/v1/services/nobody")).status_code == 404
+
+
+async def test_the_password_protects_everything_but_the_page(start_service: StartService) -> None:
+    service = await start_service(NAME, http_port=0, password=SecretStr(PASSWORD))
+    async with open_client(service) as client:
+        page = await client.get("/")
+        assert page.status_code == 200
+        assert page.headers["content-security-policy"].startswith("default-src 'self';")
+        paths = (await client.get("/openapi.json")).json()["paths"]
+        closed = {path for path, methods in paths.items() if "get" in methods}
+        for path in closed:
+            response = await client.get(path.format(name="x", letter_id=1))
+            assert response.status_code == 401, path
+        response = await client.post("/api/v1/session", json={"password": "wrong"})
+        assert response.status_code == 401
+        for session in ("x", "9999999999.x", "9999999999.é"):
+            headers = {b"Cookie": f"fleet_session={session}".encode()}
+            assert (await client.get("/metrics", headers=headers)).status_code == 401
+        response = await client.post("/api/v1/session", json={"password": PASSWORD})
+        cookie = response.headers["set-cookie"].lower()
+        assert "httponly" in cookie
+        assert "samesite=strict" in cookie
+        assert (await client.get("/metrics")).status_code == 200
+    async with open_client(service, auth=("any", PASSWORD)) as client:
+        assert (await client.get("/metrics")).status_code == 200
+
+
+async def test_rejects_forms_of_other_sites_and_other_hosts(
+    service: StartedService, client: httpx.AsyncClient
+) -> None:
+    client.headers.pop("X-Fleet")
+    for path in ("/api/v1/session", "/api/v1/dead-letters/discard"):
+        assert (await client.post(path, json={"kind": "x"})).status_code == 403
+    response = await client.get("/", headers={"Host": "attacker.example"})
+    assert response.status_code == 400
+
+
+@pytest.mark.parametrize("host", ["192.168.1.5", "::", "fleet.local"])
+def test_needs_a_password_beyond_this_machine(
+    load_service: LoadService, make_settings: MakeSettings, host: str
+) -> None:
+    settings = load_service(NAME).config.ServiceSettings
+    with pytest.raises(ValidationError, match="must be set to listen on"):
+        make_settings(settings, http_host=host)
+    assert make_settings(settings, http_host=host, password=SecretStr(PASSWORD))
+
+
+async def test_alerts_once_and_again_after_the_recovery(
+    load_service: LoadService, tmp_path: Path, logger: BoundLogger
+) -> None:
+    requests: asyncio.Queue[Any] = asyncio.Queue()
+
+    async def receive(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+        length = int(head.partition("content-length: ")[2].partition("\r\n")[0])
+        requests.put_nowait(json.loads(await reader.readexactly(length)))
+        writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(receive, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/hook"
+        modules, state = load_service(NAME), StateFile(tmp_path / "alerts.json", logger)
+        modules.alerts.INTERVAL_SECONDS = 0
+        row = modules.schemas.ServiceRow(name="meter", state="degraded", since=datetime.now(UTC))
+        row.reasons = ["no disk"]
+        for _ in range(2):
+            # The second one is that of a restart.
+            alerts = modules.alerts.Alerts(url, after_seconds=0, state=state, logger=logger)
+            alerts.update([row], connected=True)
+            await alerts.send()
+        alerts.on_first_letter("meter: ValueError", "no value")
+        row.state = "online"
+        for connected in (False, True, True):
+            alerts.update([row], connected=connected)
+        await alerts.send()
+        line = "meter is degraded: no disk"
+        assert requests.get_nowait() == {"title": line, "message": line}
+        assert requests.get_nowait()["message"].splitlines() == [
+            "First dead letter of meter: ValueError: no value",
+            "meter is online again",
+        ]
+        assert requests.empty()

@@ -1,0 +1,144 @@
+"""Services and a broker on this machine, and the fleet page in Chromium."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from paho.mqtt.client import Client
+from paho.mqtt.enums import CallbackAPIVersion
+from playwright.sync_api import Browser, sync_playwright
+
+from tests.baked import BakedProject, user_environment
+from tests.stack import replace_in, until
+from tests.test_run import free_port
+
+PASSWORD = "correct horse"
+PREFIX = "homelab-services"
+FAILURE = '        raise ValueError("the scale is missing")\n'
+HANDLER = "async def _on_reading(self, topic: str, reading: Reading) -> None:\n"
+
+
+class FleetStack:
+    """A broker, a poller, a subscriber that fails on purpose, and the fleet service."""
+
+    def __init__(self, project: BakedProject) -> None:
+        self.project, self.broker_port = project, free_port()
+        page_port = free_port()
+        self.url = f"http://127.0.0.1:{page_port}/"
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        environment = project.environment()
+        self.python = Path(str(environment["UV_PROJECT_ENVIRONMENT"])) / "bin/python"
+        self.environment = user_environment(
+            {
+                "EXAMPLE_SERVICE_POLL_INTERVAL_SECONDS": "0.5",
+                "FLEET_HTTP_PORT": str(page_port),
+                "FLEET_PASSWORD": PASSWORD,
+                "HEARTBEAT_INTERVAL_SECONDS": "1",
+                "LOG_FORMAT": "json",
+                "MQTT_HOST": "127.0.0.1",
+                "MQTT_PORT": str(self.broker_port),
+                "PYTHONPATH": str(project.path),
+            }
+        )
+        project.run("scripts/new-service.sh", "fleet", "--type", "fleet")
+        project.run("scripts/new-service.sh", "listener", "--type", "subscriber")
+        # The password of the broker is not for this one.
+        project.file(".env").unlink()
+
+    def log(self, name: str) -> str:
+        return self.project.file(f"{name}.log").read_text(encoding="utf-8")
+
+    def start_broker(self) -> None:
+        config = self.project.file("broker.conf")
+        config.write_text(f"listener {self.broker_port} 127.0.0.1\nallow_anonymous true\n")
+        path = f"{os.environ['PATH']}:/usr/sbin"
+        self._start("broker", str(shutil.which("mosquitto", path=path)), "-c", str(config))
+
+    def start(self, name: str, **environment: str) -> None:
+        data = {"DATA_DIR": str(self.project.file(f".data/{name}"))}
+        program = self.project.file(f"services/{name}/main.py")
+        self._start(name, str(self.python), str(program), **data, **environment)
+
+    def _start(self, name: str, *command: str, **environment: str) -> None:
+        with self.project.file(f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                command,
+                cwd=self.project.path,
+                env={**self.environment, **environment},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def stop(self, name: str) -> float:
+        """Stop a process in order and return the seconds that it took."""
+        started = time.monotonic()
+        process = self.processes.pop(name)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == 0, self.log(name)
+        return time.monotonic() - started
+
+    def break_listener(self) -> None:
+        main = self.project.file("services/listener/main.py")
+        replace_in(main, HANDLER, HANDLER + FAILURE)
+
+    def fix_listener(self) -> None:
+        replace_in(self.project.file("services/listener/main.py"), FAILURE, "")
+
+    def close(self) -> None:
+        for process in self.processes.values():
+            process.kill()
+            process.wait()
+
+    @contextmanager
+    def client(self) -> Iterator[Client]:
+        """A client of the broker."""
+        client: Client = Client(CallbackAPIVersion.VERSION2)
+        client.connect("127.0.0.1", self.broker_port)
+        client.loop_start()
+        try:
+            yield client
+        finally:
+            client.disconnect()
+            client.loop_stop()
+
+
+@contextmanager
+def running_stack(project: BakedProject) -> Iterator[FleetStack]:
+    stack = FleetStack(project)
+    try:
+        stack.start_broker()
+        stack.break_listener()
+        for name in ("fleet", "listener", "example-service"):
+            stack.start(name)
+        until(lambda: "mqtt_connected" in stack.log("fleet"), "the fleet service")
+        yield stack
+    finally:
+        stack.close()
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """Chromium of the system."""
+    with sync_playwright() as playwright:
+        path = shutil.which("chromium")
+        browser = playwright.chromium.launch(executable_path=path)
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+def log_in(page: Any, stack: FleetStack, view: str = "services") -> None:
+    page.goto(f"{stack.url}#{view}")
+    page.get_by_label("Password").fill(PASSWORD)
+    page.get_by_role("button", name="Log in").click()
+    page.get_by_text("Live", exact=True).wait_for()
