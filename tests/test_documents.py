@@ -38,6 +38,8 @@ LATER = {
     "attic.yml",
     *(".env", ".env.enc", ".sops/age-key.txt", "docker-compose.override.yml"),
     "infrastructure/mosquitto/acl.conf",
+    # Files of other programs.
+    *("services.yaml", "glance.yml"),
 }
 FILE_NAME = re.compile(r"[\w.-]+\.(py|sh|md|yml|yaml|toml|txt|json|lock|conf)|Dockerfile|Makefile")
 
