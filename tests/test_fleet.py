@@ -101,11 +101,12 @@ def test_the_failure_is_seen_fixed_and_replayed(stack: FleetStack, page: Page) -
     letter = page.locator("#letters > li").first
     expect(letter).to_contain_text("ValueError: the scale is missing")
     # The readings go on while the code is fixed.
+    page.get_by_role("link", name="Services").click()
     stack.stop("listener")
+    expect(row(page, "listener")).to_contain_text("stopped")
     stack.fix_listener()
     stack.start("listener")
-    page.get_by_role("link", name="Services").click()
-    expect(row(page, "listener")).to_contain_text("online")
+    expect(row(page, "listener")).to_contain_text("online", timeout=20_000)
     page.get_by_role("link", name="Dead letters").click()
     letter.get_by_role("button", name="Replay to every subscriber").click()
     expect(page.locator("#result")).to_contain_text("The broker has it")
