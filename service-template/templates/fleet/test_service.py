@@ -186,6 +186,7 @@ async def test_refuses_what_a_replay_cannot_repeat(
     await fail(service, "coordinator/command/meter", command)
     await fail(service, "garden/reading", "/w=", encoding="base64")
     await fail(service, "garden/+", "{}")
+    await fail(service, "garden/photo", "{", payload_bytes=70_000, payload_sha256="0" * 64)
     for letter in await letters(client):
         assert letter["refusal"]
         response = await client.post(f"/api/v1/dead-letters/{letter['id']}/replay")
