@@ -150,12 +150,10 @@ Make = Callable[..., BakedProject]
 class Maker:
     """Makes repositories in one of the ways, each in a folder of its own."""
 
-    def __init__(self, cookiecutter: Cookiecutter, tmp_path: Path) -> None:
+    def __init__(self, cookiecutter: Cookiecutter, tmp_path: Path, environments: Path) -> None:
         self.cookiecutter = cookiecutter
         self.tmp_path = tmp_path
-        # Of this test alone: another release has other versions in its lock.
-        self.environments = tmp_path / "environments"
-        self.environments.mkdir()
+        self.environments = environments
 
     def __call__(
         self, origin: Published, name: str = "made", way: Make = by_cookiecutter_from_git
@@ -164,8 +162,8 @@ class Maker:
 
 
 @pytest.fixture
-def make(cookiecutter: Cookiecutter, tmp_path: Path) -> Maker:
-    return Maker(cookiecutter, tmp_path)
+def make(cookiecutter: Cookiecutter, tmp_path: Path, environments: Path) -> Maker:
+    return Maker(cookiecutter, tmp_path, environments)
 
 
 def edit(project: BakedProject, name: str, old: str, new: str) -> None:
@@ -314,6 +312,9 @@ def test_a_change_on_both_sides_is_shown_and_can_be_settled(make: Maker, tmp_pat
 @pytest.mark.slow
 def test_dependencies_of_both_sides_stay(make: Maker, tmp_path: Path) -> None:
     """In the lock the two are neighbours, where no merge can succeed: it is made anew."""
+    # Environments of this test alone, because both sides change the lock.
+    make.environments = tmp_path / "environments"
+    make.environments.mkdir()
     origin = Published(tmp_path / "template")
     project = make(origin)
     edit(project, "pyproject.toml", '    "httpx>=', '    "tomlkit>=0.13",\n    "httpx>=')
