@@ -10,7 +10,7 @@ from bench.faults.run import QUICK, ROWS, Stack, measure, stack_of_faults
 
 pytestmark = [pytest.mark.docker, pytest.mark.xdist_group("docker")]
 
-QUICK_ROWS = ["consumer", "producer", "broker", "frozen", "network", "restart"]
+QUICK_ROWS = ["consumer", "producer", "broker", "frozen", "network", "disk", "restart"]
 
 
 @pytest.fixture(scope="module")
