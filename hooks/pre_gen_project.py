@@ -34,7 +34,7 @@ RESERVED_SERVICES = {
     "is used by the repository, for a directory, a container, a topic or a class": {
         *("base", "base-service", "coordinator", "errors", "influxdb", "mqtt", "shared"),
     },
-    "is used by the repository, for a file in tests/": {"devices", "patterns"},
+    "is used by the repository, for a file in tests/": {"patterns"},
 }
 MAX_SLUG, MAX_SERVICE, MAX_PREFIX, MAX_TEXT = 50, 40, 100, 200
 

@@ -11,7 +11,7 @@ from tests.home_assistant import HomeAssistant
 from tests.test_library import add_library_tests
 from tests.tools import needs
 
-HELPERS = "input_boolean:\n  lamp:\ninput_text:\n  note:\n    max: 255\n"
+HELPERS = "input_boolean:\n  lamp:\ninput_button:\n  bell:\ninput_text:\n  note:\n    max: 100\n"
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ pytestmark = [pytest.mark.real, pytest.mark.docker, pytest.mark.xdist_group("doc
 SERVICE = "example-service"
 # In the table of scripts/status.py.
 ROW_OF_A_HEALTHY_SERVICE = re.compile(rf"^{SERVICE} +running +healthy ", re.MULTILINE)
+PUBLISH_TIMEOUT = timedelta(seconds=10)
 HEALTH_MAX_AGE_SECONDS = 8
 # What is hard about values in .env: compose expands, python-dotenv unquotes.
 PASSWORD = 'p $HOME ${X} #no "q" = ü'
@@ -341,7 +342,7 @@ def test_a_broker_that_is_killed_is_noticed_and_its_return_heals(stack: ServiceS
     assert stack.started_at(SERVICE) == started
 
 
-def test_what_a_service_publishes_while_the_broker_is_away_arrives(stack: ServiceStack) -> None:
+def test_a_reading_that_could_not_be_sent_in_time_is_not_sent_later(stack: ServiceStack) -> None:
     until(lambda: stack.is_healthy(SERVICE), "healthy before")
     readings = stack.record(f"{SERVICE}/reading")
     stack.compose("kill", "mqtt")
@@ -349,16 +350,14 @@ def test_what_a_service_publishes_while_the_broker_is_away_arrives(stack: Servic
     until(lambda: stack.is_unhealthy(SERVICE), "unhealthy without the broker")
     returning = datetime.now(timezone.utc)
     stack.compose("start", "mqtt")
-    last_round = during_the_outage = 0
+    last_round = 0
     for reading in readings:
-        # At QoS 1 one may come twice.
-        assert not last_round or reading["round"] - last_round in (0, 1), "a round is missing"
+        assert reading["round"] >= last_round
         last_round = reading["round"]
         published = datetime.fromisoformat(reading["timestamp"])
         if published > returning:
             break
-        during_the_outage += published > killed
-    assert during_the_outage
+        assert not killed < published < returning - PUBLISH_TIMEOUT
 
 
 SEND = """
@@ -668,6 +667,7 @@ def test_the_default_stack(make_stack: MakeStack, influxdb_image: str) -> None:
         "data": "PASS",
         "mqtt": "PASS",
         "home-assistant": "WARN",
+        "discovery": "SKIP",
         "influxdb": "WARN",
     }
     # No port of the broker is published, so the command is sent from a container.
@@ -703,10 +703,11 @@ def test_a_broker_with_tls_as_documented(make_stack: MakeStack) -> None:
     stack = make_stack(include_home_assistant=False, include_influxdb=False)
     project = stack.project
     section = project.read("docs/containers.md").split("### A broker elsewhere, with TLS")[1]
-    env, block = re.findall(r"```(?:bash|yaml)\n(.*?)```", section, re.DOTALL)[:2]
+    (env, *_) = re.findall(r"```bash\n(.*?)```", section, re.DOTALL)
     project.file(".env").write_text(env)
     make_certificates = (
-        "import trustme; ca = trustme.CA(); ca.cert_pem.write_to_path('infrastructure/ca.crt')"
+        "import trustme; ca = trustme.CA()"
+        "; ca.cert_pem.write_to_path('infrastructure/certs/ca.crt')"
         "; own = ca.issue_cert('broker.example.org')"
         "; own.private_key_and_cert_chain_pem.write_to_path('infrastructure/broker.pem')"
     )
@@ -715,7 +716,6 @@ def test_a_broker_with_tls_as_documented(make_stack: MakeStack) -> None:
     project.file("infrastructure/broker.conf").write_text(
         "listener 8883\nallow_anonymous true\ncertfile /run/broker.pem\nkeyfile /run/broker.pem\n"
     )
-    extend_service(project, SERVICE, block)
     broker = {
         "image": "eclipse-mosquitto:2",
         "command": "mosquitto -c /run/broker.conf",

@@ -182,6 +182,7 @@ def test_all_tests_pass_on_the_newest_python(bake_copy: Bake) -> None:
         " -r requirements.txt; cd repo; PATH=/tmp/venv/bin:$PATH; "
         "python -V; python -m pytest -p no:cacheprovider -n 2"
         " -m 'not mosquitto and not home_assistant'"
+        " --ignore tests/library/test_foreign_brokers.py"
     )
     done = run(
         *("docker", "run", "--rm", "--interactive", "--init", "python:3.14-slim"),

@@ -162,7 +162,7 @@ def serve_http() -> Iterator[ServeHTTP]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "mosquitto: stops, kills or freezes a real Mosquitto")
+    config.addinivalue_line("markers", "mosquitto: needs a real Mosquitto")
     config.addinivalue_line("markers", "home_assistant: uses a real Home Assistant")
 
 

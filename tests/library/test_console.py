@@ -1,7 +1,6 @@
 """`make watch` and `make send`, with a real broker."""
 
 import asyncio
-import json
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from shared import console
 from shared.config import Settings
 from shared.schemas import Command
 from shared.service import BaseService
@@ -66,16 +66,34 @@ async def output(process: Process) -> tuple[int | None, str, str]:
     return process.returncode, out.decode(), err.decode()
 
 
-async def test_send_prints_the_reply(start: Start, make_settings: Callable[..., Settings]) -> None:
+@pytest.mark.usefixtures("start")
+async def test_send_prints_the_reply(
+    make_settings: Callable[..., Settings], capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def send(*arguments: str) -> tuple[int, str]:
+        code = await soon(asyncio.to_thread(console.main, ["send", *arguments]))
+        return code, capsys.readouterr().out
+
     async with running(Lamp(make_settings())):
-        done = await output(await start("send", "lamp", "switch", '{"is_on": true}'))
-        failed = await output(await start("send", "lamp", "explode"))
-    code, out, _ = done
-    assert (code, json.loads(out)["is_on"]) == (0, True)
-    code, out, _ = failed
-    assert (code, json.loads(out)["status"]) == (1, "error")
+        capsys.readouterr()
+        code, out = await send("lamp", "switch", '{"is_on": true}')
+        assert code == 0
+        assert '"is_on": true' in out
+        code, out = await send("lamp", "explode")
+        assert code == 1
+        assert '"status": "error"' in out
 
 
+@pytest.mark.usefixtures("start")
+async def test_a_command_without_a_reply_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console, "_REPLY_TIMEOUT_SECONDS", 0.2)
+    assert await soon(asyncio.to_thread(console.main, ["send", "nobody", "switch"])) == 2
+    assert "nobody did not reply in 0.2 s. Run: make status" in capsys.readouterr().err
+
+
+@pytest.mark.mosquitto
 async def test_watch_shows_the_messages_of_one_service_without_control_characters(
     start: Start, broker: Broker, topic_prefix: str
 ) -> None:

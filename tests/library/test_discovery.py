@@ -211,6 +211,7 @@ async def retained(settings: Settings, service: str = "plain") -> Any:
     return payload if isinstance(payload, dict) else None
 
 
+@pytest.mark.mosquitto
 async def test_the_announcement_comes_before_online(observer: Observer, settings: Settings) -> None:
     async with running(Plain(settings)):
         config = await observer.next(config_event(settings))
@@ -258,6 +259,7 @@ async def test_other_content_of_the_topic_is_replaced(
         assert "components" in await observer.next(event)
 
 
+@pytest.mark.mosquitto
 @pytest.mark.parametrize("prefix", ["", "other"])
 async def test_another_prefix_clears_the_earlier_announcement(
     observer: Observer, settings: Settings, prefix: str
@@ -279,6 +281,7 @@ async def test_another_prefix_clears_the_earlier_announcement(
     assert observer.seen.count(f"{settings.topic_prefix}/{event}") == 2
 
 
+@pytest.mark.mosquitto
 async def test_two_repositories_announce_two_devices(
     observer: Observer, settings: Settings
 ) -> None:

@@ -219,6 +219,7 @@ async def test_a_killed_service_leaves_its_last_will(
         await late.next("probe/availability", status="offline", reason="connection_lost")
 
 
+@pytest.mark.mosquitto
 async def test_a_message_that_has_ended_the_process_three_times_is_not_handled(
     start: Start, observer: Observer
 ) -> None:

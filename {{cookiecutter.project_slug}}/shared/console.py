@@ -45,7 +45,13 @@ def send(settings: Settings, service: str, command: str, fields: dict[str, Any])
     request_id = secrets.token_hex(8)
     reply_to = f"{settings.topic_prefix}/console/response/{request_id}"
     replies: queue.Queue[bytes | bytearray] = queue.Queue()
-    client = _connect(settings, [reply_to], lambda message: replies.put(message.payload))
+
+    def receive(message: MQTTMessage) -> None:
+        # The broker of the tests and of `make run` also sends retained messages of other topics.
+        if message.topic == reply_to:
+            replies.put(message.payload)
+
+    client = _connect(settings, [reply_to], receive)
     now = datetime.now(UTC)
     request = {
         "command": command,

@@ -67,7 +67,9 @@ def run(broker: Broker, make_settings: MakeSettings, tmp_path: Path) -> Run:
     return run
 
 
-async def test_replicas(run: Run, observer: Observer) -> None:
+async def test_replicas(run: Run, observer: Observer, broker: Broker) -> None:
+    if broker.kind == "embedded":
+        pytest.skip("needs mosquitto, because the embedded broker has no shared subscriptions")
     code = example("Replicas")
     async with run(code.Worker, code.Worker):
         for n in range(20):
