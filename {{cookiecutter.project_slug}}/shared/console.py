@@ -6,9 +6,9 @@ It connects without a session, a birth message and a last will, so no service no
 import argparse
 import json
 import os
-import queue
 import secrets
 import sys
+import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -22,7 +22,8 @@ from shared.config import ConfigurationError, Settings, load_settings
 from shared.mqtt.client import mqtt_credentials, mqtt_tls_context
 from shared.timestamps import format_utc
 
-_REPLY_TIMEOUT_SECONDS = 10.0
+_TIMEOUT_SECONDS = 10.0
+_CHECK = "Check it: make diagnose SERVICE=name"
 _RED, _CYAN, _GREY = 31, 36, 90
 
 
@@ -44,12 +45,12 @@ def send(settings: Settings, service: str, command: str, fields: dict[str, Any])
     """Send a command and return the reply. Raises ConsoleError without one in 10 s."""
     request_id = secrets.token_hex(8)
     reply_to = f"{settings.topic_prefix}/console/response/{request_id}"
-    replies: queue.Queue[bytes | bytearray] = queue.Queue()
+    replies: list[bytes | bytearray] = []
 
     def receive(message: MQTTMessage) -> None:
         # The broker of the tests and of `make run` also sends retained messages of other topics.
         if message.topic == reply_to:
-            replies.put(message.payload)
+            replies.append(message.payload)
 
     client = _connect(settings, [reply_to], receive)
     now = datetime.now(UTC)
@@ -58,20 +59,16 @@ def send(settings: Settings, service: str, command: str, fields: dict[str, Any])
         "request_id": request_id,
         "reply_to": reply_to,
         "timestamp": format_utc(now),
-        "expires_at": format_utc(now + timedelta(seconds=_REPLY_TIMEOUT_SECONDS)),
+        "expires_at": format_utc(now + timedelta(seconds=_TIMEOUT_SECONDS)),
         **fields,
     }
-    client.loop_start()
     try:
         topic = f"{settings.topic_prefix}/coordinator/command/{service}"
         client.publish(topic, json.dumps(request), qos=1)
-        reply: dict[str, Any] = json.loads(replies.get(timeout=_REPLY_TIMEOUT_SECONDS))
-    except queue.Empty:
-        message = f"{service} did not reply in {_REPLY_TIMEOUT_SECONDS:g} s. Run: make status"
-        raise ConsoleError(message) from None
+        _loop_until(client, lambda: bool(replies), f"{service} did not reply. Run: make status")
     finally:
         client.disconnect()
-        client.loop_stop()
+    reply: dict[str, Any] = json.loads(replies[0])
     return reply
 
 
@@ -89,7 +86,7 @@ def _connect(
         client.username_pw_set(username, password)
 
     def on_connect(
-        _client: Client,
+        client: Client,
         _data: object,
         _flags: ConnectFlags,
         reason: ReasonCode,
@@ -105,14 +102,20 @@ def _connect(
     client.on_message = lambda _client, _data, message: receive(message)
     try:
         client.connect(settings.mqtt_host, settings.mqtt_port)
-        while not client.is_connected():
-            if client.loop() != MQTTErrorCode.MQTT_ERR_SUCCESS:
-                message = f"{address} closed the connection. Check it: make diagnose SERVICE=name"
-                raise ConsoleError(message)
     except OSError as error:
-        message = f"{address}: {error}. Check the connection: make diagnose SERVICE=name"
+        message = f"{address}: {error}. {_CHECK}"
         raise ConsoleError(message) from error
+    _loop_until(client, client.is_connected, f"{address} does not accept the connection. {_CHECK}")
     return client
+
+
+def _loop_until(client: Client, condition: Callable[[], bool], problem: str) -> None:
+    """Receive until the condition is true. Raises ConsoleError after 10 s or a lost connection."""
+    deadline = time.monotonic() + _TIMEOUT_SECONDS
+    while not condition():
+        is_lost = client.loop(timeout=0.2) != MQTTErrorCode.MQTT_ERR_SUCCESS
+        if is_lost or time.monotonic() > deadline:
+            raise ConsoleError(problem)
 
 
 def _print_message(message: MQTTMessage) -> None:
