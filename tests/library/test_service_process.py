@@ -135,7 +135,7 @@ class Process:
         self._process.stdin.write(f"{line}\n".encode())
 
     async def end(self) -> tuple[int | None, str]:
-        """Return exit code and stderr. After a signal the end must come in the time Docker gives."""
+        """Return exit code and stderr. Check the time Docker gives if a signal was sent."""
         async with asyncio.timeout(PATIENCE_SECONDS):
             _, errors = await self._process.communicate()
         if self._signalled is not None:

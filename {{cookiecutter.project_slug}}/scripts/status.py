@@ -10,7 +10,8 @@ prints the last lines and the last health check of each container that is not he
 stderr warns of MQTT sessions without a client.
 
 Services of a swarm have one line each, and exit code 1 also stands for an update that was rolled
-back. LAST SUCCESS is known for tasks on the node of the Docker context. `--wait` waits for an update to end.
+back. LAST SUCCESS is known for tasks on the node of the Docker context. `--wait` waits for an
+update to end.
 """
 
 from __future__ import annotations

@@ -319,9 +319,9 @@ class BaseService[S: Settings](ABC):
     ) -> dict[str, Any] | BaseModel:
         """Send a command to the service `target` and return the reply, as a `model` if one is set.
 
-        If no `model` is set, check whether the `status` of the reply is `ok` or `error`. The target
-        does not start a command after `timeout_seconds`. Pass the same `request_id` to repeat a command without
-        running it twice.
+        If no `model` is set, an error reply does not raise, so check its `status`. The target does
+        not start a command after `timeout_seconds`. Pass the same `request_id` to repeat a command
+        without running it twice.
 
         Raises:
             NotConnectedError: This service is not connected. The command is not sent.
