@@ -3,7 +3,7 @@
 # clones the newest template and runs this program there, in the repository's root.
 #
 # Usage: update.sh WORK OURS NEWEST
-#   WORK    a temporary directory with the clone, `template`, removed at the end
+#   WORK    a temporary directory with the clone, `template`. It is removed at the end
 #   OURS    the commit of the template that the repository has
 #   NEWEST  the newest one
 set -euo pipefail

@@ -384,7 +384,7 @@ def locked() -> Iterator[None]:
 
 
 def main() -> int:
-    """Run the command line. Return 1 for a rejected request, 2 for wrong usage."""
+    """Command line. 1 for a request that is rejected, 2 for wrong usage."""
     command, *words = sys.argv[1:]
     parser = argparse.ArgumentParser(prog=f"scripts/{command}-service.sh")
     parser.add_argument("name", metavar="NAME", help="such as soil-moisture")

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Show every container in one table. Exit with 1 when one is not running or not healthy.
+"""Show every container in one table. Exit code 1 when one is not running or not healthy.
 
     scripts/status.py [--logs] [--wait SECONDS]
 
@@ -33,7 +33,7 @@ _ERROR = re.compile(r'"level": ?"(error|critical)"|\[(error|critical) *\]|^[^{]*
 
 
 def docker(*arguments: str) -> str:
-    """Return the output of a Docker command. Exit with its message when it fails."""
+    """Return the output of a Docker command. End the program with its message when it fails."""
     try:
         result = subprocess.run(
             ["docker", *arguments],
@@ -176,7 +176,7 @@ def describe_service(service: dict[str, Any], nodes: dict[str, str]) -> tuple[st
 
 
 def show_stack(ids: list[str], wait_seconds: float) -> int:
-    """Print the services of a stack once no update is in progress, or after so many seconds."""
+    """Print the services of a stack as soon as no update goes on, or after so many seconds."""
     deadline = time.monotonic() + wait_seconds
     stack = read_stack(ids)
     while not all(service["IsSettled"] for service in stack) and time.monotonic() < deadline:
