@@ -21,21 +21,22 @@ new: ## Make a repository: make new [OUT=directory] [ARGS="project_name=Greenhou
 PYTEST := $(RUN) pytest -n auto --dist loadgroup
 
 .PHONY: test test-all mutate
-test: ## Test what a change can break, without Docker, and list what was left out
+test: ## Run the fast tests, without Docker, and list the skipped ones
 	$(PYTEST) -m "not docker and not slow" -rs $(ARGS)
 	@echo 'Left out: slow tests, and those that need Docker. Run them with "make test-all".'
 
 test-all: ## Test everything, on all supported Pythons and in containers
 	$(PYTEST) --durations 25 -rs $(ARGS)
 
-mutate: ## Plant faults in the shared library and count those that its tests find
+mutate: ## Plant faults in the shared library and count those that its tests detect
 	$(RUN) python scripts/mutate.py $(ARGS)
 
 .PHONY: lint format
-lint: ## Check this repository's own code
+lint: ## Check this repository's own code and words
 	$(RUN) ruff check $(CODE)
 	$(RUN) ruff format --check $(CODE)
 	$(RUN) mypy
+	$(RUN) python scripts/check_words.py
 	$(RUN) zizmor --quiet --offline .github
 
 format: ## Format this repository's own code
@@ -47,11 +48,11 @@ documents: ## Write templates/documents/ after a change of settings or messages
 	$(RUN) python scripts/refresh_documents.py
 
 .PHONY: refresh
-refresh: ## Take the newest versions into all locks, exports and pinned actions, and prove the result
+refresh: ## Update all locks, exports and pinned actions, and test the result
 	$(RUN) python scripts/refresh.py $(ARGS)
 
 .PHONY: bench
-bench: ## Measure, as ratios to peers; needs Mosquitto and Docker (see bench/README.md)
+bench: ## Measure, as ratios to peers, with Mosquitto and Docker (see bench/README.md)
 	$(RUN) python bench/generate.py
 	$(RUN) python bench/add_service.py
 	$(UV) run bench/mqtt/run.py

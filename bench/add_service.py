@@ -1,6 +1,6 @@
 """Time of adding a service: the first one and the hundredth, and cookiecutter on one file.
 
-Run with `uv run --frozen python bench/add_service.py`; prints a Markdown table.
+`uv run --frozen python bench/add_service.py` prints a Markdown table.
 """
 
 from __future__ import annotations

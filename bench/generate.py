@@ -1,6 +1,6 @@
 """Time of a whole `cookiecutter --no-input`, as a ratio to one on a one-file template.
 
-Run with `make bench` or `uv run --frozen python bench/generate.py`; prints a Markdown table.
+`make bench` or `uv run --frozen python bench/generate.py` prints a Markdown table.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the measurements of cookiecutter share."""
+"""Code shared by the measurements of cookiecutter."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 update.sh runs this program in such a repository, after the newer template was applied. The program
 reads the committed docker-compose.yml, and writes nothing unless everything can be moved. Delete it
-together with `move_services` in update.sh, once nobody updates from version 0.2 any more.
+together with `move_services` in update.sh, when updates from version 0.2 are no longer supported.
 
     python migrate_compose.py REVISION    the last commit before the update
 """
@@ -298,7 +298,7 @@ def extend_base(body: str, shared: str, template: dict[str, Any], prefix: str) -
         body = without(pattern, body)
     body = relocate(body, prefix)
     values, base = load(body), load(relocate(shared, prefix))
-    # The template limits the size of /tmp. Without the tag the same place would be mounted twice.
+    # The template limits the size of /tmp. The same path would be mounted twice without the tag.
     base["tmpfs"] = template.get("tmpfs")
     # The shared mount is in the base, and was in each service.
     base["volumes"] = values.get("volumes") if mounts_shared else [SHARED_MOUNT]
@@ -577,7 +577,7 @@ class Migration:
     def _override(self, text: str, names: list[str]) -> str:
         """Return an override that takes the development settings from compose.dev.yml.
 
-        What differs from the block that the release made stays in the override. Compose rejects a
+        Differences from the block that the release made stay in the override. Compose rejects a
         file that both includes and changes a service, so that service extends compose.dev.yml.
         """
         published = set(re.findall(r"127\.0\.0\.1:\d+:8000", self._example))
@@ -695,7 +695,7 @@ def render_version(record: str, folder: Path) -> Path:
 
 
 def main() -> int:
-    """Move all services; 1 when something must be moved by hand, and then nothing was changed."""
+    """Move all services. Return 1 and change nothing when something must be moved by hand."""
     with tempfile.TemporaryDirectory() as old, tempfile.TemporaryDirectory() as new:
         migration = Migration(
             render_version(committed(".cruft.json"), Path(old)),

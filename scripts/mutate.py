@@ -87,7 +87,7 @@ def score(project: Path) -> float:
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("modules", nargs="*", help="such as shared/dedup.py; default: quick ones")
+    parser.add_argument("modules", nargs="*", help="such as shared/dedup.py (default: quick ones)")
     parser.add_argument("--floor", type=float, default=FLOOR)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:

@@ -1,8 +1,8 @@
-"""Make a repository from this template; `make new` calls it.
+"""Make a repository from this template, for `make new`.
 
     scripts/new.py [--no-input] OUTPUT-DIR [NAME=ANSWER ...]
 
-Without a terminal, or with --no-input, every answer that is not given is the default.
+Missing answers are the defaults with --no-input, and where there is no terminal.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def free_name(default: str, output: Path) -> str:
 
 
 def collect(questions: dict[str, Any], given: set[str], output: Path, ask: bool) -> dict[str, Any]:
-    """Return an answer to every question: the one that is given, the user's, or the default.
+    """Return an answer to every question: the given one, the one typed, or the default.
 
     `given` are the names that need no prompt.
     """
@@ -162,7 +162,7 @@ def make(output: Path, words: list[str], ask: bool) -> int:
 
 
 def main() -> int:
-    """Command line; 2 for answers that are not answers, 1 when the template rejects them."""
+    """Run the command line. Return 2 for arguments that are not valid, 1 for a failure."""
     parser = argparse.ArgumentParser(description="Make a repository from this template.")
     parser.add_argument("--no-input", action="store_true", help="ask nothing")
     parser.add_argument("output_dir", metavar="OUTPUT-DIR", help="where its directory is made")

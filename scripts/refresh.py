@@ -2,9 +2,10 @@
 
     make refresh [ARGS="--no-upgrade --no-prove"]
 
-Both locks and exports in templates/locks/, the requirements of service types, the documents in
-templates/documents/, this repository's own lock, the version of uv in scripts/uv and, where
-GitHub and a registry can be reached, the commits of pinned actions and the digests of images.
+- both locks and exports in templates/locks/, and the requirements of the service types
+- the documents in templates/documents/
+- this repository's own lock, and the version of uv in scripts/uv
+- the commits of pinned actions and the digests of images, if GitHub and a registry are reachable
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ IMAGE = re.compile(r"(?<=: \")([\w./-]+:[\w.-]+)(@sha256:[0-9a-f]{64})?(?=\")")
 
 
 def run(*command: str, cwd: Path = ROOT) -> str:
-    """Run a command; a failure ends the program with what it said."""
+    """Run a command and return its output. Exit with its output when it fails."""
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         sys.exit(f"{' '.join(command)}: exit {done.returncode}\n{done.stdout}{done.stderr}")
@@ -57,7 +58,7 @@ def export(project: Path, *arguments: str) -> str:
 
 
 def refresh_locks(*, upgrade: bool) -> None:
-    """Lock with InfluxDB first; the lock without it keeps the same versions."""
+    """Lock with InfluxDB first, so that the lock without it keeps the same versions."""
     full = (LOCKS / "influxdb" / "uv.lock").read_text(encoding="utf-8")
     for name, influxdb in (("influxdb", True), ("core", False)):
         with tempfile.TemporaryDirectory() as folder:
@@ -104,7 +105,7 @@ def refresh_actions() -> None:
 
 @functools.cache
 def newest_action(name: str, path: str, commit: str, version: str) -> str:
-    """The `uses:` of the newest version; the old one, with a word, where GitHub is out of reach."""
+    """Return the `uses:` of the newest version, or print a note and return the old one offline."""
     listed = subprocess.run(
         ["git", "ls-remote", "--tags", f"https://github.com/{name}", "v*"],
         capture_output=True,

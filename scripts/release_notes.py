@@ -11,7 +11,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def notes(changelog: str, version: str) -> str:
-    """The section of a version; raises ValueError when there is none or it is empty."""
+    """Return the section of a version.
+
+    Raises:
+        ValueError: The section is missing or empty.
+    """
     pattern = rf"^## \[{re.escape(version)}\].*?\n(.*?)(?=^## \[|^\[|\Z)"
     found = re.search(pattern, changelog, re.MULTILINE | re.DOTALL)
     if found is None or not found.group(1).strip():
@@ -20,7 +24,7 @@ def notes(changelog: str, version: str) -> str:
 
 
 def main() -> int:
-    """Command line; also refuses a version that the project or the template does not name."""
+    """Run the command line. Reject a version that the project or the template does not name."""
     parser = argparse.ArgumentParser(description="Print the changelog's section of a version.")
     parser.add_argument("version", help="with or without a v before it")
     version = parser.parse_args().version.removeprefix("v")

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Applies what the template has changed to a generated repository. Its scripts/template-update.sh
+# Applies the changes of the template to a generated repository. Its scripts/template-update.sh
 # clones the newest template and runs this program there, in the repository's root.
 #
 # Usage: update.sh WORK OURS NEWEST
-#   WORK    a temporary directory that holds the clone, `template`; it is removed at the end
+#   WORK    a temporary directory with the clone, `template`. It is removed at the end
 #   OURS    the commit of the template that the repository has
 #   NEWEST  the newest one
 set -euo pipefail
@@ -143,10 +143,10 @@ finish() {
   make lint
   make test
   echo
-  echo "Updated. What has changed:"
+  echo "Updated these files:"
   git --no-pager diff --stat HEAD
   echo
-  echo "Look at it (git diff HEAD), then commit it."
+  echo "Review them with git diff HEAD, then commit."
 }
 
 # Read to its end before it runs: the checkout of an older version replaces this file.

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TEMPLATE = ROOT / "{{cookiecutter.project_slug}}"
 SERVICE_TEMPLATE = ROOT / "service-template"
 
-# Not part of what the template wrote: made by git, by uv, by the interpreter, by tools.
+# Made by git, uv, the interpreter and tools, so these are no part of the rendered files.
 CACHES = {"__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache"}
 NOT_RENDERED = {".git", ".venv", ".tools", *CACHES}
 
@@ -56,9 +56,9 @@ def run(
     stdin: str | bytes = "",
     timeout: float = 300,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command; a failure under `check` shows all that it printed.
+    """Run a command. A failure under `check` shows all its output.
 
-    `env` is laid over the environment, None removes a variable. Commands of the test suite's own
+    `env` overrides the environment, and None removes a variable. Commands of the test suite's own
     environment are not found.
     """
     raw = subprocess.run(
@@ -140,7 +140,7 @@ class BakedProject:
         return json.loads(self.read(name))
 
     def load(self, name: str) -> Any:
-        """A file as what its name and its first line say that it is; text if they say nothing.
+        """Parse a file by its name and first line, or return its text if they name no format.
 
         Raises when it cannot be parsed.
         """
@@ -161,8 +161,8 @@ class BakedProject:
     def environment(self, python: str | None = None) -> dict[str, str | None]:
         """Variables that give uv the shared environment of a Python version (`3.12`).
 
-        Without a version: the one that the repository names if it is here, else 3.13. The first
-        to ask installs it, all others wait: two processes at once would trip over each other.
+        If `version` is None, take the one that the repository names if it is here, else 3.13. The
+        first caller installs it and the others wait, because two installations would collide.
         """
         if self.environments is None:
             return {}

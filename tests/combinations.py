@@ -13,7 +13,7 @@ from tests.baked import ROOT
 
 PROMPTS: dict[str, Any] = json.loads((ROOT / "cookiecutter.json").read_text(encoding="utf-8"))
 
-# The answers that choose among files and lines; all others are free text or names.
+# The answers that choose among files and lines. All others are free text or names.
 CHOICES: dict[str, list[Any]] = {
     "include_home_assistant": [True, False],
     "include_influxdb": [True, False],
@@ -49,7 +49,7 @@ COMBINATIONS = [pytest.param(answers, id=label(answers)) for answers in combinat
 _TYPES = len(CHOICES["first_service_type"])
 REPRESENTATIVES = [COMBINATIONS[number * _TYPES + number % _TYPES] for number in range(4)]
 
-# What the code depends on. Licence and service type change other files only.
+# The code depends on these options. Licence and service type change other files only.
 OPTIONS = [
     pytest.param(
         {"include_home_assistant": home_assistant, "include_influxdb": influxdb},

@@ -71,7 +71,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="session")
 def shared_tmp(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One folder for all workers of a parallel run."""
+    """Return one directory for all workers of a parallel run."""
     base = tmp_path_factory.getbasetemp()
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
@@ -123,7 +123,7 @@ def isolated_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
                 ("SOPS_", "XDG_", "COMPOSE_", "MQTT_", "GIT_AUTHOR", "GIT_COMMITTER")
             ):
                 patch.delenv(name)
-        # What `make test ARGS=...` hands down would reach the Makefiles of generated repositories.
+        # Variables of `make test ARGS=...` would reach the Makefiles of generated repositories.
         for name in ("ARGS", "MAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MFLAGS"):
             patch.delenv(name, raising=False)
         for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "UV_PROJECT_ENVIRONMENT"):

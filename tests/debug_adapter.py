@@ -66,7 +66,7 @@ class DebugAdapter:
         return body
 
     def _wait_for(self, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-        """Return the next message that fits; those before it are dropped."""
+        """Return the next message that fits, and drop the messages before it."""
         while True:
             length = 0
             while header := self._stream.readline().strip():

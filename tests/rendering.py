@@ -73,7 +73,7 @@ def load_hook(template: Path, name: str, context: dict[str, dict[str, Any]]) -> 
 
 
 def render(template: Path, output: Path, context: dict[str, dict[str, Any]]) -> Path:
-    """Render all files and run no hook; returns the folder of the result."""
+    """Render all files without hooks, and return the directory of the result."""
     return Path(
         generate_files(repo_dir=template, context=context, output_dir=output, accept_hooks=False)
     )

@@ -24,7 +24,7 @@ PATIENCE_SECONDS = 90
 
 
 def until(condition: Callable[[], bool], what: str) -> None:
-    """Poll, since Docker announces none of this; fail with `what`."""
+    """Poll, because Docker announces none of this, and fail with `what`."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not condition():
         assert time.monotonic() < deadline, f"not within {PATIENCE_SECONDS} s: {what}"
@@ -157,7 +157,7 @@ def background(*command: str | Path, cwd: Path, env: dict[str, str]) -> Iterator
 
 @contextmanager
 def stack_of(original: BakedProject, parent: Path, **env: str) -> Iterator[Stack]:
-    """A copy of the repository with these lines in `.env` and its base image; no container yet."""
+    """Copy the repository with these lines in `.env`, and build its base image."""
     target = parent / original.path.name
     shutil.copytree(original.path, target, symlinks=True)
     project = BakedProject(target, original.answers, original.environments)

@@ -86,7 +86,7 @@ def test_services_come_talk_and_go(repository: BakedProject, cookiecutter: Cooki
         reply = command(repository, poller, "refresh")
         assert reply["status"] == "ok"
         assert isinstance(reply["result"]["value"], float)
-    # What the pollers read has gone to the subscriber as well.
+    # The subscriber has the readings of the pollers as well.
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not command(repository, "listener", "statistics")["result"]["readings"]:
         assert time.monotonic() < deadline

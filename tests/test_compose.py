@@ -97,7 +97,7 @@ def projects(
 
 def model(project: BakedProject, compose: tuple[str, ...], *files: str) -> dict[str, Any]:
     options = [part for file in files for part in ("-f", file)]
-    # Without what .env holds, so that two repositories can be compared.
+    # Leave the values of .env out, so that two repositories can be compared.
     done = run(*compose, *options, "config", "--format", "json", cwd=project.path)
     assert done.stderr == ""
     loaded: dict[str, Any] = json.loads(done.stdout)

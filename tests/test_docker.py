@@ -31,16 +31,16 @@ SERVICE = "example-service"
 ROW_OF_A_HEALTHY_SERVICE = re.compile(rf"^{SERVICE} +running +healthy ", re.MULTILINE)
 PUBLISH_TIMEOUT = timedelta(seconds=10)
 HEALTH_MAX_AGE_SECONDS = 8
-# What is hard about values in .env: compose expands, python-dotenv unquotes.
+# Hard values for .env: compose expands, python-dotenv unquotes.
 PASSWORD = 'p $HOME ${X} #no "q" = ü'
 USERNAME = 'the $1 #2 "user"'
 OWN_DESCRIPTION = '  Costs $5, ${HOME}: #1 of "it", 100 % `ok`  '
-# And about answers that get into YAML, TOML and Python.
+# Hard answers for YAML, TOML and Python.
 DESCRIPTION = """Costs $5, ${HOME} and 'all' #1 "of it": yes"""
 
 
 class ServiceStack(Stack):
-    """One service, a broker and somebody who listens."""
+    """One service, a broker and a subscriber."""
 
     def deploy(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """With quick health checks, which stand in the override that a deployment leaves out."""
@@ -61,7 +61,7 @@ class ServiceStack(Stack):
         return [json.loads(line) for line in text.splitlines()]
 
     def subscriber(self, topic: str, options: str) -> tuple[str, ...]:
-        """What to run in the broker's container, where the password is at hand."""
+        """Return the command for the broker's container, which has the password."""
         home = "HOME=/run/mosquitto XDG_CONFIG_HOME=/run/mosquitto/.config"
         topic = shlex.quote(f"{self.prefix}/{topic}")
         return "sh", "-c", f"{home} mosquitto_sub -h 127.0.0.1 {options} -t {topic}"
@@ -335,7 +335,7 @@ def test_a_broker_that_is_killed_is_noticed_and_its_return_heals(stack: ServiceS
     until(lambda: stack.is_unhealthy(SERVICE), "unhealthy without the broker")
     killed = event_times(broker, "die", since=before)[0]
     noticed = event_times(service, "health_status: unhealthy", since=before)[0]
-    # The last sign of health is older than the kill, and Docker looks for one every second.
+    # The health timestamp is older than the kill, and Docker checks it every second.
     assert HEALTH_MAX_AGE_SECONDS / 2 < noticed - killed < HEALTH_MAX_AGE_SECONDS + 15
     stack.compose("start", "mqtt")
     until(lambda: stack.is_healthy(SERVICE), "healthy after the broker's return")
@@ -528,7 +528,7 @@ def test_a_blocked_loop_restarts_the_container_once(stack: ServiceStack) -> None
 
 
 def test_deploy_starts_everything_and_shows_what_is_unhealthy(stack: ServiceStack) -> None:
-    # What stays behind of a `docker compose run` is nothing to be healthy.
+    # A leftover of `docker compose run` need not be healthy.
     leftover = f"{stack.name}-leftover"
     stack.compose("run", "--no-deps", "-T", "--name", leftover, SERVICE, "true")
     try:
@@ -593,7 +593,7 @@ def test_deploy_goes_through_a_context(stack: ServiceStack) -> None:
 
 @needs("unshare")
 def test_deploy_brings_what_is_mounted_to_another_host(stack: ServiceStack, tmp_path: Path) -> None:
-    """A mount namespace shows deploy.sh another folder at the path than Docker sees."""
+    """A mount namespace shows deploy.sh another directory than Docker sees at the same path."""
     if run("unshare", "-rm", "true", check=False).returncode != 0:
         pytest.skip("unprivileged namespaces are off")
     there, here = stack.project.path, tmp_path / "here"

@@ -244,7 +244,7 @@ def add_odd_service(repository: BakedProject) -> None:
 
 
 def parsed(document: str) -> Any:
-    """What the parser says; npm installs it once, into .tools/."""
+    """Return the messages of the parser, which npm installs once, into .tools/."""
     place = ROOT / ".tools/asyncapi-parser"
     place.mkdir(parents=True, exist_ok=True)
     with FileLock(place / "lock"):

@@ -28,7 +28,7 @@ OLD_GIT = """#!/bin/sh
 for word; do case $word in --initial-branch*) echo "usage: git init [-q]" >&2; exit 129;; esac; done
 exec {git} "$@"
 """
-# What `uv lock --check` must not depend on.
+# Settings of the user that `uv lock --check` must ignore.
 UV_TOML = """exclude-newer = "2024-01-01"
 [[index]]
 url = "https://example.org/simple"
@@ -291,7 +291,7 @@ def test_doctor_names_a_tool_that_is_too_old(
 
 
 def typed(answers: Iterable[str], output: Path) -> tuple[int, str]:
-    """Type each answer at its prompt; returns the exit code and what the terminal showed."""
+    """Type each answer at its prompt. Return the exit code and the text of the terminal."""
     program = [sys.executable, str(ROOT / "scripts/new.py"), str(output)]
     pid, terminal = pty.fork()
     if pid == 0:

@@ -93,7 +93,7 @@ def choose_kind(page: Page, name: str) -> None:
 
 
 def test_the_failure_is_seen_fixed_and_replayed(stack: FleetStack, page: Page) -> None:
-    """What a new user does, with one of three services failing on purpose."""
+    """Act as a new user, with one of three services failing on purpose."""
     for name in ("example-service", "fleet", "listener"):
         expect(row(page, name)).to_contain_text("online")
     expect(page.locator("#count")).not_to_have_text("0")
@@ -253,7 +253,7 @@ def test_axe_finds_nothing_serious(stack: FleetStack, page: Page, scheme: Any) -
 
 
 def axe_script() -> str:
-    """The script; npm installs it once, into .tools/."""
+    """Return the script, which npm installs once, into .tools/."""
     place = ROOT / ".tools/axe"
     place.mkdir(parents=True, exist_ok=True)
     script = place / "node_modules/axe-core/axe.min.js"

@@ -1,4 +1,4 @@
-"""The git hook of a generated repository: what it refuses, and what it leaves alone."""
+"""The git hook of a generated repository: files that it rejects, and files that pass."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def head(project: BakedProject) -> str:
 
 
 def refused(project: BakedProject, **files: str) -> str:
-    """Commit files that must not pass; what the hook says."""
+    """Commit files that must not pass, and return the message of the hook."""
     before = head(project)
     done = commit(project, **files)
     assert done.returncode != 0, done
@@ -66,7 +66,7 @@ WEB_TOKEN = ".".join(
 )
 
 
-# What is refused
+# Rejected
 
 
 def test_an_env_is_refused_in_any_folder(project: BakedProject) -> None:
@@ -152,7 +152,7 @@ def test_a_file_that_does_not_pass_the_linters_is_refused(
     assert "F821" in refused(project, **{"shared/broken.py": '"""Broken."""\n\nprint(nothing)\n'})
 
 
-# What passes
+# Accepted
 
 
 def test_an_encrypted_env_enc_is_committed_and_a_stale_one_warned_about(

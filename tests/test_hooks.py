@@ -131,7 +131,7 @@ def test_bad_answer_is_refused_by_name_rule_and_example(answer: str, value: str)
     lines = re.findall(r"^  - (\w+): (.+) \(got (.*); for example (.+)\)$", said, re.MULTILINE)
     found = {name: (rule, example) for name, rule, _, example in lines}
     assert answer in found, said
-    # What derives from it may be wrong too, nothing else.
+    # Only answers that derive from it may be wrong too.
     derived = {"project_name": {"project_slug", "topic_prefix", "author_name"}}
     derived["project_slug"] = {"topic_prefix"}
     assert set(found) <= {answer} | derived.get(answer, set())
@@ -201,7 +201,7 @@ def test_a_refusal_leaves_no_file(
 
 
 def said_command(hook: ModuleType, **answers: Any) -> list[str]:
-    """The corrected command of a refusal, split."""
+    """Return the corrected command for rejected answers, split."""
     vars(hook)["ANSWERS"] = json.dumps(json.loads(hook.ANSWERS) | answers)
     said = io.StringIO()
     with contextlib.redirect_stderr(said):
@@ -268,7 +268,7 @@ def test_both_hooks_reserve_the_same_names() -> None:
     tests = reserved.pop("is used by the repository, for a file in tests/")
     own = {path.stem for path in TEMPLATE.glob("tests/test_*.py")}
     assert {f"test_{name.replace('-', '_')}" for name in tests} == own
-    # Where the container is there, its key in the compose file is what refuses a later service.
+    # Where the container exists, its key in the Compose file reserves the name.
     assert set().union({"influxdb"}, *service.RESERVED.values()) == set().union(*reserved.values())
     assert repository.NAME == service.NAME
     assert repository.service_problem("x-soil") == service.name_problem("x-soil") is not None
@@ -320,7 +320,7 @@ def test_the_plan_names_scripts_that_exist(bake: Bake) -> None:
 
 
 def recorded(hook: ModuleType, monkeypatch: pytest.MonkeyPatch, status: str = "done") -> list[str]:
-    """Replace the one function that runs steps; returns the titles as they come."""
+    """Replace the one function that runs steps, and return the list of their titles."""
     titles: list[str] = []
 
     def fake(step: Any) -> Any:
@@ -349,7 +349,7 @@ def test_every_step_is_in_the_table_whatever_became_of_it(
         assert titles == [step.title for step in hook.plan()]
         for step in hook.plan():
             assert re.search(rf"^  {step.title} +{status}", printed, re.MULTILINE)
-            # What it means is told of those that were not done.
+            # Only a step that was not done explains its loss.
             told = f"{step.title}: until then {step.loss}. Run: {step.by_hand}"
             assert (told in printed) == (status != "done")
 

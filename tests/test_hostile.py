@@ -1,4 +1,4 @@
-"""Hostile and merely human answers: refused before a file is written, or data in every file."""
+"""Hostile and merely human answers: rejected before a file is written, or data in every file."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ TEMPLATE_SERVICE = {"tmpfs": ["/tmp:size=64m"], "mem_limit": "256m", "memswap_li
 
 
 def extended(body: str) -> str:
-    """What becomes of a body below `<<: *service`, without the lines that every service gets."""
+    """Convert a body below `<<: *service`, and cut off the lines that every service gets."""
     result: str = migrate_compose.extend_base(
         f"<<: *service\n{body}", SHARED, TEMPLATE_SERVICE, "../../"
     )
@@ -205,7 +205,7 @@ def make_it_ours(project: BakedProject) -> None:
 
 
 def models(project: BakedProject) -> dict[str, Any]:
-    """What Compose makes of the files for production, and for development, without x- entries."""
+    """Return the models of Compose for production and development, without x- entries."""
     result = {}
     for kind, files in {"production": ("-f", COMPOSE), "development": ()}.items():
         shown = project.run("docker", "compose", *files, "config", "--format", "json").stdout
@@ -331,7 +331,7 @@ def test_an_update_without_conflicts_asks_for_the_second_one(
     project.run("scripts/template-update.sh", env=no_make)
     assert project.yaml(COMPOSE)["include"] == ["services/example-service/compose.yml"]
     assert project.run("make", "lock").returncode == 0
-    # What was taken out with its code kept can come back.
+    # A service that was removed with its code kept can come back.
     project.run("scripts/new-service.sh", "attic-window")
     assert "services/attic-window/compose.yml" in project.yaml(COMPOSE)["include"]
 

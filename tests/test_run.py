@@ -188,12 +188,12 @@ DOCKERS = {
     "missing": (None, "Docker is not installed. See https://docs.docker.com/engine/install/."),
     "forbidden": (
         "echo 'permission denied while trying to connect to the Docker daemon socket' >&2; exit 1",
-        "Docker does not answer: permission denied while trying to connect to the Docker daemon "
+        "Docker does not respond: permission denied while trying to connect to the Docker daemon "
         "socket See https://docs.docker.com/engine/install/linux-postinstall/.",
     ),
     "stopped": (
         "echo 'Cannot connect to the Docker daemon.' >&2; exit 1",
-        "Docker does not answer: Cannot connect to the Docker daemon. "
+        "Docker does not respond: Cannot connect to the Docker daemon. "
         "See https://docs.docker.com/engine/daemon/troubleshoot/.",
     ),
     "without Compose": (

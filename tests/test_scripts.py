@@ -127,5 +127,5 @@ def test_a_deployment_takes_no_override_but_the_files_that_are_named(
     docker.chmod(0o755)
     environment = {"COMPOSE_FILE": variable, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     done = project.run("scripts/deploy.sh", env=environment, check=False)
-    assert "Docker does not answer" in done.stderr
+    assert "Docker does not respond" in done.stderr
     assert (tmp_path / "used").read_text() == used

@@ -39,7 +39,7 @@ class Converter:
         return done.returncode, done.stdout, done.stderr
 
     def stack(self) -> dict[str, Any]:
-        """What Docker makes of it. An option that a swarm ignores would be named on stderr."""
+        """Return the model that Docker reads. It names an option that a swarm ignores on stderr."""
         code, stack, problems = self.convert()
         assert (code, problems) == (0, "")
         done = run("docker", "stack", "config", "--compose-file", "-", stdin=stack)

@@ -1,4 +1,4 @@
-"""What is rendered, looked at: names, files, bytes, syntax. Nothing generated is run here."""
+"""Static checks of the rendered files: names, bytes, syntax. No generated code runs here."""
 
 from __future__ import annotations
 
@@ -231,7 +231,7 @@ def test_same_answers_give_the_same_bytes(cookies: Any, template: Path) -> None:
             {
                 name: project.file(name).read_bytes()
                 for name in project.files()
-                # Keys and passwords are random on purpose; .sops.yaml names the public key.
+                # Keys and passwords are random on purpose, and .sops.yaml names the public key.
                 if not name.startswith((".sops/", ".sops.yaml", ".env")) or name == ".env.example"
             }
         )

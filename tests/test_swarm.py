@@ -376,7 +376,7 @@ def test_a_service_on_another_host_as_documented(
         project = stack.project
         stack.run("scripts/new-service.sh", "meter", "--type", "poller")
         section = project.read("docs/swarm.md").split("## Services on another host")[1]
-        secrets = project.read("docs/secrets.md").split("## What a service can read")[1]
+        secrets = project.read("docs/secrets.md").split("## Values that a service can read")[1]
         listener, attic = (
             textwrap.dedent(text)
             for text in re.findall(r"```(?:text|yaml)\n(.*?)```", section, re.S)[:2]

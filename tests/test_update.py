@@ -26,7 +26,7 @@ pytestmark = [
 SLUG = "homelab-services"
 SERVICES = ("example-service", "soil-moisture", "attic-window")
 TESTS = [f"tests/test_{name.replace('-', '_')}.py" for name in SERVICES]
-# What a repository's own people have in it, and an update has no business with.
+# Files of the user, which an update must not change.
 USERS = ("services/", ".sops", ".env", "infrastructure/")
 SOME_TESTS = {"PYTEST_ADDOPTS": "-k 'topics or example_service'"}
 
@@ -92,7 +92,7 @@ class Published:
         return is_newer
 
     def become_next_years(self) -> None:
-        """Change each kind of file that the template owns; add one; remove one."""
+        """Change each kind of file that the template owns, add one and remove one."""
         generated = self.path / TEMPLATE.name
         change = self.change
         change("base/compose.yml", "    pids_limit: 128", "    pids_limit: 130")
@@ -148,7 +148,7 @@ Make = Callable[..., BakedProject]
 
 
 class Maker:
-    """Makes repositories in one of the ways, each in a folder of its own."""
+    """Makes repositories in one of the ways, each in a directory of its own."""
 
     def __init__(self, cookiecutter: Cookiecutter, tmp_path: Path, environments: Path) -> None:
         self.cookiecutter = cookiecutter
@@ -176,7 +176,7 @@ def commit(project: BakedProject, message: str) -> None:
 
 
 def live(project: BakedProject) -> None:
-    """What a year does to a repository."""
+    """Change a repository as a year of use does."""
     for name, kind in (("soil-moisture", "subscriber"), ("attic-window", "http-api")):
         project.run("scripts/new-service.sh", name, "--type", kind)
     edit(project, "services/example-service/main.py", '"""', '"""Ours: ')
@@ -229,7 +229,7 @@ MERGED = {
 def update_and_check(
     project: BakedProject, origin: Published, fresh: BakedProject, tests: dict[str, str]
 ) -> str:
-    """Take the newest template; returns what was printed."""
+    """Take the newest template, and return the output."""
     before = private_files(project)
     head = project.run("git", "rev-parse", "HEAD").stdout
     check = project.run("make", "template-check", check=False)
@@ -295,7 +295,7 @@ def test_a_change_on_both_sides_is_shown_and_can_be_settled(make: Maker, tmp_pat
     assert "make lock docs lint test" in done.stdout
     assert not project.files("*.rej")
     assert private_files(project) == before
-    # What does not conflict has been taken all the same.
+    # Changes without a conflict have been applied all the same.
     assert project.file("docs/newer.md").is_file()
     for name in shown:
         text = project.read(name)
@@ -311,7 +311,7 @@ def test_a_change_on_both_sides_is_shown_and_can_be_settled(make: Maker, tmp_pat
 
 @pytest.mark.slow
 def test_dependencies_of_both_sides_stay(make: Maker, tmp_path: Path) -> None:
-    """In the lock the two are neighbours, where no merge can succeed: it is made anew."""
+    """The two are neighbours in the lock, so a merge would fail and it is locked again."""
     # Environments of this test alone, because both sides change the lock.
     make.environments = tmp_path / "environments"
     make.environments.mkdir()

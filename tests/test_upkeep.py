@@ -1,4 +1,4 @@
-"""What keeps a repository and its template in shape: doctor, refreshing, releases, workflows."""
+"""Upkeep of a repository and its template: doctor, refreshing, releases, workflows."""
 
 from __future__ import annotations
 

@@ -20,9 +20,9 @@ HOME_ASSISTANT = Path(__file__).resolve().parent.parent / ".tools/homeassistant"
 def needs(*tools: str) -> pytest.MarkDecorator:
     """Mark a test (or, as `pytestmark`, a module) that runs these tools.
 
-    A tool is the name of a command, `docker` (a daemon has to answer), `home-assistant` or
-    `python3.12` and the like (any such interpreter, also one of pyenv's or uv's that is not on
-    PATH).
+    A tool is the name of a command, `docker` (with a running daemon), `home-assistant`, or an
+    interpreter such as `python3.12`. Interpreters of pyenv and uv count even if they are not on
+    PATH.
     """
     return pytest.mark.needs(*tools)
 
@@ -61,7 +61,7 @@ def find_python(version: str) -> Path | None:
     managed = Path(
         os.environ.get("UV_PYTHON_INSTALL_DIR", Path("~/.local/share/uv/python").expanduser())
     )
-    # The interpreters first: for pyenv's shim, uv makes its environment anew on each run.
+    # Interpreters come first, because uv makes the environment again on each run for pyenv's shim.
     candidates = [
         *pyenv.glob(f"versions/{version}.*/bin/python"),
         shutil.which(f"python{version}"),

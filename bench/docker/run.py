@@ -139,7 +139,7 @@ def edit_shared(repository: Repository) -> float:
 
 
 def start(repository: Repository) -> float:
-    """From nothing to all healthy; images are there, volumes are empty."""
+    """Return the seconds from no container to all healthy, with built images and empty volumes."""
     repository.run("docker", "compose", "down", "--volumes")
     return repository.compose_seconds("up", "--detach", "--wait", *repository.services())
 

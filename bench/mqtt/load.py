@@ -1,7 +1,7 @@
 """The other side of each measurement, in a process of its own: speaks MQTT 3.1.1 by hand.
 
-`load.py send PORT QOS COUNT` publishes as fast as it can and prints when it began;
-`load.py ask PORT QOS COUNT` asks 200 times a second and prints how long the answers took.
+`load.py send PORT QOS COUNT` publishes as fast as it can and prints when it began.
+`load.py ask PORT QOS COUNT` sends 200 requests a second and prints how long the replies took.
 """
 
 from __future__ import annotations

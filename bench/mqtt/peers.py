@@ -1,7 +1,7 @@
 """The same small service on each library: `peers.py LIBRARY MEASUREMENT PORT QOS COUNT`.
 
 Prints `ready`, does its work, and prints a line of JSON. Handlers are coroutines that get a
-decoded dict; what is published is a dict.
+decoded dict, and publishers pass a dict.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class Paho:
     def _on_socket_open(self, _client: Any, _userdata: object, sock: Any) -> None:
         import socket
 
-        # Else every round trip at QoS 1 takes 40 ms, and there is nothing to compare.
+        # Every round trip at QoS 1 would take 40 ms otherwise, because of Nagle's algorithm.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def _on_connect(self, client: Any, *_: object) -> None:
@@ -220,7 +220,7 @@ async def answer(name: str, port: int, qos: int, _count: int) -> dict[str, float
 
 
 async def start(name: str, _port: int, _qos: int, _count: int) -> dict[str, float]:
-    """Everything a default service imports and constructs; the time is taken by the caller."""
+    """Import and construct what a default service uses. The caller measures the time."""
     if name == "ours":
         from shared.config import Settings
         from shared.service import BaseService

@@ -14,7 +14,7 @@
 """Compare the generated MQTT client with raw paho-mqtt and with aiomqtt, in one run.
 
 `uv run bench/mqtt/run.py [ROUNDS]` prints a Markdown table. Needs Mosquitto. Every measurement
-is a fresh process; the peers take turns, so that a busy machine slows all of them.
+is a fresh process. The peers take turns, so that a busy machine slows all of them.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ def name_problem(value: str) -> str | None:
 
 
 def text_problem(value: str, longest: int) -> str | None:
-    """Return why a text cannot be used, or None."""
+    """Return the rule that a text breaks, or None."""
     if not value.strip():
         return "must not be blank"
     if len(value) > longest:

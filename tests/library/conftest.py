@@ -53,7 +53,7 @@ class Mosquitto(brokers.Mosquitto):
         super().stop()
 
     def kill(self) -> None:
-        """End it without a chance to save or to say goodbye."""
+        """Kill it, so that it can neither save nor disconnect."""
         self._end(signal.SIGKILL)
 
     def freeze(self) -> None:
@@ -90,7 +90,7 @@ def no_logging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def run(
     no_logging: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Run:
-    """Runs `python diagnose.py --json` with these variables; gives exit code and results."""
+    """Run `python diagnose.py --json` with these variables. Return exit code and results."""
 
     def run(*arguments: str, steps: tuple[Step, ...] = (), **variables: str) -> Any:
         for name, value in variables.items():
@@ -201,7 +201,7 @@ def mosquitto(make_mosquitto: Callable[..., Mosquitto]) -> Mosquitto:
 
 @pytest.fixture
 async def log(logger: structlog.stdlib.BoundLogger) -> AsyncIterator[LogProbe]:
-    """What is logged during the test."""
+    """Record the log of the test."""
     probe = LogProbe(asyncio.get_running_loop())
     logging.getLogger().addHandler(probe)
     yield probe

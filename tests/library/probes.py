@@ -1,4 +1,4 @@
-"""What the tests of the MQTT client look with: handlers that record, and the log."""
+"""Probes of the MQTT client's tests: handlers that record, and the log."""
 
 import asyncio
 import logging
@@ -48,7 +48,7 @@ class LogProbe(logging.Handler):
         return [event["event"] for event in self.events]
 
     async def next(self, name: str, **fields: object) -> dict[str, Any]:
-        """The next event of this name with these fields; passes over all others."""
+        """Return the next event of this name with these fields, and skip all others."""
         while True:
             event = await soon(self._queue.get())
             if event["event"] == name and fields.items() <= event.items():

@@ -42,7 +42,7 @@ class Packet(NamedTuple):
 
 
 class ScriptedBroker:
-    """Answers politely, unless told otherwise; `async with ScriptedBroker() as broker`."""
+    """Follows the protocol, unless told otherwise. Use it with `async with`."""
 
     host = HOST
 
@@ -67,13 +67,13 @@ class ScriptedBroker:
         await self._server.wait_closed()
 
     async def next(self, kind: Kind) -> Packet:
-        """The next packet of this kind; passes over all others."""
+        """Return the next packet of this kind, and skip all others."""
         while (packet := await soon(self._received.get())).kind is not kind:
             pass
         return packet
 
     async def rest_of_connection(self) -> list[Kind]:
-        """What came and was not asked for yet, once the client has closed the connection."""
+        """Return the kinds of the unread packets, once the client has closed the connection."""
         await soon(self._closed.wait())
         return [self._received.get_nowait().kind for _ in range(self._received.qsize())]
 

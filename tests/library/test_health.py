@@ -62,7 +62,7 @@ class Check:
 
 @pytest.fixture
 def file_age(tmp_path: Path, clock: Clock) -> Callable[[], float | None]:
-    """What the container's healthcheck compares with the maximum age; None without a file."""
+    """Return the age that the health check compares with its limit, or None without a file."""
     path = tmp_path / "data" / "healthcheck"
 
     def age() -> float | None:

@@ -30,7 +30,7 @@ CSV = (
 
 @pytest.fixture
 async def server() -> AsyncIterator[SimpleNamespace]:
-    """Remembers requests as (method, path, body); `status` 0 leaves them without an answer."""
+    """Record requests as (method, path, body). With `status` 0 none gets a response."""
     state = SimpleNamespace(requests=[], status=200, body=CSV, released=asyncio.Event())
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

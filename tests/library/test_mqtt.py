@@ -265,7 +265,7 @@ async def test_the_trace_id_of_a_message_is_bound(client: MQTTClient, topic_pref
     assert len(set(others)) == 3
 
 
-# Without a connection
+# While disconnected
 
 
 async def test_qos_0_while_down_is_an_error(broker: Broker, make_client: MakeClient) -> None:
@@ -368,7 +368,7 @@ async def test_a_last_will_is_corrected_though_there_is_room_for_nothing_else(
     await client.disconnect(0.2)
 
 
-# Request and response
+# Request and reply
 
 
 async def test_request_and_response(

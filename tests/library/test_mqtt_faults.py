@@ -1,4 +1,4 @@
-"""What goes wrong with a real broker: away, killed, frozen, flooded, unfriendly."""
+"""Faults of a real broker: away, killed, frozen, flooded, unfriendly."""
 
 import asyncio
 import base64
@@ -64,7 +64,7 @@ async def check_sizes(client: MQTTClient, *sizes: int) -> None:
 
 
 def break_connection(client: MQTTClient) -> None:
-    """Without a DISCONNECT, as when a cable is pulled."""
+    """Cut the connection without a DISCONNECT, as when a cable is pulled."""
     connection: Any = client._connection._client.socket()
     connection.shutdown(socket.SHUT_RDWR)
 
@@ -190,7 +190,7 @@ async def test_nothing_acknowledged_is_lost_when_a_persistent_broker_restarts(
     # These are not handled, and fit into the broker's window: more would be in its memory alone,
     # and lost with it when it is killed.
     await publish(range(50, 65))
-    # What acknowledges this comes after them.
+    # The acknowledgement of this message comes after them.
     await subscriber.publish("received", 1)
     getattr(broker, end)()
     publishing = asyncio.create_task(publish(range(65, 200)))
@@ -331,7 +331,7 @@ async def test_a_broken_connection_lets_the_broker_publish_the_last_will(
         await observer.next("tested/availability", status="online")
 
 
-# A broker that does not answer
+# A broker that does not respond
 
 
 async def test_a_frozen_broker_is_noticed_and_its_return_too(
@@ -405,7 +405,7 @@ async def test_a_handler_that_blocks_the_loop_does_not_break_the_connection(
     recorder = Recorder()
 
     def block(topic: str, payload: Any) -> None:
-        # Twice as long as the broker waits for a sign of life (section 3.1.2.10).
+        # Twice as long as the broker waits for a packet of the client (section 3.1.2.10).
         time.sleep(3)
         recorder(topic, payload)
 
@@ -793,7 +793,7 @@ async def test_a_certificate_of_somebody_else(
     gc.collect()
 
 
-# What has to happen before `online`
+# Steps before `online`
 
 
 async def test_a_lost_connection_is_not_online_when_its_preparation_ends(

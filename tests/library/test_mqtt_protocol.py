@@ -1,4 +1,4 @@
-"""What the client says to the broker, and what it makes of answers no honest broker gives."""
+"""Packets of the client, and its reaction to packets that no correct broker sends."""
 
 import asyncio
 import json
@@ -240,7 +240,7 @@ async def test_every_packet_is_logged_when_debugging_only(
     caplog: pytest.LogCaptureFixture,
     level: int,
 ) -> None:
-    """Else paho logs nothing at all: it calls every lost connection an error."""
+    """paho gets a logger only at DEBUG, because it calls every lost connection an error."""
     with caplog.at_level(level, "paho"):
         client = make_client(scripted, password="s3cret", username="user")
         client.connect_background()
@@ -295,7 +295,7 @@ async def test_qos_0_fails_at_once_when_the_connection_is_lost(
 async def test_its_own_retained_status_is_acknowledged_though_not_handled(
     scripted: ScriptedBroker, client: MQTTClient, topic_prefix: str
 ) -> None:
-    """Else each connection would take one more place in the broker's window."""
+    """A message left unacknowledged would take one more place in the broker's window each time."""
     recorder = Recorder()
     client.subscribe(f"{topic_prefix}/+/availability", recorder)
     client.connect_background()
@@ -409,7 +409,7 @@ async def test_a_message_at_work_is_acknowledged_on_a_late_connection(
     await soon(client.wait_connected())
     scripted.deliver(b"wanted", b"1", mid=7, duplicate=True)
     scripted.deliver(b"wanted", b"2", mid=8, duplicate=True)
-    # What comes on the reply topic is handled after them.
+    # A message on the reply topic is handled after them.
     scripted.deliver(client._reply_topic.encode(), b"{}")
     await log.next("reply_unexpected")
     release.set()

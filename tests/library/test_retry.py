@@ -31,7 +31,7 @@ class Flaky:
 
 @pytest.fixture
 def no_wait() -> Iterator[None]:
-    """Without the time between attempts."""
+    """Remove the time between attempts."""
     with pytest.MonkeyPatch.context() as patch:
 
         async def at_once(_seconds: float) -> None:

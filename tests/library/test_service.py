@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("broker")
 
 
 class Probe(BaseService[Settings]):
-    """Connects and waits; the tests call its methods."""
+    """Connects and waits, while the tests call its methods."""
 
     name = "probe"
 

@@ -106,7 +106,7 @@ raise SystemExit(run_service(Probe))
 
 
 class Process:
-    """The service's process; its log is read line by line."""
+    """Process of the service, with its log read line by line."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
@@ -135,7 +135,7 @@ class Process:
         self._process.stdin.write(f"{line}\n".encode())
 
     async def end(self) -> tuple[int | None, str]:
-        """Exit code and what was written to stderr; after a signal in the time Docker gives."""
+        """Return exit code and stderr. Check the time Docker gives if a signal was sent."""
         async with asyncio.timeout(PATIENCE_SECONDS):
             _, errors = await self._process.communicate()
         if self._signalled is not None:

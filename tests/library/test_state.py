@@ -1,4 +1,4 @@
-"""What a service remembers, on disks that do not always work."""
+"""State of a service, on disks that do not always work."""
 
 import errno
 import os

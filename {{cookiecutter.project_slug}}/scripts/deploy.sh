@@ -6,8 +6,8 @@
 # Usage: scripts/deploy.sh [--swarm] [--pull] [--registry NAME] [--context NAME] [--timeout SECONDS]
 #   --swarm     update the services of a swarm one task after the other (docs/swarm.md)
 #   --pull      build nothing, and take the images of this commit from the registry
-#   --registry  the registry, such as ghcr.io/owner/repository, instead of IMAGE_REGISTRY. What is
-#               built is pushed there
+#   --registry  push the images to this registry, such as ghcr.io/owner/repository, and use it
+#               instead of IMAGE_REGISTRY
 #   --context   a Docker context of another host (docker context create NAME --docker host=ssh://...)
 #   --timeout   longest wait for health once the broker has it, 300 by default, 900 in a swarm
 #

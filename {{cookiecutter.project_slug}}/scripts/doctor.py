@@ -142,7 +142,7 @@ def check_discovery() -> Iterator[Finding]:
 
 
 def check_swarm() -> Iterator[Finding]:
-    """Check the swarm, if the Docker that answers is a manager of one."""
+    """Check the swarm, if this Docker is a manager of one."""
     form = "{{.Swarm.ControlAvailable}} {{.Swarm.Managers}} {{.SecurityOptions}}"
     info = look("docker", "info", "--format", form).stdout.split(" ", 2)
     if info[0] != "true":

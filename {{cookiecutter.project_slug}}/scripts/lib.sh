@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# What every script begins with: sourced, it moves to the repository's root, prints the script's
-# first comment on --help, and defines the functions below.
+# Beginning of every script. Sourcing this file changes to the repository's root, prints the
+# script's first comment on --help, and defines the functions below.
 set -euo pipefail
 
 # Exported by the user, these would lead to another directory or another repository.
@@ -12,7 +12,7 @@ shopt -s nullglob
 
 usage() { sed -n '2,/^set /{/^#/s/^# \{0,1\}//p;}' "scripts/$script"; }
 bad() { printf '%s\n\n' "$1" >&2; usage >&2; exit 2; }
-# need_docker: end with one line that names the cause when Docker or Compose does not answer
+# need_docker: end with one line that names the cause when Docker or Compose does not respond
 need_docker() {
   local reason page=engine/install/
   if ! command -v docker >/dev/null; then
@@ -22,7 +22,7 @@ need_docker() {
       *"permission denied"*) page=engine/install/linux-postinstall/ ;;
       *) page=engine/daemon/troubleshoot/ ;;
     esac
-    reason="Docker does not answer: $(tail -n 1 <<<"$reason")"
+    reason="Docker does not respond: $(tail -n 1 <<<"$reason")"
   elif ! docker compose version >/dev/null 2>&1; then
     reason="Docker Compose is not installed." page=compose/install/
   else

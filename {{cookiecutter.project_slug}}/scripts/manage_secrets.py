@@ -158,7 +158,7 @@ def own_public_keys() -> list[str]:
 
 
 def public_keys(identities: str) -> list[str]:
-    """Return the public keys of secret keys. Without age, the comments of a key file name them."""
+    """Return the public keys of secret keys. If age is missing, read them from the comments."""
     derived = run("age-keygen", "-y", stdin=identities)
     if derived.returncode == 0:
         return derived.stdout.split()

@@ -35,7 +35,7 @@ def retained_topics(settings: Settings, name: str) -> list[str]:
     """Return the topics of the retained messages that the library publishes for a service."""
     topics = [f"{settings.topic_prefix}/{name}/availability"]
     if getattr(settings, "ha_discovery_prefix", ""):
-        # Not every repository has this module.
+        # Some repositories lack this module.
         discovery = importlib.import_module("shared.discovery")
         # First, because readers of the announcement would see an empty availability otherwise.
         topics.insert(0, discovery.config_topic(settings, name))
@@ -74,7 +74,7 @@ async def _publish_empty(settings: Settings, topics: list[str]) -> None:
 
 
 def main() -> int:
-    """Command line; 1 when the messages could not be cleared."""
+    """Run the command line. Return 1 when the messages could not be cleared."""
     parser = argparse.ArgumentParser(description="Clear the retained messages of a service.")
     parser.add_argument("name", metavar="NAME", help="a service that does not run any more")
     problem = clear(parser.parse_args().name)

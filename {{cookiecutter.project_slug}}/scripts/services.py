@@ -159,7 +159,7 @@ def edit_list(path: Path, *, add: str, remove: str) -> str:
 def plan_lists(*, add: str = "", remove: str = "") -> dict[Path, str]:
     """Return the files that list services, with their new content."""
     plan = {}
-    # The production file comes last, because it tells whether an addition is finished.
+    # The production file comes last, because it shows whether an addition is finished.
     for path in (ROOT / name for name in (EXAMPLE, *OVERRIDES, COMPOSE)):
         file = "compose.yml" if path.name == COMPOSE else "compose.dev.yml"
         # An override that includes no service is the user's own in every line.
@@ -384,7 +384,7 @@ def locked() -> Iterator[None]:
 
 
 def main() -> int:
-    """Command line; 1 for a request that is rejected, 2 for wrong usage."""
+    """Command line. 1 for a request that is rejected, 2 for wrong usage."""
     command, *words = sys.argv[1:]
     parser = argparse.ArgumentParser(prog=f"scripts/{command}-service.sh")
     parser.add_argument("name", metavar="NAME", help="such as soil-moisture")

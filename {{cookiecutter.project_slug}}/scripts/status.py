@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Show every container in one table; exit code 1 when one is not running or not healthy.
+"""Show every container in one table. Exit code 1 when one is not running or not healthy.
 
     scripts/status.py [--logs] [--wait SECONDS]
 
@@ -10,7 +10,8 @@ prints the last lines and the last health check of each container that is not he
 stderr warns of MQTT sessions without a client.
 
 Services of a swarm have one line each, and exit code 1 also stands for an update that was rolled
-back. LAST SUCCESS is known of tasks on the node that answers. `--wait` waits for an update to end.
+back. LAST SUCCESS is known for tasks on the node of the Docker context. `--wait` waits for an
+update to end.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _ERROR = re.compile(r'"level": ?"(error|critical)"|\[(error|critical) *\]|^[^{]*
 
 
 def docker(*arguments: str) -> str:
-    """Return the output of a Docker command; ends the program with its message when it fails."""
+    """Return the output of a Docker command. End the program with its message when it fails."""
     try:
         result = subprocess.run(
             ["docker", *arguments],

@@ -297,7 +297,7 @@ def documents() -> dict[str, str]:
 
 
 def find_breaking(revision: str, current: str) -> int:
-    """Print the changes of payloads since a revision; 1 when one breaks consumers."""
+    """Print the changes of payloads since a revision. Return 1 when one breaks consumers."""
     command = ["git", "show", "--end-of-options", f"{revision}:./{ASYNCAPI}"]
     shown = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=False)
     if shown.returncode != 0:

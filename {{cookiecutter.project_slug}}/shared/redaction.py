@@ -21,7 +21,7 @@ _IN_TEXT = [
     # Authorization: Bearer abc, "authorization": "Token abc"
     re.compile(r"""(authorization["']?\s*[:=]\s*["']?(?:[a-z]+\s+)?)[^\s"',}]+""", re.IGNORECASE),
     re.compile(r"(\bbearer\s+)[\w.~+/=-]{8,}", re.IGNORECASE),
-    # In a header, such as Cookie: a=b; session=abc
+    # In a header, such as `Cookie: a=b; session=abc`
     re.compile(r"""(cookie["']?\s*[:=]\s*["']?)[^\r\n"']+""", re.IGNORECASE),
     # password="a b", "api_key": 'a b'
     re.compile(

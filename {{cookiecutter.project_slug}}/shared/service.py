@@ -319,9 +319,9 @@ class BaseService[S: Settings](ABC):
     ) -> dict[str, Any] | BaseModel:
         """Send a command to the service `target` and return the reply, as a `model` if one is set.
 
-        Without a `model`, the `status` of the reply is `ok` or `error`. The target does not start
-        a command after `timeout_seconds`. Pass the same `request_id` to repeat a command without
-        running it twice.
+        If no `model` is set, an error reply does not raise, so check its `status`. The target does
+        not start a command after `timeout_seconds`. Pass the same `request_id` to repeat a command
+        without running it twice.
 
         Raises:
             NotConnectedError: This service is not connected. The command is not sent.
@@ -498,7 +498,7 @@ class BaseService[S: Settings](ABC):
 {% if cookiecutter.include_home_assistant %}
     def _announce_device(self) -> None:
         state = StateFile(self.settings.data_dir / DISCOVERY_FILE_NAME, self.logger)
-        # Without the setting, an announcement of an earlier start has to be cleared.
+        # If the setting is gone, the announcement of an earlier start must be cleared.
         if not self.settings.ha_discovery_prefix and not state.path.exists():
             return
         from shared.announcer import Announcer  # noqa: PLC0415

@@ -1,6 +1,6 @@
 """Brokers for the tests: a real Mosquitto where there is one, else an embedded one.
 
-`TEST_BROKER=embedded` takes the embedded one in any case; tests that need the real one then skip.
+`TEST_BROKER=embedded` forces the embedded broker, and tests that need the real one are skipped.
 `python -m tests.brokers PORT` runs the embedded broker until it is interrupted.
 """
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class Broker(Protocol):
-    """What the tests need of a broker; each listens on a free port of the loopback interface."""
+    """Interface of the test brokers. Each listens on a free port of the loopback interface."""
 
     kind: str
     host: str
@@ -32,7 +32,7 @@ class Broker(Protocol):
 
 
 def find_mosquitto() -> str | None:
-    """The Mosquitto that is on PATH or where Debian puts it; None with TEST_BROKER=embedded."""
+    """Find Mosquitto on PATH or where Debian installs it. Return None for TEST_BROKER=embedded."""
     if os.environ.get("TEST_BROKER") == "embedded":
         return None
     return shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
@@ -46,7 +46,11 @@ def free_port() -> int:
 
 
 def wait_until_listening(port: int) -> None:
-    """Return when something listens; raises TimeoutError."""
+    """Wait until the port accepts connections.
+
+    Raises:
+        TimeoutError: Nothing listens in time.
+    """
     deadline = time.monotonic() + START_TIMEOUT_SECONDS
     while time.monotonic() < deadline:
         with socket.socket() as probe:
@@ -109,7 +113,8 @@ class Mosquitto(_Process):
             "allow_anonymous true\n"
             "set_tcp_nodelay true\n"
             "max_queued_messages 0\n"
-            # Else it would, started as root, become a user that cannot write to the test's folder.
+            # Mosquitto, started as root, would otherwise become a user that cannot write to this
+            # directory.
             "user root\n"
         )
 
@@ -131,7 +136,7 @@ async def serve_embedded(port: int) -> None:
     from amqtt.contexts import BrokerConfig, ListenerConfig, ListenerType  # noqa: PLC0415
 
     class PatientBroker(AmqttBroker):  # type: ignore[misc]
-        """Delivers what came before a DISCONNECT; amqtt forgets what is still in its queue."""
+        """Delivers messages that came before a DISCONNECT. amqtt forgets those in its queue."""
 
         async def _handle_message_delivery(self, session: Any, handler: Any, message: Any) -> Any:
             goes_on = await super()._handle_message_delivery(session, handler, message)

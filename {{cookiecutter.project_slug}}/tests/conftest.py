@@ -56,7 +56,7 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def _logging() -> None:
     """As in a service, before anything is logged: whichever test comes first."""
     get_logger("test", level="DEBUG")
-    # Every packet of a flood would be told.
+    # paho would log every packet of a flood.
     logging.getLogger("paho").setLevel(logging.INFO)
 
 
@@ -85,7 +85,7 @@ def topic_prefix(request: pytest.FixtureRequest) -> str:
 def make_settings(
     request: pytest.FixtureRequest, tmp_path: Path, topic_prefix: str
 ) -> MakeSettings:
-    """Makes settings for this test; with the `broker` fixture in use, for that broker."""
+    """Make settings for this test, and for the `broker` fixture if the test uses it."""
     defaults: dict[str, Any] = {
         "topic_prefix": topic_prefix,
         "data_dir": tmp_path / "data",

@@ -39,7 +39,7 @@ class Observer:
         await asyncio.to_thread(self._client.loop_stop)
 
     async def next(self, topic: str, **fields: object) -> Any:
-        """The next message on `{prefix}/{topic}` with these fields; passes over all others."""
+        """Return the next message on `{prefix}/{topic}` with these fields, and skip all others."""
         async with asyncio.timeout(PATIENCE_SECONDS):
             while True:
                 got, payload = await self._messages.get()

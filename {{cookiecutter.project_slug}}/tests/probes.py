@@ -13,7 +13,7 @@ async def soon[T](awaitable: Awaitable[T]) -> T:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait for what nobody announces: a file of the broker's, a counter of a thread."""
+    """Poll for a condition without an event, such as a file of the broker."""
     async with asyncio.timeout(PATIENCE_SECONDS):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.01)

@@ -37,7 +37,7 @@ CODE = code_by_section("devices.md") | code_by_section("patterns.md")
 
 
 def example(*titles: str) -> SimpleNamespace:
-    """What the examples of these sections define."""
+    """Run the code of these sections and return the names that it defines."""
     namespace: dict[str, Any] = {"__name__": "patterns"}
     for title in ("", *titles):
         exec(compile(CODE[title], f"docs: {title}", "exec"), namespace)  # noqa: S102
@@ -52,7 +52,7 @@ async def observer(broker: Broker, topic_prefix: str) -> AsyncIterator[Observer]
 
 @pytest.fixture
 def run(broker: Broker, make_settings: MakeSettings, tmp_path: Path) -> Run:
-    """Runs services of these classes; each is connected before the next one starts."""
+    """Run services of these classes. Each is connected before the next one starts."""
 
     @asynccontextmanager
     async def run(*classes: type[BaseService[Any]]) -> AsyncIterator[list[BaseService[Any]]]:
@@ -109,13 +109,13 @@ async def test_command(run: Run, observer: Observer) -> None:
 
 
 async def test_request_and_response(run: Run, observer: Observer) -> None:
-    code = example("Command", "Request and response")
+    code = example("Command", "Request and reply")
     async with run(code.Heater, code.Panel):
         await observer.next("panel/shown", heating=True)
 
 
 async def test_request_while_the_other_side_is_away(run: Run, observer: Observer) -> None:
-    code = example("Command", "Request and response")
+    code = example("Command", "Request and reply")
     async with run(code.Panel):
         await observer.next("panel/shown", heating=None)
 

@@ -1,4 +1,4 @@
-"""Who may use the API: the password, the sessions of browsers, and the headers of responses."""
+"""Access to the API: the password, the sessions of browsers, and the headers of responses."""
 
 import hashlib
 import hmac
@@ -21,7 +21,7 @@ _HEADERS = [
 
 
 class Access:
-    """Checks passwords and sessions. Without a password, everything is allowed."""
+    """Checks passwords and sessions. Allows everything if no password is set."""
 
     def __init__(self, password: SecretStr, key: bytes) -> None:
         self._password = password.get_secret_value().encode()

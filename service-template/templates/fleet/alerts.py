@@ -43,7 +43,7 @@ class Alerts:
         self._kinds[kind] = f"First dead letter of {kind}: {error[:200]}"
 
     def update(self, rows: Iterable[ServiceRow], *, connected: bool) -> None:
-        """Find out what is due. Without the broker, nothing is known about the services."""
+        """Collect the alerts that are due. Services are unknown while the broker is away."""
         states = {_BROKER: "online" if connected else "offline"}
         reasons: dict[str, list[str]] = {}
         for row in rows if connected else []:
@@ -63,7 +63,7 @@ class Alerts:
                     self._recoveries.setdefault(name, f"{name} is {state} again")
 
     async def send(self) -> None:
-        """Send all that is due. What cannot be sent stays due, for a minute later."""
+        """Send all alerts that are due. After a failure they stay due, for a minute later."""
         problems, recoveries, kinds = map(dict, (self._problems, self._recoveries, self._kinds))
         lines = [*problems.values(), *kinds.values(), *recoveries.values()]
         if not lines or time.monotonic() < self._not_before:

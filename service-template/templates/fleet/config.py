@@ -18,7 +18,7 @@ class ServiceSettings(Settings):
     http_host: str = Field(
         default="127.0.0.1",
         validation_alias="{{ cookiecutter.__env }}_HTTP_HOST",
-        description="Address to listen on; 0.0.0.0 inside a container",
+        description="Address to listen on, 0.0.0.0 inside a container",
     )
     http_port: int = Field(
         default=8090,

@@ -34,7 +34,7 @@ class _Service:
 
 
 class Fleet:
-    """What the broker tells about the services below a topic prefix.
+    """State of the services below a topic prefix, from their messages on the broker.
 
     `change` counts the changes, so that each reader gets those that it has not seen.
     """
@@ -110,7 +110,7 @@ class Fleet:
         self._messages.append(self._keep_latest(topic, payload))
 
     def tick(self, *, connected: bool) -> None:
-        """Find silent services. Nobody is silent while the broker cannot be reached."""
+        """Find silent services. No service counts as silent while the broker is away."""
         if connected != self.connected:
             self.connected, self._connected_at = connected, time.monotonic()
             self.touch()

@@ -301,7 +301,7 @@ function makeLetter(letter) {
 }
 
 async function afterRemoval(element) {
-  // The keyboard goes on with the next letter, since its button is about to disappear.
+  // Move the focus to the next letter, because the button of this one is about to disappear.
   const next = element.nextElementSibling ?? element.previousElementSibling;
   await loadLetters();
   (next?.isConnected ? next.querySelector("button:enabled") : byId("letters-title"))?.focus();

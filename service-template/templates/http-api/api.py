@@ -45,7 +45,7 @@ ServiceName = Annotated[str, Path(pattern=r"^[a-z][a-z0-9]*(-[a-z0-9]+)*$", max_
 
 @router.get("/status", responses={503: {"model": Status}})
 async def read_status(service: Service, response: Response) -> Status:
-    """Health of this service; 503 while something is wrong."""
+    """Health of this service. 503 while something is wrong."""
     status = Status.model_validate({**service.health_report(), "service": service.name})
     if status.status != "online":
         response.status_code = 503

@@ -16,7 +16,7 @@ class Status(BaseModel):
 
     service: str
     status: str = Field(description="online or degraded")
-    reasons: list[str] = Field(description="What is wrong")
+    reasons: list[str] = Field(description="Reasons why it is degraded")
 
 
 class CommandRequest(BaseModel):

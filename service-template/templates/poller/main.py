@@ -12,7 +12,7 @@ from shared.state import StateFile
 
 
 class Progress(BaseModel):
-    """What outlives a restart."""
+    """State that outlives a restart."""
 
     round: int = Field(default=0, ge=0)
 

@@ -10,7 +10,7 @@ from shared.state import StateFile
 
 
 class Totals(BaseModel):
-    """What outlives a restart."""
+    """State that outlives a restart."""
 
     readings: int = Field(default=0, ge=0)
     highest: float | None = Field(default=None, allow_inf_nan=False)

@@ -39,7 +39,7 @@ class Forecast(BaseModel):
 
 
 class Goal(BaseModel):
-    """What outlives a restart."""
+    """State that survives a restart."""
 
     mode: str = "solar"
     min_surplus_watts: float = 1400.0

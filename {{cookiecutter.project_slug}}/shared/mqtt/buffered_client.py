@@ -23,7 +23,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 _BURST_BYTES = 64 * 1024
 _QOS_BITS, _QOS_1 = 0b0110, 0b0010
 _CONTINUATION_BIT = 0x80
-# Not a packet of MQTT: the place in the queue where the connection ends.
+# Marks the end of the connection in the queue. MQTT has no packet with this number.
 _CLOSE = 0
 # paho makes both for every message, and MQTT 3.1.1 has neither.
 _SUCCESS = ReasonCode(PacketTypes.PUBACK)
@@ -53,7 +53,7 @@ class BufferedClient(Client):
     def close_connection(self) -> None:
         """End the connection without DISCONNECT, after everything queued has been written.
 
-        What the broker sends from now on is ignored.
+        Packets that the broker sends from now on are ignored.
         """
         self._closing = True
         self._packet_queue(_CLOSE, b"", 0, 0)

@@ -43,7 +43,7 @@ class MQTTClient:
 
     A message at QoS 1 is acknowledged after it was handled. A `session` that is kept outlives the
     connection, so a lost connection loses no message, and the broker queues messages while the
-    service is stopped. Without one, messages of the time without a connection are lost.
+    service is stopped. A client without a session misses the messages sent while it is away.
 
     Messages of one subscription are handled one at a time and in order. A message whose handler
     fails is published as a dead letter on `{prefix}/errors/{service}`. The broker limits the

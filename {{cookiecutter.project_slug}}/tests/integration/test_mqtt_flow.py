@@ -18,7 +18,7 @@ pytestmark = pytest.mark.integration
 
 
 class Thermometer(BaseService[Settings]):
-    """Measures on command, tells everybody, and answers who asked."""
+    """Measures on command, publishes the result, and replies to the sender."""
 
     name = "thermometer"
 
