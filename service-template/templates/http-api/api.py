@@ -1,8 +1,10 @@
 """The HTTP interface, version 1: a function per endpoint. A breaking change gets /api/v2."""
 
+from html import escape
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Path, Request, Response
+from fastapi.responses import HTMLResponse
 from pydantic import ValidationError
 from schemas import ENVELOPE, CommandRequest, CommandResponse, Problem, Status
 from server import RequestLayer, add_error_handlers
@@ -17,7 +19,7 @@ router = APIRouter(prefix="/api/v1")
 
 
 def create_app(service: "{{ cookiecutter.__class }}") -> FastAPI:
-    """Return the application. Its OpenAPI description is at /openapi.json."""
+    """Return the application. Its documentation is at /, and at /openapi.json for programs."""
     # The pages /docs and /redoc would load scripts from the internet.
     app = FastAPI(title=service.name, docs_url=None, redoc_url=None)
     app.state.service = service
@@ -30,7 +32,25 @@ def create_app(service: "{{ cookiecutter.__class }}") -> FastAPI:
     )
     app.add_middleware(RequestLayer, logger=service.logger)
     app.include_router(router)
+    app.get("/", include_in_schema=False)(show_documentation)
     return app
+
+
+async def show_documentation(request: Request) -> HTMLResponse:
+    """Return a page with all endpoints."""
+    description = request.app.openapi()
+    rows = [
+        f"<tr><td>{method.upper()}<td><code>{escape(path)}</code><td>{escape(text)}"
+        for path, methods in description["paths"].items()
+        for method, endpoint in methods.items()
+        for text in [endpoint.get("description", endpoint["summary"])]
+    ]
+    title = escape(description["info"]["title"])
+    return HTMLResponse(
+        f'<!doctype html><html lang="en"><meta name="color-scheme" content="light dark">'
+        f"<title>{title}</title><h1>{title}</h1><table>{''.join(rows)}</table>"
+        '<p>Fields and responses: <a href="/openapi.json">OpenAPI description</a>'
+    )
 
 
 def get_service(request: Request) -> "{{ cookiecutter.__class }}":

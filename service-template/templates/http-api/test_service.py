@@ -37,6 +37,15 @@ async def test_status_follows_the_health_of_the_service(
     assert "network thread" in response.json()["reasons"][0]
 
 
+async def test_the_root_shows_the_endpoints_without_the_internet(
+    client: httpx.AsyncClient,
+) -> None:
+    page = (await client.get("/")).text
+    assert "/api/v1/services/{name}/commands" in page
+    assert "http://" not in page
+    assert "https://" not in page
+
+
 async def test_sends_a_command_over_mqtt_and_returns_the_reply(
     service: StartedService, client: httpx.AsyncClient
 ) -> None:
