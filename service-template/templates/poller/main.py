@@ -1,4 +1,4 @@
-"""Takes a reading on an interval and publishes it."""
+"""Measures the load of the processor on an interval and publishes it."""
 
 import os
 
@@ -37,7 +37,8 @@ class {{ cookiecutter.__class }}(BaseService[ServiceSettings]):
     async def measure(self) -> Reading:
         """Take one reading and publish it."""
         self._progress.round += 1
-        reading = Reading(value=os.getloadavg()[0], round=self._progress.round)
+        load = 100 * os.getloadavg()[0] / (os.cpu_count() or 1)
+        reading = Reading(value=round(load, 1), round=self._progress.round)
         await self.publish("reading", reading)
         self._state.save(self._progress)
         self.logger.info("reading_published", value=reading.value, round=reading.round)

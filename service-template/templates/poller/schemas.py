@@ -14,14 +14,17 @@ from shared.schemas import Command, CommandSpec, Message, Topic
 
 class Reading(Message):
 {% if cookiecutter._marks %}
-    value: Annotated[float, Sensor(name="Load", suggested_display_precision=2)] = Field(
-        description="Load of the machine, averaged over one minute"
+    value: Annotated[float, Sensor(name="CPU load", unit="%", state_class="measurement")] = Field(
+        description="Load of the processor, averaged over one minute"
     )
     round: Annotated[int, Sensor(icon="mdi:counter", entity_category="diagnostic")] = Field(
         description="Number of the cycle, counted over restarts"
     )
 {% else %}
-    value: float = Field(description="Load of the machine, averaged over one minute")
+    value: float = Field(
+        description="Load of the processor, averaged over one minute",
+        json_schema_extra={"unit": "%"},
+    )
     round: int = Field(description="Number of the cycle, counted over restarts")
 {% endif %}
 
