@@ -119,6 +119,19 @@ $(grep -E '^[A-Za-z.]+(Error|Exception)|^ +(stderr|fatal|error):|^(fatal|error):
   finish
 }
 
+# version COMMIT: the version of the template at a commit
+version() { git -C "$work/template" show "$1:cookiecutter.json" | sed -n 's/.*"__template_version": "\(.*\)".*/\1/p'; }
+
+# The notes of the versions after the repository's, with what a migration needs.
+show_notes() {
+  [ "$ours" != "$newest" ] || return 0
+  echo
+  echo "Changes of the template from $(version "$ours") (${ours:0:8}) to $(version "$newest") (${newest:0:8}):"
+  echo
+  git -C "$work/template" show "$newest:CHANGELOG.md" |
+    awk -v old="## [$(version "$ours")]" '/^## / { shown = 1 } index($0, old) == 1 { over = 1 } shown && !over'
+}
+
 # Lists what was not merged, or locks, lints and tests.
 finish() {
   local files file
@@ -130,6 +143,7 @@ finish() {
   done
   files=$(unmerged)
   if [ -n "$files" ]; then
+    show_notes
     echo
     echo "Both you and the template have changed these files:"
     echo
@@ -142,6 +156,7 @@ finish() {
   make lock docs
   make lint
   make test
+  show_notes
   echo
   echo "Updated these files:"
   git --no-pager diff --stat HEAD

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Takes the newest version of the template that this repository came from.
+# Take the newest version of the template that this repository came from.
 #
 # Usage: scripts/template-update.sh [--check]
 #   --check  only look for a newer one: exit code 1 when there is one, 2 when that is not known
@@ -17,19 +17,23 @@ esac
 no_arguments "${@:2}"
 if [ ! -f .cruft.json ]; then
   echo "This repository does not know its template: there is no .cruft.json." >&2
-  echo "It gets one with: scripts/uv run --frozen cruft link URL" >&2
+  echo "Make one: scripts/uv run --frozen cruft link URL" >&2
   exit 2
 fi
-record=$(scripts/uv run --quiet --no-project python -c 'import json; state = json.load(open(".cruft.json")); print(state["template"], state["commit"], sep="\n")' 2>/dev/null) || {
+record=$(scripts/uv run --quiet --no-project python -c '
+import json
+state = json.load(open(".cruft.json"))
+version = state["context"]["cookiecutter"].get("__template_version", "unknown")
+print(state["template"], state["commit"], version, sep="\n")' 2>/dev/null) || {
   echo ".cruft.json cannot be read: git log -- .cruft.json shows when it could" >&2
   exit 2
 }
-template=${record%$'\n'*} ours=${record##*$'\n'}
-newest=$(git ls-remote --exit-code "$template" HEAD) || {
+{ read -r template; read -r ours; read -r version; } <<<"$record"
+found=$(git ls-remote --exit-code --sort=v:refname "$template" HEAD 'v*') || {
   echo "The template cannot be reached: $template" >&2
   exit 2
 }
-newest=${newest%%[[:space:]]*}
+newest=${found%%[[:space:]]*}
 
 if [ "${1:-}" != --check ]; then
   work=$(mktemp -d)
@@ -39,6 +43,7 @@ if [ "${1:-}" != --check ]; then
 elif [ "$newest" = "$ours" ]; then
   echo "The template has nothing newer."
 else
-  echo "A newer template is available: run make template-update." >&2
+  release=$(sed -n 's|.*refs/tags/v\([0-9.]*\)$|\1|p' <<<"$found" | tail -n 1)
+  echo "A newer template is available (yours: $version, newest release: ${release:-none}). Run: make template-update" >&2
   exit 1
 fi
