@@ -1,12 +1,10 @@
 #!/usr/bin/env python3
-"""Check this repository and the tools on this machine, and say how to fix what is wrong.
+"""Check this repository and the tools on this machine, and show how to fix each problem.
 
-    scripts/doctor.py [--secrets] [--json]
-
-Standard library only. --secrets checks only the secrets. Exit code 1 when something has failed. A
-warning is not a failure.
+Standard library only. Exit code 1 when something has failed. A warning is not a failure.
 """
 
+import argparse
 import json
 import os
 import re
@@ -168,13 +166,17 @@ def check_swarm() -> Iterator[Finding]:
 
 def main() -> int:
     """Print the findings, as JSON if asked."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--secrets", action="store_true", help="check only the secrets")
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    options = parser.parse_args()
     checks = (
         *(check_python, check_tools, check_scripts, check_secrets),
         *(check_permissions, check_discovery, check_swarm),
     )
-    chosen = (check_secrets,) if "--secrets" in sys.argv else checks
+    chosen = (check_secrets,) if options.secrets else checks
     findings = [finding for check in chosen for finding in check()]
-    if "--json" in sys.argv:
+    if options.json:
         sys.stdout.write(json.dumps([finding._asdict() for finding in findings], indent=2) + "\n")
     else:
         for name, status, detail, fix in findings:

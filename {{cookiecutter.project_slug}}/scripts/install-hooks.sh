@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs the git hook that runs .pre-commit-config.yaml from the locked environment. A hook that
+# Install the git hook that runs .pre-commit-config.yaml from the locked environment. A hook that
 # is there already is kept and runs first. Exit code 3: skipped, for the reason given.
 #
 # Usage: scripts/install-hooks.sh [--check]

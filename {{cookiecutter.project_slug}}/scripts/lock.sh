@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Brings uv.lock up to date with pyproject.toml, and the exported requirements with uv.lock.
+# Bring uv.lock up to date with pyproject.toml, and the exported requirements with uv.lock.
 #
 # Usage: scripts/lock.sh [--check | --upgrade]
 #   --check    change nothing. Exit 1 names what is not up to date, exit 3 says why it is unknown

@@ -243,7 +243,7 @@ def say(text: str) -> None:
 
 def main() -> int:
     """Return the exit code of the program, or 2 when a condition is missing."""
-    parser = argparse.ArgumentParser(description="Run services on this machine.")
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     actions = parser.add_subparsers(dest="action", required=True)
     for action, text in {
         "run": "run services",

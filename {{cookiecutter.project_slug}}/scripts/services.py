@@ -386,7 +386,9 @@ def locked() -> Iterator[None]:
 def main() -> int:
     """Command line. 1 for a request that is rejected, 2 for wrong usage."""
     command, *words = sys.argv[1:]
-    parser = argparse.ArgumentParser(prog=f"scripts/{command}-service.sh")
+    parser = argparse.ArgumentParser(
+        prog=f"scripts/{command}-service.sh", description=f"{command.capitalize()} a service."
+    )
     parser.add_argument("name", metavar="NAME", help="such as soil-moisture")
     if command == "new":
         answers = json.loads((TEMPLATE / "cookiecutter.json").read_text(encoding="utf-8"))

@@ -1,8 +1,6 @@
 #!/usr/bin/env python3
 """Show every container in one table. Exit code 1 when one is not running or not healthy.
 
-    scripts/status.py [--logs] [--wait SECONDS]
-
 Standard library only. LAST SUCCESS is the health timestamp that the last health check saw.
 RESTARTS says how often the container ran out of memory, as far as Docker remembers: it keeps the
 last 256 events. ERRORS counts the lines of the last hour at level error or above. `--logs` also
@@ -16,6 +14,7 @@ update to end.
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import subprocess
@@ -175,9 +174,9 @@ def describe_service(service: dict[str, Any], nodes: dict[str, str]) -> tuple[st
     )
 
 
-def show_stack(ids: list[str], wait_seconds: float) -> int:
+def show_stack(ids: list[str], options: argparse.Namespace) -> int:
     """Print the services of a stack as soon as no update goes on, or after so many seconds."""
-    deadline = time.monotonic() + wait_seconds
+    deadline = time.monotonic() + options.wait
     stack = read_stack(ids)
     while not all(service["IsSettled"] for service in stack) and time.monotonic() < deadline:
         time.sleep(1)
@@ -189,15 +188,29 @@ def show_stack(ids: list[str], wait_seconds: float) -> int:
     for service in bad:
         for task in [task for task in read_tasks(service["ID"]) if task["Status"].get("Err")][-1:]:
             sys.stdout.write(f"\n{service['Spec']['Name']}: {task['Status']['Err']}\n")
-            if "--logs" in sys.argv:
+            if options.logs:
                 sys.stdout.write(docker("service", "logs", "--raw", "--tail", "30", task["ID"]))
+    return report([service["Spec"]["Name"] for service in bad])
+
+
+def report(bad: list[str]) -> int:
+    """Return the exit code, and give its reason."""
+    if bad:
+        sys.stderr.write(f"Not running or not healthy: {', '.join(bad)}.")
+        sys.stderr.write(" Run: make logs SERVICE=name, or make up\n")
     return int(bool(bad))
 
 
 def main() -> int:
     """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--logs", action="store_true", help="show why one is not healthy")
+    parser.add_argument(
+        "--wait", type=float, default=0, metavar="SECONDS", help="wait for an update of a swarm"
+    )
+    options = parser.parse_args()
     if stack := find_stack():
-        return show_stack(stack, float(sys.argv[-1]) if "--wait" in sys.argv else 0)
+        return show_stack(stack, options)
     expected = docker("compose", "config", "--services").split()
     containers = find_containers()
     past = ("--since", "24h", "--until", "0s")
@@ -213,13 +226,13 @@ def main() -> int:
             f"The broker collects messages for {waiting} sessions whose clients are away. Start"
             " those services, or scale back up: a session goes after one day.\n"
         )
-    for container in bad if "--logs" in sys.argv else []:
+    for container in bad if options.logs else []:
         sys.stdout.write(f"\n=== last lines of {container['Row']}\n")
         sys.stdout.write(docker("logs", "--tail", "30", container["Id"]))
         checks = container["State"].get("Health", {}).get("Log") or [{"Output": "none yet"}]
         sys.stdout.write(f"Restarts: {container['RestartCount']}. ")
         sys.stdout.write(f"Last health check: {checks[-1]['Output'].strip()}\n")
-    return int(not all(map(is_good, rows)))
+    return report([row[0] for row in sorted(rows) if not is_good(row)])
 
 
 if __name__ == "__main__":
