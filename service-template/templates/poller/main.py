@@ -1,4 +1,4 @@
-"""Measures the load of the processor on an interval and publishes it."""
+"""Measures the load of the processors on an interval and publishes it."""
 
 import os
 

@@ -15,14 +15,14 @@ from shared.schemas import Command, CommandSpec, Message, Topic
 class Reading(Message):
 {% if cookiecutter._marks %}
     value: Annotated[float, Sensor(name="CPU load", unit="%", state_class="measurement")] = Field(
-        description="Load of the processor, averaged over one minute"
+        description="Load of the processors over one minute. Above 100, processes wait"
     )
     round: Annotated[int, Sensor(icon="mdi:counter", entity_category="diagnostic")] = Field(
         description="Number of the cycle, counted over restarts"
     )
 {% else %}
     value: float = Field(
-        description="Load of the processor, averaged over one minute",
+        description="Load of the processors over one minute. Above 100, processes wait",
         json_schema_extra={"unit": "%"},
     )
     round: int = Field(description="Number of the cycle, counted over restarts")
