@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.baked import BakedProject
+from tests.baked import ROOT, BakedProject
 from tests.combinations import OPTIONS
 from tests.conftest import Bake
 
@@ -162,6 +162,44 @@ def top_level_names(tree: ast.Module) -> set[str]:
             case ast.ImportFrom(names=aliases):
                 names |= {alias.asname or alias.name for alias in aliases}
     return names
+
+
+TEST_OF_THE_README = """
+async def test_publishes_and_is_healthy(start_service):
+    service = await start_service("example-service")
+    (reading,) = await service.next_published("reading")
+    assert reading["load"] >= 0
+    assert service.instance.health.healthy
+"""
+
+
+@pytest.mark.real
+def test_the_service_in_the_readme_works(bake_copy: Bake) -> None:
+    code, _ = blocks((ROOT / "README.md").read_text(encoding="utf-8"), "python")
+    project = bake_copy()
+    project.file("services/example-service/main.py").write_text(code, encoding="utf-8")
+    project.file("tests/test_readme.py").write_text(TEST_OF_THE_README, encoding="utf-8")
+    project.uv_run("pytest", "tests/test_readme.py")
+    project.uv_run(
+        "mypy", "services/example-service/main.py", env={"MYPYPATH": "services/example-service"}
+    )
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+def test_the_template_has_the_files_and_targets_that_its_documents_name(document: str) -> None:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    linked = re.findall(r'(?:\]\(|src="|srcset=")(?!https?:)([^)"]+)', text)
+    assert linked
+    assert [name for name in linked if not (ROOT / name).exists()] == []
+    makefiles = [ROOT / "Makefile", ROOT / "{{cookiecutter.project_slug}}/Makefile"]
+    targets = {
+        target
+        for makefile in makefiles
+        for target in re.findall(r"^([a-z-]+):", makefile.read_text("utf-8"), re.MULTILINE)
+    }
+    commands = [*code_spans(text), *"\n".join(blocks(text, "bash")).splitlines()]
+    named = {match[1] for command in commands if (match := re.match(r"make ([a-z-]+)", command))}
+    assert named <= targets
 
 
 def test_assistants_all_read_the_same(bake: Bake) -> None:
