@@ -17,6 +17,9 @@ SCRIPTS = sorted(
     path.name for path in TEMPLATE.glob("scripts/*.sh") if not path.name.endswith("lib.sh")
 )
 TAKES_ANY_ARGUMENT = {"build-base.sh"}
+PROGRAMS = sorted(
+    path.name for path in TEMPLATE.glob("scripts/*.py") if "__main__" in path.read_text("utf-8")
+)
 
 
 def usage_of(name: str) -> str:
@@ -35,6 +38,19 @@ def test_help_is_shown_and_nothing_done(name: str, option: str, bake: Bake, tmp_
     assert not any(line.startswith(("#", "set ")) for line in done.stdout.splitlines())
     assert done.stderr == ""
     assert project.run("git", "status", "--porcelain", "--ignored").stdout == before
+
+
+@pytest.mark.real
+def test_each_program_has_one_form_of_help_that_fits_a_terminal(bake: Bake) -> None:
+    project = bake()
+    assert "status.py" in PROGRAMS
+    for name in set(PROGRAMS) - {"services.py"}:  # new-service.sh and the others call it
+        done = project.uv_run("python", f"scripts/{name}", "--help", env={"COLUMNS": "80"})
+        usage, description = done.stdout.split("\n\n")[:2]
+        assert usage.startswith(f"usage: {name}"), name
+        assert description[0].isupper(), name
+        assert description.endswith("."), name
+        assert max(map(len, done.stdout.splitlines())) <= 80, name
 
 
 @pytest.mark.parametrize("name", [name for name in SCRIPTS if name not in TAKES_ANY_ARGUMENT])

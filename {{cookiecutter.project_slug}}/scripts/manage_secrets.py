@@ -506,7 +506,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Manage .env, .env.enc and its recipients.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for function in (init, encrypt, decrypt, edit, recipients, check, stale, scan):
-        command = commands.add_parser(function.__name__, help=function.__doc__)
+        text = function.__doc__
+        command = commands.add_parser(function.__name__, help=text, description=text)
         command.set_defaults(function=function)
         if function in {recipients, scan}:
             command.add_argument("words", nargs="*")

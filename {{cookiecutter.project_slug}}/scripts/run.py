@@ -232,6 +232,7 @@ def console(arguments: list[str]) -> int:
         )
         raise CannotRunError(message)
     options = [] if sys.stdin.isatty() and sys.stdout.isatty() else ["--no-TTY"]
+    options += ["--env", f"NO_COLOR={os.environ.get('NO_COLOR', '')}"]
     command = [*compose, "exec", *options, service, *command]
     return subprocess.run(command, cwd=ROOT, check=False).returncode
 

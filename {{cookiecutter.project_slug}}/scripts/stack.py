@@ -2,10 +2,11 @@
 
     docker compose config --format json | python scripts/stack.py DIRECTORY
 
-Reads .env, shared/ and infrastructure/, and writes the content of configs and secrets into
-DIRECTORY. Exit code 1 names each entry that a swarm would drop or expose.
+Reads .env, shared/ and infrastructure/. Exit code 1 names each entry that a swarm would drop or
+expose.
 """
 
+import argparse
 import hashlib
 import io
 import json
@@ -165,7 +166,10 @@ def _zipped(directory: Path) -> bytes:
 
 
 if __name__ == "__main__":
-    stack = Stack(json.load(sys.stdin), read_dotenv(ROOT / ".env"), Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("directory", type=Path, help="for the content of configs and secrets")
+    directory = parser.parse_args().directory
+    stack = Stack(json.load(sys.stdin), read_dotenv(ROOT / ".env"), directory)
     if stack.problems:
         sys.exit("\n".join(stack.problems))
     json.dump(stack.model, sys.stdout)
