@@ -79,7 +79,8 @@ def test_services_come_talk_and_go(repository: BakedProject, cookiecutter: Cooki
         service_name="Soil Moisture",
     )
     assert done.returncode == 0, done.stderr
-    repository.run("make", "up", timeout=580)
+    done = repository.run("make", "up", timeout=580)
+    assert "Next: make watch" in done.stdout
 
     assert ask(repository, "/api/v1/status")["status"] == "online"
     for poller in ("example-service", "soil-moisture"):

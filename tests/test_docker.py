@@ -450,6 +450,7 @@ def table(stack: ServiceStack) -> dict[str, str]:
     assert header.split()[:3] == ["SERVICE", "STATE", "HEALTH"]
     good = all(re.search(r" running +(healthy|-) ", row) for row in rows)
     assert done.returncode == (0 if good else 2)
+    assert ("Not running or not healthy: " in done.stderr) == (not good)
     return {row.split()[0]: row.removeprefix(row.split()[0]).strip() for row in rows}
 
 
