@@ -10,11 +10,11 @@ OUT ?= ..
 
 .PHONY: help
 help: ## Show this list
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {gsub(/: make /, sprintf("\n%14smake ", ""), $$2); printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: new
 new: export UV_PROJECT_ENVIRONMENT := .tools/new
-new: ## Make a repository: make new [OUT=directory] [ARGS="project_name=Greenhouse"] [NO_INPUT=1]
+new: ## Make a repository: make new [OUT=directory] [ARGS="project_name=Lab"] [NO_INPUT=1]
 	@$(UV) run --quiet --frozen --no-default-groups --python '>=3.10' \
 		python scripts/new.py $(if $(NO_INPUT),--no-input) "$(OUT)" $(ARGS)
 
@@ -28,7 +28,7 @@ test: ## Run the fast tests, without Docker, and list the skipped ones
 test-all: ## Test everything, on all supported Pythons and in containers
 	$(PYTEST) --durations 25 -rs $(ARGS)
 
-mutate: ## Plant faults in the shared library and count those that its tests detect
+mutate: ## Plant faults in the shared library, count those that tests find
 	$(RUN) python scripts/mutate.py $(ARGS)
 
 .PHONY: lint format
@@ -52,7 +52,7 @@ refresh: ## Update all locks, exports and pinned actions, and test the result
 	$(RUN) python scripts/refresh.py $(ARGS)
 
 .PHONY: bench
-bench: ## Measure, as ratios to peers, with Mosquitto and Docker (see bench/README.md)
+bench: ## Measure, with Mosquitto and Docker (see bench/README.md)
 	$(RUN) python bench/generate.py
 	$(RUN) python bench/add_service.py
 	$(UV) run bench/mqtt/run.py

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.baked import TEMPLATE, run
+from tests.baked import ROOT, TEMPLATE, run
 from tests.conftest import Bake
 from tests.tools import path_without
 
@@ -51,6 +51,12 @@ def test_each_program_has_one_form_of_help_that_fits_a_terminal(bake: Bake) -> N
         assert description[0].isupper(), name
         assert description.endswith("."), name
         assert max(map(len, done.stdout.splitlines())) <= 80, name
+
+
+def test_the_lists_of_commands_fit_a_terminal(bake: Bake) -> None:
+    for directory in (ROOT, bake().path):
+        lines = run("make", "help", cwd=directory).stdout.splitlines()
+        assert [line for line in lines if len(line) > 80] == []
 
 
 @pytest.mark.parametrize("name", [name for name in SCRIPTS if name not in TAKES_ANY_ARGUMENT])
