@@ -188,7 +188,7 @@ def test_the_service_in_the_readme_works(bake_copy: Bake) -> None:
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
 def test_the_template_has_the_files_and_targets_that_its_documents_name(document: str) -> None:
     text = (ROOT / document).read_text(encoding="utf-8")
-    linked = re.findall(r'(?:\]\(|src="|srcset=")(?!https?:)([^)"]+)', text)
+    linked = re.findall(r'(?:\]\(|src="|srcset=")(?!https?:)([^)"#]+)', text)
     assert linked
     assert [name for name in linked if not (ROOT / name).exists()] == []
     makefiles = [ROOT / "Makefile", ROOT / "{{cookiecutter.project_slug}}/Makefile"]
