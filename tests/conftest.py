@@ -133,8 +133,11 @@ def isolated_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
 
 @pytest.fixture(scope="session")
 def environments(shared_tmp: Path) -> Path:
-    """The uv environments of generated repositories, one per Python version and lock."""
-    path = shared_tmp / "environments"
+    """The uv environments of generated repositories, one per Python version and lock.
+
+    A test that runs pytest passes its own on in TEST_ENVIRONMENTS.
+    """
+    path = Path(os.environ.get("TEST_ENVIRONMENTS", shared_tmp / "environments"))
     path.mkdir(exist_ok=True)
     return path
 

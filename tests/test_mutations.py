@@ -114,7 +114,7 @@ def plant(fault: Fault, root: Path) -> None:
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
-def test_a_template_test_notices(fault: Fault, tmp_path: Path) -> None:
+def test_a_template_test_notices(fault: Fault, tmp_path: Path, environments: Path) -> None:
     copy = tmp_path / "repository"
     publish(copy)
     plant(fault, copy)
@@ -122,6 +122,7 @@ def test_a_template_test_notices(fault: Fault, tmp_path: Path) -> None:
         *(sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider"),
         *(f"--basetemp={tmp_path / 'inner'}", fault.test),
         cwd=copy,
+        env={"TEST_ENVIRONMENTS": str(environments)},
         check=False,
     )
     shown = done.stdout + done.stderr
