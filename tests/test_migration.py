@@ -216,7 +216,8 @@ def models(project: BakedProject) -> dict[str, Any]:
                 service.pop(key, None)
             service.get("environment", {}).pop("DEBUG_SERVICE", None)
             if "build" in service:
-                del service["image"], service["build"]["args"]
+                service.pop("image", None)
+                service["build"].pop("args", None)
                 service["volumes"] = [
                     volume
                     for volume in service["volumes"]
