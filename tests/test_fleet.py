@@ -161,8 +161,8 @@ def test_what_is_redrawn_can_be_clicked(stack: FleetStack, page: Page) -> None:
     first = page.locator("#letters > li").filter(has_text="first").element_handle()
     for number in range(20):
         beat(stack, "meter")
-        fail(stack, "meter", payload=str(number))
-    expect(page.locator("#letters > li").filter(has_text="19")).to_be_visible()
+        fail(stack, "meter", payload=f"letter {number}")
+    expect(page.locator("#letters > li").filter(has_text="letter 19")).to_be_visible()
     assert first is not None
     button = first.query_selector("button:has-text('Discard')")
     assert button is not None

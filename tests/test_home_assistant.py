@@ -124,7 +124,7 @@ def test_services_in_home_assistant(services: Services, hass: HomeAssistant) -> 
     hass.wait(values)
     hass.wait({"binary_sensor.example_service_problem": "off"})
     hass.action("button.press", "button.example_service_refresh")
-    numbers = ("sensor.boiler_uptime", "sensor.boiler_memory", "sensor.example_service_load")
+    numbers = ("sensor.boiler_uptime", "sensor.boiler_memory", "sensor.example_service_cpu_load")
     until(lambda: all(number(hass, name) is not None for name in numbers), "numbers")
     assert "button.boiler_wipe" not in hass.states()
 

@@ -22,6 +22,7 @@ from shared.discovery import (
     config_topic,
     device_config,
 )
+from shared.mqtt import PublishTimeoutError
 from shared.schemas import Command, Message, Topic
 from shared.service import BaseService
 from tests.brokers import Broker
@@ -377,7 +378,7 @@ async def test_a_failed_announcement_does_not_keep_the_service_offline(
 
     async def refuse(topic: str, *arguments: Any, **options: Any) -> None:
         if topic == config_topic(settings, "plain"):
-            options["timeout_seconds"] = 0.0
+            raise PublishTimeoutError("no acknowledgement")
         await publish(topic, *arguments, **options)
 
     monkeypatch.setattr(service.mqtt, "publish", refuse)
