@@ -11,19 +11,16 @@ import os
 import sqlite3
 import statistics
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
 
-from cookiecutter.main import cookiecutter
 from paho.mqtt.client import Client
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tests.baked import BakedProject  # noqa: E402
-from tests.fleet_stack import PREFIX, FleetStack, chromium, log_in  # noqa: E402
+from tests.fleet_stack import PREFIX, FleetStack, chromium, log_in, new_repository  # noqa: E402
 from tests.stack import until  # noqa: E402
 
 SERVICES, LETTERS, BATCH = 100, 10_000, 500
@@ -83,13 +80,8 @@ def core_share(pid: int) -> float:
 
 def main() -> None:
     """Measure with and without an open page."""
-    environments = ROOT / ".tools/fleet"
-    environments.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory() as name:
-        path = cookiecutter(
-            str(ROOT), no_input=True, output_dir=name, extra_context={"include_influxdb": False}
-        )
-        stack = FleetStack(BakedProject(Path(path), {}, environments))
+    with new_repository() as project:
+        stack = FleetStack(project)
         try:
             measure(stack)
         finally:

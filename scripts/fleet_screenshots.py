@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
-
-from cookiecutter.main import cookiecutter
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tests.baked import BakedProject  # noqa: E402
-from tests.fleet_stack import PREFIX, FleetStack, chromium, log_in, running_stack  # noqa: E402
+from tests.fleet_stack import (  # noqa: E402
+    PREFIX,
+    FleetStack,
+    chromium,
+    log_in,
+    new_repository,
+    running_stack,
+)
 
 SECONDS = 15
 OTHERS: dict[str, dict[str, Any]] = {
@@ -46,14 +49,8 @@ def take(stack: FleetStack) -> None:
 
 def main() -> None:
     """Run the services of a new repository."""
-    environments = ROOT / ".tools/fleet"
-    environments.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory() as name:
-        path = cookiecutter(
-            str(ROOT), no_input=True, output_dir=name, extra_context={"include_influxdb": False}
-        )
-        with running_stack(BakedProject(Path(path), {}, environments)) as stack:
-            take(stack)
+    with new_repository() as project, running_stack(project) as stack:
+        take(stack)
 
 
 if __name__ == "__main__":

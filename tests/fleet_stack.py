@@ -6,17 +6,19 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cookiecutter.main import cookiecutter
 from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion
 from playwright.sync_api import Browser, sync_playwright
 
-from tests.baked import BakedProject, user_environment
+from tests.baked import ROOT, BakedProject, user_environment
 from tests.stack import replace_in, until
 from tests.test_run import free_port
 
@@ -142,3 +144,15 @@ def log_in(page: Any, stack: FleetStack, view: str = "services") -> None:
     page.get_by_label("Password").fill(PASSWORD)
     page.get_by_role("button", name="Log in").click()
     page.get_by_text("Live", exact=True).wait_for()
+
+
+@contextmanager
+def new_repository() -> Iterator[BakedProject]:
+    """A repository for a measurement or a picture, with the environment of the last one."""
+    environments = ROOT / ".tools/fleet"
+    environments.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as name:
+        path = cookiecutter(
+            str(ROOT), no_input=True, output_dir=name, extra_context={"include_influxdb": False}
+        )
+        yield BakedProject(Path(path), {}, environments)

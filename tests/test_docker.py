@@ -484,6 +484,20 @@ def test_status_shows_every_fault_in_one_table(stack: ServiceStack) -> None:
     assert re.match(r"exited \(137\) .* 2, 3 out of memory", rows["restarts"])
 
 
+def test_status_counts_sessions_without_a_client(stack: ServiceStack) -> None:
+    def waiting() -> int:
+        shown = stack.run("make", "--silent", "status", check=False).stderr
+        match = re.search(r"^MQTT sessions without a client: (\d+)\.", shown, re.MULTILINE)
+        return int(match[1]) if match else 0
+
+    before = waiting()
+    stack.exec("mqtt", *stack.subscriber("x", "-c -i away -q 1 -E"))
+    until(lambda: waiting() == before + 1, "the session that waits")
+    # A clean session of the same id ends the other one.
+    stack.exec("mqtt", *stack.subscriber("x", "-i away -E"))
+    until(lambda: waiting() == before, "the end of the session")
+
+
 def test_make_up_says_what_failed(stack: ServiceStack) -> None:
     with restored(stack.project.file(f"services/{SERVICE}/main.py")) as main:
         main.write_text("raise SystemExit('broken on purpose')\n")

@@ -1,9 +1,7 @@
 """The client with the broker that the command FOREIGN_BROKER starts, with its `{port}`."""
 
-import asyncio
 import os
 import shlex
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +11,7 @@ import pytest
 from tests.brokers import _Process
 from tests.library.conftest import MakeClient
 from tests.library.probes import Recorder
-from tests.library.test_mqtt_messages import connected, publish_retained, until_all_is_handled
-from tests.probes import soon
+from tests.library.test_mqtt_messages import assert_retained_is_handled_once, connected
 
 
 class ForeignBroker(_Process):
@@ -42,25 +39,8 @@ async def test_each_of_thousands_of_retained_messages_is_handled_once(
     count: int,
     qos: Any,
 ) -> None:
-    await publish_retained(foreign, topic_prefix, count, 200)
-    handled: list[int] = []
-    done = asyncio.Event()
-
-    def handle(_topic: str, payload: int) -> None:
-        if not handled:
-            # The others arrive meanwhile.
-            time.sleep(0.5)
-        handled.append(payload)
-        if len(set(handled)) == count:
-            done.set()
-
     client = make_client(foreign)
-    client.subscribe(f"{topic_prefix}/kept/+", handle, qos=qos)
-    client.connect_background()
-    await soon(done.wait())
-    await until_all_is_handled(client, topic_prefix)
-    assert sorted(handled) == list(range(count))
-    assert client.dropped_messages == 0
+    await assert_retained_is_handled_once(foreign, client, topic_prefix, count, qos)
     assert client._connection._connection_id == 1
 
 

@@ -193,12 +193,11 @@ async def until_all_is_handled(client: MQTTClient, prefix: str) -> None:
     await until(lambda: not client._dispatcher._unfinished)
 
 
-@pytest.mark.parametrize(("count", "qos"), [(1500, 1), (3000, 0)])
-async def test_each_of_thousands_of_retained_messages_is_handled_once(
-    mosquitto: Mosquitto, make_client: MakeClient, topic_prefix: str, count: int, qos: Any
+async def assert_retained_is_handled_once(
+    broker: Address, client: MQTTClient, topic_prefix: str, count: int, qos: Any
 ) -> None:
-    await publish_retained(mosquitto, topic_prefix, count, 200)
-    client = make_client(mosquitto)
+    """Retain so many messages at a broker, and receive them on one wildcard."""
+    await publish_retained(broker, topic_prefix, count, 200)
     handled: list[int] = []
     done = asyncio.Event()
 
@@ -216,6 +215,14 @@ async def test_each_of_thousands_of_retained_messages_is_handled_once(
     await until_all_is_handled(client, topic_prefix)
     assert sorted(handled) == list(range(count))
     assert client.dropped_messages == 0
+
+
+@pytest.mark.parametrize(("count", "qos"), [(1500, 1), (3000, 0)])
+async def test_each_of_thousands_of_retained_messages_is_handled_once(
+    mosquitto: Mosquitto, make_client: MakeClient, topic_prefix: str, count: int, qos: Any
+) -> None:
+    client = make_client(mosquitto)
+    await assert_retained_is_handled_once(mosquitto, client, topic_prefix, count, qos)
     assert client._connection._connection_id == 1
 
 

@@ -614,3 +614,27 @@ def test_exit_codes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
         "probe: LOG_FORMAT",
         "probe: MQTT_PORT:",
     ]
+
+
+@pytest.mark.mosquitto
+async def test_replicas_with_a_number_share_the_commands(
+    make_settings: MakeSettings, observer: Observer
+) -> None:
+    run_by: list[int] = []
+
+    def replica(number: int) -> Probe:
+        def count(_command: Command) -> None:
+            run_by.append(number)
+
+        service = Probe(make_settings(instance=number))
+        service.on_command("count", count)
+        return service
+
+    async with running(replica(1)), running(replica(2)):
+        for number in range(20):
+            command = {"command": "count", "request_id": str(number)}
+            observer.publish("coordinator/command/probe", command)
+        for _ in range(20):
+            await observer.next("probe/response", status="ok")
+    assert len(run_by) == 20
+    assert set(run_by) == {1, 2}

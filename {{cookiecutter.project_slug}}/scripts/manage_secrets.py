@@ -172,7 +172,7 @@ def make_key() -> str:
         options = ["--quiet", "--no-project", "--with", "pyrage==1.4.0"]
         commands.append([str(ROOT / "scripts/uv"), "run", *options, "python", "-c", PYRAGE])
     for command in commands:
-        # uv would try for minutes when there is no network.
+        # uv would retry for minutes if the network is away.
         made = run(*command, UV_HTTP_TIMEOUT="10", UV_HTTP_RETRIES="0")
         if made.returncode == 0:
             return made.stdout

@@ -28,7 +28,7 @@ _RED, _CYAN, _GREY = 31, 36, 90
 
 
 class ConsoleError(Exception):
-    """The broker does not accept the connection, or there is no reply."""
+    """The broker rejected the connection, or no reply arrived in time."""
 
 
 def watch(settings: Settings, topic_filters: Sequence[str]) -> None:

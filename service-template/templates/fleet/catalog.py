@@ -16,7 +16,7 @@ _ENVELOPE = Command.model_fields.keys() | CommandReply.model_fields.keys()
 
 
 class Catalog:
-    """Reads the document again after a change. Lists nothing if there is no document."""
+    """Reader of the document. It reads again after a change, and takes a missing file as empty."""
 
     def __init__(self, file: Path = FILE) -> None:
         self._file = file

@@ -156,7 +156,6 @@ def original_payload(letter: DeadLetter) -> bytes:
 
 def refusal(letter: KeptLetter, topic_prefix: str, max_age_seconds: float) -> str | None:
     """Return why a letter cannot be replayed, or None."""
-    # The field of a cut payload, which letters of an older library do not have.
     if letter.payload_sha256:
         return "The payload was cut, so the message is not complete."
     try:
