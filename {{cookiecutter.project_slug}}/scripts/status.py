@@ -223,8 +223,8 @@ def main() -> int:
     show(HEADER, rows)
     if waiting := count_waiting_sessions(containers):
         sys.stderr.write(
-            f"MQTT sessions without a client: {waiting}. The broker collects their messages for a day."
-            " Start those services, or scale back up.\n"
+            f"MQTT sessions without a client: {waiting}. The broker collects their messages for a"
+            " day. Start those services, or scale back up.\n"
         )
     for container in bad if options.logs else []:
         sys.stdout.write(f"\n=== last lines of {container['Row']}\n")

@@ -16,7 +16,7 @@ _ENVELOPE = Command.model_fields.keys() | CommandReply.model_fields.keys()
 
 
 class Catalog:
-    """Reader of the document. It reads again after a change, and takes a missing file as empty."""
+    """Reader of the document. It reads again after a change. A missing file counts as empty."""
 
     def __init__(self, file: Path = FILE) -> None:
         self._file = file
