@@ -84,6 +84,7 @@ def test_a_deployment_takes_the_images_of_its_commit(stack: Stack, registry: str
         done = stack.run(*deploy, "ARGS=--pull", timeout=600)
         assert "Building" not in done.stdout + done.stderr
         assert image_of(stack) == f"{registry}/plant/{SERVICE}:{revision}"
+        assert f"SERVICE_VERSION={revision}" in stack.inspect(SERVICE)["Config"]["Env"]
         assert stack.has_logged(told, SERVICE)
         assert ("second version" in stack.compose("logs", SERVICE)) == (told == "second version")
     # Other commands of Compose keep the version.

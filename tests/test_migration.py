@@ -214,7 +214,8 @@ def models(project: BakedProject) -> dict[str, Any]:
             # Limits of the template, and what came with it after the releases.
             for key in ("init", "memswap_limit", "cpus", "ulimits"):
                 service.pop(key, None)
-            service.get("environment", {}).pop("DEBUG_SERVICE", None)
+            for name in ("DEBUG_SERVICE", "SERVICE_VERSION"):
+                service.get("environment", {}).pop(name, None)
             if "build" in service:
                 service.pop("image", None)
                 service["build"].pop("args", None)

@@ -86,6 +86,7 @@ def test_a_stack_keeps_what_compose_promises(
         "DEBUG_SERVICE": "",
         "INSTANCE": "{{.Task.Slot}}",
         "PYTHONPATH": "/app:/app/shared.zip",
+        "SERVICE_VERSION": "",
         "TZ": "Europe/Berlin",
     }
     assert {mount["target"]: mount["type"] for mount in service["volumes"]} == {

@@ -293,6 +293,9 @@ class Settings(BaseSettings):
     data_dir: Path = Field(
         default=Path("/app/data"), description="Directory for state and the MQTT session"
     )
+    service_version: str = Field(
+        default="", description="Version in the heartbeat. A deployment sets it to its commit"
+    )
     heartbeat_interval_seconds: float = Field(
         default=60.0, ge=0, description="Heartbeat interval, in seconds. 0 sends no heartbeats"
     )

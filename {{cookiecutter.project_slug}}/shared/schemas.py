@@ -72,6 +72,9 @@ class Heartbeat(Message):
     uptime_seconds: float = Field(json_schema_extra={"unit": "s"})
     memory_mb: float = Field(description="Resident memory", json_schema_extra={"unit": "MiB"})
     reasons: list[str] = Field(default_factory=list)
+    version: str | None = Field(
+        default=None, coerce_numbers_to_str=True, description="Commit of the deployment"
+    )
     last_failure: str | None = Field(
         default=None, description="Last error of a cycle or reason, even if it is over"
     )

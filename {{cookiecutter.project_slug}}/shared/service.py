@@ -624,6 +624,7 @@ class BaseService[S: Settings](ABC):
             "memory_mb": round(psutil.Process().memory_info().rss / 2**20, 1),
             "dead_letters": self.mqtt.dead_letters_sent,
             **({"last_failure": failure} if failure else {}),
+            **({"version": self.settings.service_version} if self.settings.service_version else {}),
             **report,
         }
 

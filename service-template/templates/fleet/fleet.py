@@ -164,8 +164,7 @@ class Fleet:
         row.beats += 1
         row.last_seen = datetime.now(UTC)
         row.uptime_seconds, row.memory_mb = heartbeat.uptime_seconds, heartbeat.memory_mb
-        version = (heartbeat.model_extra or {}).get("version")
-        row.version = None if version is None else str(version)[:50]
+        row.version = heartbeat.version and heartbeat.version[:50]
         self._update(service, has_changed=True)
         row.history = [*row.history[1 - HISTORY_LENGTH :], (heartbeat.memory_mb, row.state)]
 

@@ -35,7 +35,7 @@ class ServiceRow(BaseModel):
     last_seen: datetime | None = None
     uptime_seconds: float | None = None
     memory_mb: float | None = None
-    version: str | None = Field(default=None, description="Field of the heartbeat, if it has one")
+    version: str | None = Field(default=None, description="Commit of the deployment")
     beats: int = Field(default=0, description="Heartbeats so far")
     history: list[tuple[float, State]] = Field(default=[], description="Memory and state, by beat")
 
