@@ -68,15 +68,19 @@ class ServiceStack(Stack):
 
     def record(self, topic: str) -> Iterator[Any]:
         """All messages on a topic from now on, a restart of the broker notwithstanding."""
-        session = f"-c -i recorder-{uuid.uuid4().hex[:8]} -q 1"
+        client_id = f"recorder-{uuid.uuid4().hex[:8]}"
+        session = f"-c -i {client_id} -q 1"
         self.exec("mqtt", *self.subscriber(topic, f"{session} -E"))
         # The broker saves, so that it knows the session even if it is killed.
         self.compose("kill", "--signal", "USR1", "mqtt")
 
         def collected() -> Iterator[Any]:
-            command = self.subscriber(topic, f"{session} -W 60")
+            shell, option, command = self.subscriber(topic, f"{session} -W 60")
+            # Killing `docker compose exec` leaves the program in the container, which would
+            # take the session again.
+            command = f"echo $$ >/run/mosquitto/{client_id}; exec env {command}"
             with subprocess.Popen(
-                ["docker", "compose", "exec", "-T", "mqtt", *command],
+                ["docker", "compose", "exec", "-T", "mqtt", shell, option, command],
                 cwd=self.project.path,
                 env=user_environment(self.env),
                 stdout=subprocess.PIPE,
@@ -86,8 +90,15 @@ class ServiceStack(Stack):
                     yield from map(json.loads, process.stdout)
                 finally:
                     process.kill()
+                    # It has gone if its 60 seconds are over.
+                    self.exec("mqtt", shell, option, f"kill $(cat /run/mosquitto/{client_id}) || true")
+                    self.end_session(client_id)
 
         return collected()
+
+    def end_session(self, client_id: str) -> None:
+        """Remove a session from the broker, because a clean one of the same id replaces it."""
+        self.exec("mqtt", *self.subscriber("unused", f"-i {client_id} -E"))
 
 
 def event_times(container: str, action: str, *, since: float) -> list[float]:
@@ -402,13 +413,14 @@ def test_messages_that_wait_are_not_written_again_with_every_other(stack: Servic
         return int(re.search(r"wchar: (\d+)", counters)[1])  # type: ignore[index]
 
     until(lambda: stack.is_healthy(SERVICE), "healthy before")
-    stack.exec("mqtt", *stack.subscriber("flood", "-c -i away -q 1 -E"))
+    stack.exec("mqtt", *stack.subscriber("flood", "-c -i flooded -q 1 -E"))
     before = written()
     topic = f"{stack.prefix}/flood"
     stack.exec(SERVICE, "python", "-c", SEND, topic, "x" * 500, "1000")
     # Half of a megabyte, once to the database and twice over the network: a hundred times that
     # when it is saved at every change.
     assert written() - before < 10_000_000
+    stack.end_session("flooded")
 
 
 def test_a_stop_is_quick_and_leaves_the_offline_status(stack: ServiceStack) -> None:
@@ -490,12 +502,11 @@ def test_status_counts_sessions_without_a_client(stack: ServiceStack) -> None:
         match = re.search(r"^MQTT sessions without a client: (\d+)\.", shown, re.MULTILINE)
         return int(match[1]) if match else 0
 
-    before = waiting()
+    until(lambda: waiting() == 0, "every session has its client")
     stack.exec("mqtt", *stack.subscriber("x", "-c -i away -q 1 -E"))
-    until(lambda: waiting() == before + 1, "the session that waits")
-    # A clean session of the same id ends the other one.
-    stack.exec("mqtt", *stack.subscriber("x", "-i away -E"))
-    until(lambda: waiting() == before, "the end of the session")
+    until(lambda: waiting() == 1, "the session that waits")
+    stack.end_session("away")
+    until(lambda: waiting() == 0, "the end of the session")
 
 
 def test_make_up_says_what_failed(stack: ServiceStack) -> None:
