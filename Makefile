@@ -18,7 +18,8 @@ new: ## Make a repository: make new [OUT=directory] [ARGS="project_name=Lab"] [N
 	@$(UV) run --quiet --frozen --no-default-groups --python '>=3.10' \
 		python scripts/new.py $(if $(NO_INPUT),--no-input) "$(OUT)" $(ARGS)
 
-PYTEST := $(RUN) pytest -n auto --dist loadgroup
+# Most tests start Python processes, and each one would compile what it imports.
+PYTEST := $(RUN) --compile-bytecode pytest -n auto --dist loadgroup
 
 .PHONY: test test-all mutate
 test: ## Run the fast tests, without Docker, and list the skipped ones

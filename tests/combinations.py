@@ -13,13 +13,17 @@ from tests.baked import ROOT
 
 PROMPTS: dict[str, Any] = json.loads((ROOT / "cookiecutter.json").read_text(encoding="utf-8"))
 
+DEFAULTS = {
+    name: value[0] if isinstance(value, list) else value for name, value in PROMPTS.items()
+}
+
 # The answers that choose among files and lines. All others are free text or names.
 CHOICES: dict[str, list[Any]] = {
     "include_home_assistant": [True, False],
     "include_influxdb": [True, False],
     "first_service_type": sorted(PROMPTS["first_service_type"]),
     "license": sorted(PROMPTS["license"]),
-    "python_version": sorted(PROMPTS["python_version"]),
+    "python_version": PROMPTS["python_version"],
 }
 
 
@@ -45,9 +49,10 @@ def label(answers: dict[str, Any]) -> str:
 
 COMBINATIONS = [pytest.param(answers, id=label(answers)) for answers in combinations()]
 
-# Every choice of clients and every service type, for tests that take long.
+# Every choice of clients, every service type and every Python version, for tests that take long.
+# The first one has the version of most other tests, so that they share an environment.
 _TYPES = len(CHOICES["first_service_type"])
-REPRESENTATIVES = [COMBINATIONS[number * _TYPES + number % _TYPES] for number in range(4)]
+REPRESENTATIVES = [COMBINATIONS[number * _TYPES + 2 * number % _TYPES] for number in range(4)]
 
 # The code depends on these options. Licence and service type change other files only.
 OPTIONS = [

@@ -18,6 +18,7 @@ import pytest
 from filelock import FileLock
 
 from tests.baked import BakedProject, publish, run
+from tests.combinations import DEFAULTS
 from tests.tools import require
 
 # They run in a generated repository: see test_library.py.
@@ -160,7 +161,8 @@ def bake(cookies_session: Any, shared_tmp: Path, environments: Path, template: P
     index.mkdir(exist_ok=True)
 
     def factory(**answers: Any) -> BakedProject:
-        text = json.dumps(answers, sort_keys=True)
+        changed = {name: value for name, value in answers.items() if value != DEFAULTS.get(name)}
+        text = json.dumps(changed, sort_keys=True)
         entry = index / hashlib.sha256(text.encode()).hexdigest()[:16]
         with FileLock(f"{entry}.lock"):
             if not entry.exists():

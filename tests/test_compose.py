@@ -24,6 +24,8 @@ COMPOSES = [
 pytestmark = [
     pytest.mark.real,
     pytest.mark.needs("docker"),
+    # Two processes would make the same repositories.
+    pytest.mark.xdist_group("compose"),
     pytest.mark.parametrize("compose", COMPOSES, ids=lambda compose: Path(compose[0]).name),
 ]
 MIB = 1024**2

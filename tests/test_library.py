@@ -63,7 +63,16 @@ def run_library_tests(
 
 
 @needs("python3.13", "mosquitto")
-def test_library_tests_pass_and_cover_the_library(bake_copy: Bake) -> None:
+def test_library_tests_pass(bake_copy: Bake) -> None:
+    project = bake_copy(**EVERYTHING)
+    add_library_tests(project)
+    run_library_tests(project, "3.13")
+
+
+@pytest.mark.slow
+@needs("python3.13", "mosquitto")
+def test_library_tests_cover_the_library(bake_copy: Bake) -> None:
+    """Measure apart, because branch coverage makes the tests half as expensive again."""
     project = bake_copy(**EVERYTHING)
     add_library_tests(project)
     coverage = ["--cov=shared", "--cov-branch", "--cov-report=", f"--cov-fail-under={MIN_COVERAGE}"]
@@ -133,6 +142,8 @@ def test_library_tests_pass_with_the_newest_mosquitto(bake_copy: Bake, tmp_path:
     run_library_tests(project, "3.13", "-m", "mosquitto", env={"PATH": path})
 
 
+# The one test after the other finds the cache of mypy: see test_matrix.py.
+@pytest.mark.xdist_group("mypy")
 def test_library_tests_are_clean_under_the_rules_of_the_repository(bake_copy: Bake) -> None:
     project = bake_copy(**EVERYTHING)
     add_library_tests(project)

@@ -23,6 +23,7 @@ def projects(bake: Bake) -> list[BakedProject]:
 
 
 @needs("git")
+@pytest.mark.xdist_group("mypy")
 @pytest.mark.parametrize("answers", slow_after_first(REPRESENTATIVES))
 def test_all_checks_pass_as_generated(bake_copy: Bake, answers: dict[str, Any]) -> None:
     """`make lint` runs the repository's own hooks on all files and leaves every byte as it was."""
