@@ -13,9 +13,7 @@ from tests.baked import ROOT
 
 PROMPTS: dict[str, Any] = json.loads((ROOT / "cookiecutter.json").read_text(encoding="utf-8"))
 
-DEFAULTS = {
-    name: value[0] if isinstance(value, list) else value for name, value in PROMPTS.items()
-}
+DEFAULTS = {name: value[0] if isinstance(value, list) else value for name, value in PROMPTS.items()}
 
 # The answers that choose among files and lines. All others are free text or names.
 CHOICES: dict[str, list[Any]] = {

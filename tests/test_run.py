@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -39,7 +41,7 @@ def project(bake: Bake, tmp_path_factory: pytest.TempPathFactory) -> BakedProjec
     """Three services, one of each type."""
     original = bake(include_home_assistant=False, include_influxdb=False)
     path = tmp_path_factory.mktemp("run") / original.path.name
-    run("cp", "--archive", original.path, path)
+    shutil.copytree(original.path, path, symlinks=True)
     project = BakedProject(path, original.answers, original.environments)
     project.run("scripts/new-service.sh", "listener", "--type", "subscriber")
     project.run("scripts/new-service.sh", "gateway", "--type", "http-api")
@@ -155,10 +157,11 @@ def test_diagnose_on_the_host_runs_the_checks_of_one_service(project: BakedProje
 
 
 def own_addresses() -> Iterator[str]:
-    """Addresses of this machine besides the loopback interface's."""
-    for line in run("hostname", "--all-ip-addresses").stdout.split():
-        if "." in line:
-            yield line
+    """The address of this machine on its network, where it has one."""
+    with socket.socket(type=socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
+        # Sends nothing. The address is reserved for documents.
+        probe.connect(("192.0.2.1", 9))
+        yield probe.getsockname()[0]
 
 
 # The port of the debugger is the same for everyone: see test_docker_development.py.

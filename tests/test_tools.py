@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
 import pytest
 
 from tests.baked import ROOT, run
-from tests.tools import find_python
+from tests.tools import SOURCES, find_python
 
 NEEDS_A_TOOL = "tests/test_hooks.py::test_a_read_only_target_is_one_clear_error"
 
@@ -23,7 +24,14 @@ def test_a_missing_tool(tmp_path: Path, required: str, outcome: str) -> None:
         check=False,
     )
     assert outcome in done.stdout
-    assert "needs unshare" in done.stdout
+    assert "needs unshare (apt install util-linux, Linux only)" in done.stdout
+
+
+def test_every_tool_has_a_source() -> None:
+    marks = "".join(path.read_text() for path in ROOT.glob("tests/*.py"))
+    needed = set(re.findall(r'"([^"]+)"', "".join(re.findall(r"\bneeds\(([^)*]+)\)", marks))))
+    assert "mosquitto" in needed
+    assert {tool for tool in needed if not tool.startswith("python3.")} <= set(SOURCES)
 
 
 def test_an_interpreter_that_uv_has_installed_is_found(

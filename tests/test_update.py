@@ -383,7 +383,8 @@ def test_a_commit_that_the_template_has_no_more_is_told_in_few_words(
 def no_make(tmp_path: Path) -> dict[str, str | None]:
     """An environment whose `make` does nothing: linting and testing are the subject elsewhere."""
     (tmp_path / "bin").mkdir()
-    (tmp_path / "bin/make").symlink_to("/bin/true")
+    (tmp_path / "bin/make").write_text("#!/bin/sh\n")
+    (tmp_path / "bin/make").chmod(0o755)
     return {"PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"}
 
 
@@ -477,8 +478,13 @@ def test_an_update_that_is_cut_short_begins_again_the_next_time(
         f'exec {shutil.which("git")} "$@"\n'
     )
     git.chmod(0o755)
-    leader = 'echo $$ >"$0/leader"; exec scripts/template-update.sh'
-    group = ("setsid", "--wait", "sh", "-c", leader, tmp_path)
+    # A process group of its own, as on a terminal. macOS has no setsid command.
+    leader = (
+        "import os, pathlib, sys; os.setsid();"
+        "pathlib.Path(sys.argv[1]).write_text(str(os.getpid()));"
+        "os.execv('scripts/template-update.sh', ['scripts/template-update.sh'])"
+    )
+    group = (sys.executable, "-c", leader, tmp_path / "leader")
     done = project.run(*group, env=no_make, check=False)
     assert done.returncode == code
     assert said in done.stderr

@@ -13,6 +13,31 @@ from typing import Any
 import pytest
 from _pytest.mark import ParameterSet
 
+# Places of the tools that tests need: the packages of Debian and of Homebrew, or a command.
+SOURCES = {
+    "actionlint": "go install github.com/rhysd/actionlint/cmd/actionlint@latest",
+    "aedes": "npm install --global aedes-cli",
+    "age-keygen": "apt or brew install age",
+    "chromium": "apt install chromium, brew install --cask chromium",
+    "containerd": "comes with Docker Engine, Linux only",
+    "docker": "https://docs.docker.com/get-started/get-docker/, and start it",
+    "docker-registry": "apt install docker-registry, Linux only",
+    "dockerd": "comes with Docker Engine, Linux only",
+    "git": "apt or brew install git",
+    "home-assistant": "scripts/uv run --frozen python -m tests.home_assistant",
+    "ip": "apt install iproute2, Linux only",
+    "kubernetes-validate": "scripts/uv tool install kubernetes-validate",
+    "mochi": ".ci/run installs it",
+    "mosquitto": "apt or brew install mosquitto, and add its sbin directory to PATH",
+    "mosquitto_sub": "apt install mosquitto-clients, brew install mosquitto",
+    "node": "apt install nodejs, brew install node",
+    "npm": "apt install npm, brew install node",
+    "nsenter": "apt install util-linux, Linux only",
+    "sops": "go install github.com/getsops/sops/v3/cmd/sops@latest, brew install sops",
+    "ssh-keygen": "apt install openssh-client",
+    "unshare": "apt install util-linux, Linux only",
+}
+
 # tests/home_assistant.py installs it there.
 HOME_ASSISTANT = Path(__file__).resolve().parent.parent / ".tools/homeassistant"
 
@@ -37,10 +62,11 @@ def slow_after_first(parameters: Iterable[Any]) -> list[ParameterSet]:
 
 
 def require(*tools: str) -> None:
-    """Skip the running test, naming the missing tools."""
-    missing = [tool for tool in tools if not available(tool)]
-    if missing:
-        pytest.skip("needs " + ", ".join(missing))
+    """Skip the running test for the first missing tool, with the way to get it."""
+    for tool in tools:
+        if not available(tool):
+            source = SOURCES.get(tool, f"scripts/uv python install {tool.removeprefix('python')}")
+            pytest.skip(f"needs {tool} ({source})")
 
 
 @functools.cache

@@ -427,15 +427,18 @@ async def test_a_request_whose_answer_was_lost_is_repeated_under_its_id(
     client.subscribe(f"{topic_prefix}/ask", answer_the_second)
     await flush(client)
     first = asyncio.create_task(
-        client.request(f"{topic_prefix}/ask", {"request_id": "r"}, timeout_seconds=0.2)
+        client.request(f"{topic_prefix}/ask", {"request_id": "r"}, timeout_seconds=60)
     )
     await seen.next()
     with pytest.raises(ValueError, match="another request waits with the request_id 'r'"):
         await client.request("unused", {"request_id": "r"})
     with pytest.raises(ValueError, match="text"):
         await client.request("unused", {"request_id": 7})
-    with pytest.raises(RequestTimeoutError):
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
         await first
+    with pytest.raises(RequestTimeoutError):
+        await client.request("nobody", {"request_id": "r"}, timeout_seconds=0.05)
     reply = await client.request(f"{topic_prefix}/ask", {"request_id": "r"})
     assert reply == {"ok": True, "request_id": "r"}
     assert seen.payloads == ["r", "r"]

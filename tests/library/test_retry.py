@@ -81,7 +81,7 @@ async def test_waits_longer_each_time_within_the_limits(monkeypatch: pytest.Monk
 async def test_gives_up_when_the_time_is_over() -> None:
     flaky = Flaky(failures=1000)
     retried = async_retry(
-        max_retries=1000, base_delay=0.01, max_delay=0.01, exceptions=(FlakyError,), timeout=0.2
+        max_retries=1000, base_delay=0.01, max_delay=0.01, exceptions=(FlakyError,), timeout=1
     )
     with pytest.raises(FlakyError):
         await asyncio.wait_for(retried(flaky.call)(7), 10)
