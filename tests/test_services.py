@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from filelock import FileLock
 from paho.mqtt import publish
 
 from tests.baked import BakedProject, user_environment
@@ -32,12 +31,8 @@ LISTS = ["docker-compose.yml", "docker-compose.override.example.yml"]
 
 
 @pytest.fixture
-def repository(bake_copy: Bake, environments: Path) -> BakedProject:
-    project = bake_copy()
-    # One after the other: uv does not expect two to make the same environment at once.
-    with FileLock(environments / "services.lock"):
-        project.uv_run("python", "-c", "")
-    return project
+def repository(bake_copy: Bake) -> BakedProject:
+    return bake_copy()
 
 
 def tree(project: BakedProject) -> dict[str, bytes | None]:
