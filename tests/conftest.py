@@ -89,6 +89,8 @@ def isolated_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
         "[user]\n\tname = Test Author\n\temail = author@example.org\n"
         "[init]\n\tdefaultBranch = main\n[commit]\n\tgpgSign = false\n"
         "[gc]\n\tauto = 0\n[maintenance]\n\tauto = false\n"
+        # No repository of a test outlives a loss of power.
+        "[core]\n\tfsync = none\n"
     )
     config = home / "cookiecutter.yaml"
     config.write_text(
