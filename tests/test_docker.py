@@ -91,7 +91,9 @@ class ServiceStack(Stack):
                 finally:
                     process.kill()
                     # It has gone if its 60 seconds are over.
-                    self.exec("mqtt", shell, option, f"kill $(cat /run/mosquitto/{client_id}) || true")
+                    self.exec(
+                        "mqtt", shell, option, f"kill $(cat /run/mosquitto/{client_id}) || true"
+                    )
                     self.end_session(client_id)
 
         return collected()
