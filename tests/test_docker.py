@@ -186,6 +186,15 @@ def test_the_service_has_few_rights(stack: ServiceStack) -> None:
     assert "NoNewPrivs:\t1" in stack.exec(SERVICE, "cat", "/proc/1/status")
 
 
+def test_a_start_compiles_only_code_that_is_mounted(stack: ServiceStack) -> None:
+    program = (
+        "import os, sys, shared.service; cached = {n: m.__spec__ and m.__spec__.cached"
+        " for n, m in sys.modules.items()}; print([name for name, path in cached.items()"
+        " if path and not os.path.exists(path) and not name.startswith('shared')])"
+    )
+    assert stack.exec(SERVICE, "python", "-c", program).strip() == "[]"
+
+
 def test_docker_holds_the_limits(stack: ServiceStack) -> None:
     config = stack.inspect(SERVICE)["HostConfig"]
     expected = {

@@ -45,7 +45,7 @@ COLUMNS = {
     "publish QoS 1": ("msg/s", 0, ">= 1.1", ">= 1.0"),
     "answer QoS 0, p50": ("ms", 2, "<= 1.2", ""),
     "answer QoS 1, p50": ("ms", 2, "<= 1.2", ""),
-    "start": ("ms", 0, "<= 2.0", ""),
+    "start, CPU time": ("ms", 0, "<= 2.0", ""),
     "memory": ("MiB", 1, "<= 1.4", ""),
 }
 
@@ -88,6 +88,10 @@ def mosquitto(folder: Path) -> Iterator[int]:
 class Bench:
     def __init__(self, repository: Path, port: int) -> None:
         self._environment = {"PYTHONPATH": str(repository), "PATH": "/usr/bin:/bin"}
+        # Settings of our service, whose start and memory are measured.
+        self._environment |= {"MQTT_HOST": "127.0.0.1", "MQTT_PORT": str(port)}
+        self._environment |= {"DATA_DIR": str(repository), "LOG_LEVEL": "WARNING"}
+        self._environment["HEALTH_PATH"] = str(repository / "health")
         self._port = port
 
     def _start(self, file: str, *arguments: object) -> subprocess.Popen[str]:
@@ -127,9 +131,8 @@ class Bench:
         return result["p50_ms"]
 
     def start(self, name: str) -> tuple[float, float]:
-        began = time.monotonic()
-        result = self._result(self._start("peers.py", name, "start", 0, 0, 0))
-        return (result["constructed"] - began) * 1000, result["rss_mib"]
+        result = self._result(self._start("peers.py", name, "start", self._port, 0, 0))
+        return result["cpu_seconds"] * 1000, result["rss_mib"]
 
     def all(self, name: str) -> dict[str, float]:
         values = [self.receive(name, 0), self.receive(name, 1)]
