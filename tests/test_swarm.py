@@ -248,6 +248,7 @@ def test_updates_and_rollbacks_lose_nothing(swarm: Swarm) -> None:
             print(f"{reason}: rolled back in {time.monotonic() - began:.0f} s")
             assert done.returncode == 1
             assert "rollback_completed" in done.stdout
+            assert "After a rollback the previous version runs. Run: docker service" in done.stderr
             assert f"{swarm.name}_{SERVICE}: task: " in done.stdout
             assert reason in done.stdout
             code, rows = swarm.status()
@@ -393,7 +394,7 @@ def nodes() -> Iterator[list[Node]]:
 
 
 class Reader:
-    """Somebody who follows docs/swarm.md, with names of their own in the commands."""
+    """The commands in docs/swarm.md, run with the names of a test."""
 
     def __init__(self, project: BakedProject, manager: Node, worker: Node, context: str) -> None:
         section = project.read("docs/swarm.md").split("\n## A swarm\n")[1].split("\n### ")[0]

@@ -134,8 +134,8 @@ class Stack:
                     kind = "secrets" if b"PRIVATE KEY" in content else "configs"
                     self._add(service, kind, str(target / path.relative_to(source)), content)
             else:
-                problem = f"other nodes do not have {source}. If possible, move it to infrastructure/"
-                self.problems.append(f"{where}.volumes: {problem} and add :ro")
+                problem = f"other nodes do not have {source}. If it is small, move it to"
+                self.problems.append(f"{where}.volumes: {problem} infrastructure/ and add :ro")
         service["volumes"] = mounts
 
     def _convert_limits(self, where: str, service: dict[str, Any]) -> None:

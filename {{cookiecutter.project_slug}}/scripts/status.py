@@ -21,11 +21,13 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ROOT = Path(__file__).resolve().parent.parent
 HEADER = ("SERVICE", "STATE", "HEALTH", "UPTIME", "LAST SUCCESS", "RESTARTS", "ERRORS (1 h)")
@@ -45,7 +47,11 @@ if not settings.heartbeat_interval_seconds:
 seconds = int(settings.heartbeat_interval_seconds) + 5
 print(seconds, flush=True)
 signal.alarm(seconds)
-show = lambda message: print(message.topic, message.payload.decode(), flush=True)
+
+def show(message):
+    lines = message.payload.decode(errors="replace").splitlines()
+    print(message.topic.split("/")[-2], *lines, flush=True)
+
 _connect(settings, [f"{settings.topic_prefix}/+/heartbeat"], show).loop_forever()
 """
 
@@ -203,7 +209,7 @@ def receive_heartbeats(stack: list[dict[str, Any]]) -> Iterator[tuple[str, dict[
         if ids := docker("ps", "--quiet", "--filter", label, "--filter", "health=healthy").split():
             break
     else:
-        sys.exit("Heartbeats: no service runs on this node. Use the Docker context of another.")
+        sys.exit("Heartbeats: no healthy service runs on the node of this Docker context.")
     command = ("docker", "exec", ids[0], "python", "-c", _LISTENER)
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         lines = iter(process.stdout or ())
@@ -211,8 +217,8 @@ def receive_heartbeats(stack: list[dict[str, Any]]) -> Iterator[tuple[str, dict[
             sys.exit("Heartbeats cannot be received, see above.")
         sys.stderr.write(f"Listening for heartbeats (up to {seconds} s).\n")
         try:
-            for topic, _, payload in (line.partition(" ") for line in lines):
-                if (name := topic.split("/")[-2]) in names:
+            for name, _, payload in (line.partition(" ") for line in lines):
+                if name in names:
                     yield name, json.loads(payload)
         finally:
             process.kill()
@@ -233,12 +239,12 @@ def show_heartbeats(stack: list[dict[str, Any]], nodes: dict[str, str]) -> set[s
         heard[name, heartbeat.get("instance")] = time.monotonic(), heartbeat
         if replicas.keys() <= heard.keys():
             break
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for (name, instance), where in replicas.items():
         received, heartbeat = heard.get((name, instance), (0.0, {}))
         uptime = timedelta(seconds=int(heartbeat.get("uptime_seconds", 0)))
         age = f"{time.monotonic() - received:.0f} s ago"
-        state = (heartbeat["status"], str(uptime), age) if heartbeat else ("silent", "-", "-")
+        state = (str(heartbeat["status"]), str(uptime), age) if heartbeat else ("silent", "-", "-")
         rows.append((name, str(instance or "-"), ", ".join(sorted(where)), *state))
     sys.stdout.write("\n")
     show(HEARTBEAT_HEADER, rows)
@@ -262,15 +268,17 @@ def show_stack(ids: list[str], options: argparse.Namespace) -> int:
             if options.logs:
                 sys.stdout.write(docker("service", "logs", "--raw", "--tail", "30", task["ID"]))
     silent = show_heartbeats(stack, nodes) if options.heartbeats else set()
-    names = [service["Spec"]["Name"] for service in stack if service in bad or service["Name"] in silent]
-    fix = "docker service ps --no-trunc NAME, or docker service logs NAME"
-    return report(names, fix)
+    bad = [service for service in stack if service in bad or service["Name"] in silent]
+    fix = "Run: docker service ps --no-trunc NAME, or docker service logs NAME"
+    if any(service["Update"].startswith("rollback") for service in bad):
+        fix = f"After a rollback the previous version runs. {fix}"
+    return report([service["Spec"]["Name"] for service in bad], fix)
 
 
-def report(bad: list[str], fix: str = "make logs SERVICE=name, or make up") -> int:
+def report(bad: list[str], fix: str = "Run: make logs SERVICE=name, or make up") -> int:
     """Return the exit code, and give its reason."""
     if bad:
-        sys.stderr.write(f"Not running or not healthy: {', '.join(bad)}. Run: {fix}\n")
+        sys.stderr.write(f"Not running or not healthy: {', '.join(bad)}. {fix}\n")
     return int(bool(bad))
 
 
