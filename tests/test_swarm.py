@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,9 @@ from config import ServiceSettings
 from shared.service import BaseService, run_service
 
 
+HEALTH: dict[int | None, Any] = {}
+
+
 class Consumer(BaseService[ServiceSettings]):
     name = "example-service"
 
@@ -56,6 +60,9 @@ class Consumer(BaseService[ServiceSettings]):
 
     async def _on_work(self, _topic: str, number: Any) -> None:
         await self.publish("done", {"number": number})
+
+    def health_check(self) -> dict[str, Any]:
+        return HEALTH.get(self.settings.instance, {})
 
 
 if __name__ == "__main__":
@@ -89,6 +96,14 @@ class Swarm:
         rows = [re.split(r"  +", line) for line in done.stdout.splitlines() if "  " in line]
         assert rows[0][:4] == ["SERVICE", "REPLICAS", "NODES", "UPDATE"], done.stderr
         return done.returncode, {row[0]: row[1:] for row in rows[1:]}
+
+    def heartbeats(self) -> tuple[int, dict[str, str]]:
+        """The exit code, and the state of each replica."""
+        command = ("make", "--silent", "status", "ARGS=--heartbeats")
+        done = self.project.run(*command, env=self.env, check=False)
+        assert "Listening for heartbeats (up to 7 s).\n" in done.stderr
+        row = rf"^{SERVICE} +(\d+) +\S+ +(\w+) +\S+ +(?:\d+ s ago|-)$"
+        return done.returncode, dict(re.findall(row, done.stdout, re.MULTILINE))
 
     def tasks(self) -> list[str]:
         """The nodes of the running replicas, one for each."""
@@ -168,7 +183,7 @@ class Counter:
 
 def prepared(bake_copy: Bake, **env: str) -> BakedProject:
     project = bake_copy(include_home_assistant=False, include_influxdb=False)
-    write_env(project, MQTT_PASSWORD=PASSWORD, **env)
+    write_env(project, MQTT_PASSWORD=PASSWORD, HEARTBEAT_INTERVAL_SECONDS="2", **env)
     replace_in(project.file(f"services/{SERVICE}/compose.yml"), "    volumes:", DEPLOY)
     return project
 
@@ -183,8 +198,9 @@ def removed(swarm: Swarm) -> Iterator[Swarm]:
         until(lambda: not swarm.docker("ps", "--all", "--quiet", "--filter", label), "no container")
 
 
-def consumer(told: str = "") -> str:
-    return f"{CONSUMER}# {told}\n"
+def consumer(health: str = "{}") -> str:
+    """The program, with these fields in the heartbeats of single instances."""
+    return CONSUMER.replace("] = {}", f"] = {health}")
 
 
 @pytest.fixture
@@ -219,9 +235,12 @@ def test_updates_and_rollbacks_lose_nothing(swarm: Swarm) -> None:
     assert json.dumps(PASSWORD)[1:-1] not in specification
 
     with swarm.counting():
-        good = swarm.commit(consumer("second version"))
+        # The number of the third is wrong, so nothing is heard of the third.
+        good = swarm.commit(consumer("{2: {'status': 'degraded'}, 3: {'instance': 4}}"))
         swarm.deploy()
         assert swarm.status()[1][SERVICE][2] == "completed"
+        code, states = swarm.heartbeats()
+        assert (code, states) == (2, {"1": "online", "2": "degraded", "3": "silent"})
         for program, reason in ((EXITS, "exits on purpose"), (HANGS, "hangs on purpose")):
             swarm.commit(program)
             began = time.monotonic()
@@ -229,6 +248,7 @@ def test_updates_and_rollbacks_lose_nothing(swarm: Swarm) -> None:
             print(f"{reason}: rolled back in {time.monotonic() - began:.0f} s")
             assert done.returncode == 1
             assert "rollback_completed" in done.stdout
+            assert "After a rollback the previous version runs. Run: docker service" in done.stderr
             assert f"{swarm.name}_{SERVICE}: task: " in done.stdout
             assert reason in done.stdout
             code, rows = swarm.status()
@@ -262,34 +282,83 @@ for i in 1 2; do
 done
 ip link add eth0 netns ${P}1 type veth peer name eth0 netns ${P}2
 for i in 1 2; do
-  # Names cannot be resolved, and that at once: Docker would look for each image elsewhere first.
-  nsenter --net=/run/netns/$P$i sh -ec "ip link set lo up; ip addr add 10.94.0.$i/24 dev eth0
+  # The addresses in docs/swarm.md. Names cannot be resolved on the second node, and that at once:
+  # Docker would look for each image elsewhere first.
+  nsenter --net=/run/netns/$P$i sh -ec "ip link set lo up; ip addr add 192.0.2.${i}0/24 dev eth0
     ip link set eth0 up; ip addr add 10.93.$i.2/24 dev host0; ip link set host0 up
-    ip route add prohibit default"
+    [ $i = 1 ] && ip route add default via 10.93.1.1 || ip route add prohibit default"
 done
+"""
+# The first node builds images, so it needs the packages.
+ROUTES = (
+    "FORWARD --in-interface {prefix}-h1 --jump ACCEPT",
+    "FORWARD --out-interface {prefix}-h1 --jump ACCEPT",
+    "POSTROUTING --table nat --source 10.93.1.0/24 --jump MASQUERADE",
+)
+# A kernel without IPVS has no routing mesh. These rules lead port 5000 of a node to the task.
+MESH = """
+nsenter --net=$SANDBOX sh -ec "
+  iptables -t nat -A PREROUTING -p tcp --dport 5000 -j DNAT --to $TASK
+  iptables -t nat -A POSTROUTING -o eth0 -j MASQUERADE"
+nsenter --net=$NODE sh -ec "
+  echo 1 >/proc/sys/net/ipv4/conf/docker_gwbridge/route_localnet
+  iptables -t nat -A OUTPUT -p tcp -d 127.0.0.1 --dport 5000 -j DNAT --to $GATEWAY
+  iptables -t nat -A POSTROUTING -s 127.0.0.1 -o docker_gwbridge -j MASQUERADE"
+"""
+# As the image on Docker Hub: it listens on port 5000 and keeps all in /var/lib/registry.
+REGISTRY = """\
+FROM python:3.13-slim
+COPY docker-registry config.yml /
+VOLUME /var/lib/registry
+EXPOSE 5000
+ENTRYPOINT ["/docker-registry", "serve", "/config.yml"]
+"""
+REGISTRY_CONFIG = """\
+version: 0.1
+storage: {filesystem: {rootdirectory: /var/lib/registry}}
+http: {addr: ':5000'}
 """
 
 
-@pytest.fixture
-def nodes() -> Iterator[list[str]]:
-    """The addresses of two engines, each in a network namespace and with a registry of its own.
+@dataclass
+class Node:
+    """An engine in a network namespace."""
 
-    The registries have one directory, so that an image pushed to one is in all.
-    """
+    name: str
+    directory: Path
+
+    @property
+    def host(self) -> str:
+        return f"unix://{self.directory}.sock"
+
+    def inside(self, *command: str) -> tuple[str, ...]:
+        return ("nsenter", f"--net=/run/netns/{self.name}", *command)
+
+    def docker(self, *arguments: str, check: bool = True) -> str:
+        return run("docker", *arguments, env={"DOCKER_HOST": self.host}, check=check).stdout.strip()
+
+    def lead_to(self, task: str) -> None:
+        """Make the registry reachable as 127.0.0.1:5000."""
+        form = '{{(index .Containers "ingress-sbox").IPv4Address}}'
+        gateway = self.docker("network", "inspect", "--format", form, "docker_gwbridge")
+        rules = {
+            "SANDBOX": f"{self.directory}/exec/netns/ingress_sbox",
+            "NODE": f"/run/netns/{self.name}",
+            "TASK": task.split("/")[0],
+            "GATEWAY": gateway.split("/")[0],
+        }
+        run("sh", "-ec", MESH, env=rules)
+
+
+@pytest.fixture
+def nodes() -> Iterator[list[Node]]:
+    """Two engines. The first one can build images, and has one that is called registry:2."""
     if os.geteuid() != 0:
         pytest.skip("network namespaces need root")
     # The path of a socket must be short.
     directory = Path(f"/tmp/swarm-{uuid.uuid4().hex[:6]}")
     directory.mkdir()
     prefix = f"sw{uuid.uuid4().hex[:4]}"
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    config = directory / "registry.yml"
-    config.write_text(
-        f"version: 0.1\nstorage: {{filesystem: {{rootdirectory: {directory}/images}}}}\n"
-        f"http: {{addr: '127.0.0.1:{port}'}}\n"
-    )
-    registry = ("docker-registry", "serve", str(config))
     environment = user_environment()
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, directory, ignore_errors=True)
@@ -297,73 +366,102 @@ def nodes() -> Iterator[list[str]]:
             stack.callback(run, "ip", "netns", "del", f"{prefix}{i}", check=False)
             stack.callback(run, "ip", "link", "del", f"{prefix}-h{i}", check=False)
         run("sh", "-ec", f"P={prefix}\n{NODES}")
-        sockets: list[str] = []
-        for name in ("", f"{prefix}1", f"{prefix}2"):
-            inside = ("nsenter", f"--net=/run/netns/{name}") if name else ()
-            log = stack.enter_context(
-                background(*inside, *registry, cwd=directory, env=environment)
-            )
-            log.wait_for("listening on")
-            if not name:
-                continue
-            home = directory / name
+        for route in ROUTES:
+            rule = route.format(prefix=prefix).split()
+            run("iptables", "--insert", *rule)
+            stack.callback(run, "iptables", "--delete", *rule)
+        made = [Node(f"{prefix}{i}", directory / f"{prefix}{i}") for i in (1, 2)]
+        for i, node in enumerate(made):
+            home = node.directory
             engine = (
-                f"hostname {name}; exec dockerd --data-root {home}/root --exec-root {home}/exec"
-                f" --pidfile {home}/pid -H unix://{home}.sock --cgroup-parent {name}"
-                f" --bip 172.{29 + len(sockets)}.0.1/24"
-                f" --default-address-pool base=172.{49 + len(sockets)}.0.0/16,size=24"
+                f"hostname {node.name}; exec dockerd --data-root {home}/root"
+                f" --exec-root {home}/exec --pidfile {home}/pid -H {node.host}"
+                f" --cgroup-parent {node.name} --bip 172.{29 + i}.0.1/24"
+                f" --default-address-pool base=172.{49 + i}.0.0/16,size=24"
             )
-            command = (*inside, "unshare", "--uts", "sh", "-c", engine)
+            command = node.inside("unshare", "--uts", "sh", "-c", engine)
             log = stack.enter_context(background(*command, cwd=directory, env=environment))
             log.wait_for("API listen on")
-            sockets.append(f"unix://{home}.sock")
-        yield [*sockets, f"127.0.0.1:{port}"]
+        images = "python:3.13-slim eclipse-mosquitto:2"
+        run("sh", "-ec", f"docker save {images} | docker -H {made[0].host} load")
+        context = directory / "registry"
+        context.mkdir()
+        shutil.copy(shutil.which("docker-registry") or "", context)
+        (context / "config.yml").write_text(REGISTRY_CONFIG)
+        (context / "Dockerfile").write_text(REGISTRY)
+        made[0].docker("build", "--quiet", "--tag", "registry:2", str(context))
+        yield made
 
 
-@needs("dockerd", "containerd", "ip", "nsenter", "docker-registry")
-def test_nodes_come_and_go_without_a_loss(bake_copy: Bake, nodes: list[str]) -> None:
-    manager, worker, registry = nodes
-    name = f"test-{uuid.uuid4().hex[:8]}"
-    project = prepared(bake_copy, IMAGE_REGISTRY=f"{registry}/plant")
-    swarm = Swarm(project, name, manager)
-    other = Swarm(project, name, worker)
-    swarm.docker("swarm", "init", "--advertise-addr", "10.94.0.1")
-    token = swarm.docker("swarm", "join-token", "--quiet", "worker").strip()
-    other.docker("swarm", "join", "--advertise-addr", "10.94.0.2", "--token", token, "10.94.0.1")
-    first, second = (
-        each.docker("info", "--format", "{{.Name}}").strip() for each in (swarm, other)
-    )
-    swarm.docker("node", "update", "--label-add", "state=true", first)
-    load = f"docker save eclipse-mosquitto:2 | docker -H {manager} load"
-    run("sh", "-c", load)
+class Reader:
+    """The commands in docs/swarm.md, run with the names of a test."""
+
+    def __init__(self, project: BakedProject, manager: Node, worker: Node, context: str) -> None:
+        section = project.read("docs/swarm.md").split("\n## A swarm\n")[1].split("\n### ")[0]
+        blocks = re.findall(r"```bash\n(.*?)```", section, re.DOTALL)
+        self.commands = "".join(blocks).replace("\\\n", " ").splitlines()
+        (self.setting,) = re.findall(r"`(IMAGE_REGISTRY='.*?')`", section)
+        self._project, self._manager, self._context = project, manager, context
+        self._hosts = {"first": manager.host, "others": worker.host}
+
+    def follow(self, command: str) -> subprocess.CompletedProcess[str]:
+        token = ""
+        if "TOKEN" in command:
+            token = self._manager.docker("swarm", "join-token", "--quiet", "worker")
+        own = command.replace("TOKEN", token).replace("NODE", self._manager.name)
+        own = own.replace("ssh://manager", self._manager.host)
+        own = re.sub(r"([ =])manager\b", rf"\1{self._context}", own)
+        place = re.search(r"# on the (\w+)", command)
+        env = {"DOCKER_HOST": self._hosts[place[1]] if place else None}
+        done = self._project.run("sh", "-c", own, env=env, check=False, timeout=300)
+        assert done.returncode == 0, f"{own}\n{done.stdout}\n{done.stderr}"
+        return done
+
+
+@needs("dockerd", "containerd", "ip", "iptables", "nsenter", "docker-registry")
+def test_nodes_as_documented_come_and_go_without_a_loss(
+    bake_copy: Bake, nodes: list[Node], request: pytest.FixtureRequest
+) -> None:
+    first, second = nodes
+    project = prepared(bake_copy)
+    context = f"test-{uuid.uuid4().hex[:8]}"
+    request.addfinalizer(lambda: run("docker", "context", "rm", "--force", context, check=False))
+    reader = Reader(project, first, second, context)
+    with project.file(".env").open("a") as env:
+        env.write(f"{reader.setting}\n")
+    swarm = Swarm(project, project.path.name, first.host)
+    swarm.commit(consumer())
+    *preparations, deploy, status = reader.commands
     try:
-        tag = swarm.commit(consumer())
-        build = {"COMPOSE_PROJECT_NAME": name, "IMAGE_TAG": tag}
-        project.run("scripts/build-base.sh", "--quiet", env=build)
-        project.run("docker", "compose", "build", "--quiet", env=build)
-        project.run("docker", "compose", "push", "--quiet", "base", SERVICE, env=build)
+        for command in preparations:
+            reader.follow(command)
+        task = first.docker("service", "ps", "--quiet", "registry")
+        form = "{{range .NetworksAttachments}}{{index .Addresses 0}}{{end}}"
+        address = first.docker("inspect", "--format", form, task)
+        for node in nodes:
+            node.lead_to(address)
         with removed(swarm):
             began = time.monotonic()
-            run("docker", "context", "create", name, "--docker", f"host={manager}")
-            deploy = ("make", "deploy", f"ARGS=--swarm --pull --context {name}")
-            done = project.run(*deploy, env={"COMPOSE_PROJECT_NAME": name})
-            print(f"deployed in {time.monotonic() - began:.0f} s")
-            assert re.search(rf"{SERVICE} +3/3 +{first}, {second} ", done.stdout), done.stdout
+            done = reader.follow(deploy)
+            print(f"built, pushed and deployed in {time.monotonic() - began:.0f} s")
+            row = rf"{SERVICE} +3/3 +{first.name}, {second.name} "
+            assert re.search(row, done.stdout), done.stdout
+            heard = re.findall(rf"{SERVICE} +(\d) +(\S+) +online ", reader.follow(status).stdout)
+            assert [number for number, _ in heard] == ["1", "2", "3"]
+            assert {node for _, node in heard} == {first.name, second.name}
             with swarm.counting():
-                swarm.docker("node", "update", "--availability", "drain", second)
-                until(lambda: swarm.tasks() == [first] * 3, "all on the first node")
-                swarm.docker("node", "update", "--availability", "active", second)
-                swarm.docker("service", "update", "--quiet", "--force", f"{name}_{SERVICE}")
-                until(lambda: second in swarm.tasks() and len(swarm.tasks()) == 3, "on both")
-                container = other.docker("ps", "--quiet").split()[0]
-                other.docker("kill", container)
-                until(lambda: container not in other.docker("ps", "--quiet"), "killed")
+                swarm.docker("node", "update", "--availability", "drain", second.name)
+                until(lambda: swarm.tasks() == [first.name] * 3, "all on the first node")
+                swarm.docker("node", "update", "--availability", "active", second.name)
+                swarm.docker("service", "update", "--quiet", "--force", f"{swarm.name}_{SERVICE}")
+                until(lambda: second.name in swarm.tasks() and len(swarm.tasks()) == 3, "on both")
+                container = second.docker("ps", "--quiet").split()[0]
+                second.docker("kill", container)
+                until(lambda: container not in second.docker("ps", "--quiet"), "killed")
                 until(lambda: len(swarm.tasks()) == 3, "three again")
     finally:
-        run("docker", "context", "rm", "--force", name, check=False)
-        remove_images(f"{registry}/plant")
-        for each in (other, swarm):
-            each.docker("swarm", "leave", "--force", check=False)
+        for node in (second, first):
+            node.docker("swarm", "leave", "--force", check=False)
 
 
 def test_a_service_on_another_host_as_documented(

@@ -113,13 +113,14 @@ async def test_birth_heartbeat_and_offline(observer: Observer, make_settings: Ma
         def health_check(self) -> dict[str, Any]:
             return {"queue": 3}
 
-    settings = make_settings(heartbeat_interval_seconds=0.1, service_version="4f2a")
+    settings = make_settings(heartbeat_interval_seconds=0.1, service_version="4f2a", instance=3)
     async with running(Checked(settings)):
         await observer.next("probe/availability", status="online")
         first = Heartbeat.model_validate(await observer.next("probe/heartbeat"))
         second = Heartbeat.model_validate(await observer.next("probe/heartbeat"))
         assert (first.status, first.service, first.reasons) == ("online", "probe", [])
-        assert (first.version, first.model_extra) == ("4f2a", {"queue": 3})
+        assert (first.version, first.instance) == ("4f2a", 3)
+        assert first.model_extra == {"queue": 3}
         assert 0 <= first.uptime_seconds < second.uptime_seconds
         assert first.memory_mb > 1
     await observer.next("probe/availability", status="offline", reason="stopped")

@@ -149,16 +149,21 @@ def check_swarm() -> Iterator[Finding]:
     form = "{{.Spec.Name}} {{range .Spec.TaskTemplate.ContainerSpec.Mounts}}{{.Type}} {{end}}"
     form += "{{with .Spec.TaskTemplate.Placement}}{{.Constraints}}{{end}}"
     services = look("docker", "service", "inspect", "--format", form, *ids).stdout
-    moving = re.findall(r"^(\S+) (?=.*volume )[^\[]*(?:\[\])?$", services, re.MULTILINE)
+    moves = re.findall(r"^(\S+) (?=.*volume )[^\[]*(?:\[\])?$", services, re.MULTILINE)
+    moving = ", ".join(moves) or "none"
     running = ("--filter", "desired-state=running", "--format", "{{.Name}}:{{.Node}}")
     tasks = look("docker", "service", "ps", *running, *ids).stdout.split()
-    waiting = [task[:-1] for task in tasks if task.endswith(":")]
+    waiting = ", ".join(task[:-1] for task in tasks if task.endswith(":")) or "none"
+    flag = "on" if "no-new-privileges" in info[2] else "off on this node"
+    promote = "docker node promote NODE, or docker node demote NODE"
+    place = "add deploy.placement.constraints: docs/swarm.md, Replicas"
+    explain = "docker service ps --no-trunc NAME shows the reason"
     privileges = 'set "no-new-privileges": true in /etc/docker/daemon.json of every node'
     for name, is_good, detail, fix in (
-        ("managers", int(info[1]) % 2 == 1, f"{info[1]}, best is an odd number", "docs/swarm.md"),
-        ("state", not moving, f"volumes without a node: {moving}", "add a constraint"),
-        ("tasks", not waiting, f"tasks without a node: {waiting}", "docker node ls"),
-        ("privileges", "no-new-privileges" in info[2], "of the daemon of this node", privileges),
+        ("managers", int(info[1]) % 2 == 1, f"{info[1]}, an odd number is best", promote),
+        ("state", moving == "none", f"services whose volume may move: {moving}", place),
+        ("tasks", waiting == "none", f"tasks that wait for a node: {waiting}", explain),
+        ("privileges", flag == "on", f"no-new-privileges: {flag}", privileges),
     ):
         status = "PASS" if is_good else "WARN"
         yield Finding(f"swarm {name}", status, detail, "" if is_good else fix)

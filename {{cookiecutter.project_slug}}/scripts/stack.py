@@ -63,8 +63,9 @@ class Stack:
         for port in service.get("ports", []):
             published = str(port.get("published", ""))
             if port.pop("host_ip", "0.0.0.0") != "0.0.0.0" or not published.isdecimal():  # noqa: S104
-                problem = f"{published}: a swarm opens one port on all addresses"
-                self.problems.append(f"{where}.ports: {problem}")
+                problem = f"{published}: a swarm opens one port on all addresses. If that is safe, "
+                fix = f"write {{target: {port['target']}, published: NUMBER, mode: host}}"
+                self.problems.append(f"{where}.ports: {problem}{fix}")
             else:
                 port["published"] = int(published)
         self._convert_limits(where, service)
@@ -133,7 +134,8 @@ class Stack:
                     kind = "secrets" if b"PRIVATE KEY" in content else "configs"
                     self._add(service, kind, str(target / path.relative_to(source)), content)
             else:
-                self.problems.append(f"{where}.volumes: other nodes do not have {source}")
+                problem = f"other nodes do not have {source}. If it is small, move it to"
+                self.problems.append(f"{where}.volumes: {problem} infrastructure/ and add :ro")
         service["volumes"] = mounts
 
     def _convert_limits(self, where: str, service: dict[str, Any]) -> None:
@@ -171,5 +173,6 @@ if __name__ == "__main__":
     directory = parser.parse_args().directory
     stack = Stack(json.load(sys.stdin), read_dotenv(ROOT / ".env"), directory)
     if stack.problems:
-        sys.exit("\n".join(stack.problems))
+        fix = "Change these lines, or run the services on one host: docs/swarm.md"
+        sys.exit("\n".join([*stack.problems, fix]))
     json.dump(stack.model, sys.stdout)

@@ -9,7 +9,8 @@ stderr warns of MQTT sessions without a client.
 
 Services of a swarm have one line each, and exit code 1 also stands for an update that was rolled
 back. LAST SUCCESS is known for tasks on the node of the Docker context. `--wait` waits for an
-update to end.
+update to end. `--heartbeats` also listens until each replica has sent one. A silent replica is not
+healthy.
 """
 
 from __future__ import annotations
@@ -23,12 +24,36 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ROOT = Path(__file__).resolve().parent.parent
 HEADER = ("SERVICE", "STATE", "HEALTH", "UPTIME", "LAST SUCCESS", "RESTARTS", "ERRORS (1 h)")
 STACK_HEADER = ("SERVICE", "REPLICAS", "NODES", "UPDATE", "LAST SUCCESS", "ERRORS (1 h)")
+HEARTBEAT_HEADER = ("SERVICE", "INSTANCE", "NODES", "HEARTBEAT", "UPTIME", "AGE")
 _ERROR = re.compile(r'"level": ?"(error|critical)"|\[(error|critical) *\]|^[^{]*Error:')
+
+# Runs in a container, where the settings of the broker are.
+_LISTENER = """
+import signal
+from shared.config import Settings, load_settings
+from shared.console import _connect
+
+settings = load_settings(Settings)
+if not settings.heartbeat_interval_seconds:
+    raise SystemExit("HEARTBEAT_INTERVAL_SECONDS is 0")
+seconds = int(settings.heartbeat_interval_seconds) + 5
+print(seconds, flush=True)
+signal.alarm(seconds)
+
+def show(message):
+    lines = message.payload.decode(errors="replace").splitlines()
+    print(message.topic.split("/")[-2], *lines, flush=True)
+
+_connect(settings, [f"{settings.topic_prefix}/+/heartbeat"], show).loop_forever()
+"""
 
 
 def docker(*arguments: str) -> str:
@@ -145,6 +170,8 @@ def read_stack(ids: list[str]) -> list[dict[str, Any]]:
     services: list[dict[str, Any]] = json.loads(docker("service", "inspect", *ids))
     tasks = read_tasks("--filter", "desired-state=running", *ids)
     for service in services:
+        stack = service["Spec"]["Labels"]["com.docker.stack.namespace"]
+        service["Name"] = service["Spec"]["Name"].removeprefix(f"{stack}_")
         own = [task for task in tasks if task["ServiceID"] == service["ID"]]
         # Tasks of the last version run until they are replaced. A service shows defaults as well.
         wanted = service["Spec"]["TaskTemplate"]["ContainerSpec"].items()
@@ -161,17 +188,67 @@ def read_stack(ids: list[str]) -> list[dict[str, Any]]:
 
 def describe_service(service: dict[str, Any], nodes: dict[str, str]) -> tuple[str, ...]:
     """Return the row of one service of a stack."""
-    stack = service["Spec"]["Labels"]["com.docker.stack.namespace"]
     label = f"label=com.docker.swarm.service.id={service['ID']}"
     here = docker("ps", "--quiet", "--filter", label).split()
     return (
-        service["Spec"]["Name"].removeprefix(f"{stack}_"),
+        service["Name"],
         f"{len(service['Running'])}/{service['Replicas']}",
         ", ".join(sorted({nodes[task["NodeID"]] for task in service["Running"]})) or "-",
         service["Update"],
         min(map(last_success, json.loads(docker("inspect", *here)))) if here else "-",
         count_errors("service", "logs", "--raw", service["ID"]),
     )
+
+
+def receive_heartbeats(stack: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield services and heartbeats for an interval, received in a container on this node."""
+    names = {service["Name"] for service in stack}
+    # An account of its own may not be allowed to read the heartbeats of others.
+    for service in sorted(stack, key=lambda each: "MQTT_PASSWORD_FILE" in str(each["Spec"])):
+        label = f"label=com.docker.swarm.service.id={service['ID']}"
+        if ids := docker("ps", "--quiet", "--filter", label, "--filter", "health=healthy").split():
+            break
+    else:
+        sys.exit("Heartbeats: no healthy service runs on the node of this Docker context.")
+    command = ("docker", "exec", ids[0], "python", "-c", _LISTENER)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        lines = iter(process.stdout or ())
+        if not (seconds := next(lines, "").strip()):
+            sys.exit("Heartbeats cannot be received, see above.")
+        sys.stderr.write(f"Listening for heartbeats (up to {seconds} s).\n")
+        try:
+            for name, _, payload in (line.partition(" ") for line in lines):
+                if name in names:
+                    yield name, json.loads(payload)
+        finally:
+            process.kill()
+
+
+def show_heartbeats(stack: list[dict[str, Any]], nodes: dict[str, str]) -> set[str]:
+    """Print the heartbeat of each replica. Return the services that are silent or degraded."""
+    # Services of this repository. Others, such as the broker, send none.
+    own = [service for service in stack if "/app/shared.zip" in str(service["Spec"])]
+    replicas: dict[tuple[str, int | None], set[str]] = {}
+    for service in own:
+        for task in service["Running"]:
+            # The replicas of a global service have no numbers.
+            replica = replicas.setdefault((service["Name"], task.get("Slot")), set())
+            replica.add(nodes[task["NodeID"]])
+    heard: dict[tuple[str, int | None], tuple[float, dict[str, Any]]] = {}
+    for name, heartbeat in receive_heartbeats(own) if replicas else ():
+        heard[name, heartbeat.get("instance")] = time.monotonic(), heartbeat
+        if replicas.keys() <= heard.keys():
+            break
+    rows: list[tuple[str, ...]] = []
+    for (name, instance), where in replicas.items():
+        received, heartbeat = heard.get((name, instance), (0.0, {}))
+        uptime = timedelta(seconds=int(heartbeat.get("uptime_seconds", 0)))
+        age = f"{time.monotonic() - received:.0f} s ago"
+        state = (str(heartbeat["status"]), str(uptime), age) if heartbeat else ("silent", "-", "-")
+        rows.append((name, str(instance or "-"), ", ".join(sorted(where)), *state))
+    sys.stdout.write("\n")
+    show(HEARTBEAT_HEADER, rows)
+    return {row[0] for row in rows if row[3] != "online"}
 
 
 def show_stack(ids: list[str], options: argparse.Namespace) -> int:
@@ -190,14 +267,18 @@ def show_stack(ids: list[str], options: argparse.Namespace) -> int:
             sys.stdout.write(f"\n{service['Spec']['Name']}: {task['Status']['Err']}\n")
             if options.logs:
                 sys.stdout.write(docker("service", "logs", "--raw", "--tail", "30", task["ID"]))
-    return report([service["Spec"]["Name"] for service in bad])
+    silent = show_heartbeats(stack, nodes) if options.heartbeats else set()
+    bad = [service for service in stack if service in bad or service["Name"] in silent]
+    fix = "Run: docker service ps --no-trunc NAME, or docker service logs NAME"
+    if any(service["Update"].startswith("rollback") for service in bad):
+        fix = f"After a rollback the previous version runs. {fix}"
+    return report([service["Spec"]["Name"] for service in bad], fix)
 
 
-def report(bad: list[str]) -> int:
+def report(bad: list[str], fix: str = "Run: make logs SERVICE=name, or make up") -> int:
     """Return the exit code, and give its reason."""
     if bad:
-        sys.stderr.write(f"Not running or not healthy: {', '.join(bad)}.")
-        sys.stderr.write(" Run: make logs SERVICE=name, or make up\n")
+        sys.stderr.write(f"Not running or not healthy: {', '.join(bad)}. {fix}\n")
     return int(bool(bad))
 
 
@@ -207,6 +288,9 @@ def main() -> int:
     parser.add_argument("--logs", action="store_true", help="show why one is not healthy")
     parser.add_argument(
         "--wait", type=float, default=0, metavar="SECONDS", help="wait for an update of a swarm"
+    )
+    parser.add_argument(
+        "--heartbeats", action="store_true", help="listen to the replicas of a swarm, too"
     )
     options = parser.parse_args()
     if stack := find_stack():

@@ -72,6 +72,7 @@ class Heartbeat(Message):
     uptime_seconds: float = Field(json_schema_extra={"unit": "s"})
     memory_mb: float = Field(description="Resident memory", json_schema_extra={"unit": "MiB"})
     reasons: list[str] = Field(default_factory=list)
+    instance: int | None = Field(default=None, description="Number of the replica, see INSTANCE")
     version: str | None = Field(
         default=None, coerce_numbers_to_str=True, description="Commit of the deployment"
     )

@@ -623,6 +623,7 @@ class BaseService[S: Settings](ABC):
             "uptime_seconds": round(time.monotonic() - self._started, 1),
             "memory_mb": round(psutil.Process().memory_info().rss / 2**20, 1),
             "dead_letters": self.mqtt.dead_letters_sent,
+            **({"instance": self.settings.instance} if self.settings.instance else {}),
             **({"last_failure": failure} if failure else {}),
             **({"version": self.settings.service_version} if self.settings.service_version else {}),
             **report,
