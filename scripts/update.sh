@@ -91,6 +91,8 @@ move_services() {
   # The repository's version, whose files are the ones to move into.
   git -C "$work/template" checkout --quiet "$ours" || exit 1
   scripts/uv run --quiet --frozen python "$work/template/scripts/migrate_compose.py" "$before" || exit 1
+  # The old program that ran first did not show the notes.
+  ours=$(git show "$before:.cruft.json" | sed -n 's/.*"commit": "\(.*\)".*/\1/p')
 }
 
 update() {

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.baked import BakedProject, run
+from tests.baked import ROOT, BakedProject, run
 from tests.test_update import SLUG, Published, assert_nothing_is_left_open, commit, edit
 from tests.test_upkeep import load
 from tests.tools import available, needs
@@ -161,7 +161,7 @@ def no_make(tmp_path: Path) -> dict[str, str | None]:
 
 
 def make_it_ours(project: BakedProject) -> None:
-    """Edit the Compose file in many places, and make an override of our own."""
+    """Edit the Compose file in many places, and one file of every other kind."""
     dockerfile = "      dockerfile: services/example-service/Dockerfile\n"
     edit(
         project,
@@ -201,6 +201,11 @@ def make_it_ours(project: BakedProject) -> None:
     shutil.copy(project.file("docker-compose.override.example.yml"), project.file(OVERRIDE))
     level = "      LOG_LEVEL: DEBUG\n"
     edit(project, OVERRIDE, level, f'{level}      OURS: "1"\n')
+    edit(project, "services/example-service/main.py", '"""', '"""Ours: ')
+    project.file("shared/ours.py").write_text('"""Ours."""\n\nANSWER = 42\n')
+    project.file("README.md").write_text(f"{project.read('README.md')}\n## Ours\n\nOurs.\n")
+    edit(project, "pyproject.toml", '    "httpx>=', '    "tomlkit>=0.13",\n    "httpx>=')
+    project.run("make", "lock")
     commit(project, "Ours")
 
 
@@ -273,7 +278,26 @@ def assert_moved(project: BakedProject) -> None:
     assert "Attach to container" in project.read(".vscode/launch.json")
 
 
-def assert_two_updates_move_everything(project: BakedProject) -> None:
+def assert_ours_stays(project: BakedProject) -> None:
+    assert project.read("services/example-service/main.py").startswith('"""Ours: ')
+    assert project.read("shared/ours.py").endswith("\nANSWER = 42\n")
+    assert project.read("README.md").endswith("\n## Ours\n\nOurs.\n")
+    assert '    "tomlkit>=0.13",\n' in project.read("pyproject.toml")
+    assert 'name = "tomlkit"' in project.read("uv.lock")
+    assert "\ntomlkit==" in project.read("base/requirements.txt")
+
+
+def assert_notes_since(version: str, shown: str) -> None:
+    """The notes of all later versions are shown, in full and without those of the old one."""
+    current = BakedProject(ROOT).json("cookiecutter.json")["__template_version"]
+    changelog = BakedProject(ROOT).read("CHANGELOG.md")
+    later = changelog[changelog.index("## [Unreleased]") : changelog.index(f"## [{version}] - ")]
+    assert f"## [{current}] - " in later
+    assert re.search(rf"from {re.escape(version)} \(\w+\) to {re.escape(current)} \(", shown)
+    assert f"{later}\nUpdated these files:" in shown
+
+
+def assert_two_updates_move_everything(project: BakedProject, version: str) -> None:
     make_it_ours(project)
     before = models(project) if available("docker") else {}
     first = project.run("make", "template-update", check=False)
@@ -282,8 +306,10 @@ def assert_two_updates_move_everything(project: BakedProject) -> None:
     tests = {"PYTEST_ADDOPTS": "-k 'example_service or soil_moisture or attic_window'"}
     second = project.run("make", "template-update", env=tests, timeout=600)
     assert ": example-service, soil-moisture, attic-window\n" in second.stdout
+    assert_notes_since(version, second.stdout)
     assert_nothing_is_left_open(project)
     assert_moved(project)
+    assert_ours_stays(project)
     for name in SERVICES:
         assert "HEALTH_PATH" in project.read(f"services/{name}/healthcheck.py")
     if before:
@@ -307,14 +333,15 @@ def assert_same_but_for_live_code(before: dict[str, Any], after: dict[str, Any])
 @real
 @pytest.mark.slow
 def test_two_updates_move_every_service(old: Old, tmp_path: Path) -> None:
-    assert_two_updates_move_everything(old.copy(tmp_path))
+    assert_two_updates_move_everything(old.copy(tmp_path), "0.2.0")
 
 
 @real
 @pytest.mark.slow
 def test_two_updates_move_every_service_of_the_first_release(tmp_path: Path) -> None:
     old = Old(tmp_path, "0.1.0")
-    assert_two_updates_move_everything(BakedProject(old.path, environments=old.environments))
+    project = BakedProject(old.path, environments=old.environments)
+    assert_two_updates_move_everything(project, "0.1.0")
 
 
 @real

@@ -322,7 +322,7 @@ def test_the_version_is_the_same_everywhere() -> None:
 def test_release_notes_are_the_section_of_the_version() -> None:
     version = BakedProject(ROOT).toml("pyproject.toml")["project"]["version"]
     done = run(sys.executable, "scripts/release_notes.py", f"v{version}", cwd=ROOT)
-    assert done.stdout.startswith("### ")
+    assert "\n### Migration\n" in done.stdout
     assert "## [" not in done.stdout.replace("### ", "")
     notes = load("release_notes").notes
     changelog = "## [Unreleased]\n\n## [1.1.0] - x\n\nNew.\n\n## [1.0.0] - y\n\nOld.\n\n[1.0.0]: #"

@@ -62,15 +62,6 @@ def test_an_instance_has_the_session_of_its_number(directory: Path, logger: Boun
     assert [path.name for path in directory.iterdir()] == ["mqtt-session-2.json"]
 
 
-def test_the_file_of_an_older_release_is_the_first(directory: Path, logger: BoundLogger) -> None:
-    directory.mkdir()
-    (directory / "mqtt-session.json").write_text('{"client_id":"heater-1","filters":["a"]}')
-    session = Session.claim(directory, "heater", logger)
-    assert (session.client_id, session.filters) == ("heater-1", {"a"})
-    assert session.deaths is None
-    session.close()
-
-
 def test_only_a_process_that_did_not_end_in_order_leaves_a_journal(
     directory: Path, logger: BoundLogger
 ) -> None:

@@ -14,9 +14,6 @@ from structlog.stdlib import BoundLogger
 
 from shared.mqtt.journal import fatal
 
-# Release 0.2 had this file, for one instance only.
-_OLD_FILE_NAME = "mqtt-session.json"
-
 
 class Session:
     """A client id, and the topic filters that the broker may have subscriptions to.
@@ -134,9 +131,6 @@ def _path(directory: Path, slot: int) -> Path:
 
 def _lock(directory: Path, slots: Iterable[int]) -> tuple[int, int]:
     """Return the number of the first free file, with its descriptor. Raises OSError."""
-    old, first = directory / _OLD_FILE_NAME, _path(directory, 1)
-    if old.exists() and not first.exists():
-        old.rename(first)
     for slot in slots:
         descriptor = os.open(_path(directory, slot), os.O_RDWR | os.O_CREAT, 0o644)
         try:
