@@ -5,13 +5,17 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 
-from tests.baked import ROOT, BakedProject
+from tests.baked import ROOT, BakedProject, user_environment
 from tests.combinations import OPTIONS
 from tests.conftest import Bake
+from tests.stack import background
+from tests.test_run import free_port
+from tests.tools import needs
 
 GUIDE = "docs/ARCHITECTURE_GUIDELINES.md"
 SECTIONS = [
@@ -36,6 +40,8 @@ SECTIONS = [
 # Made by people and scripts later, so not in a fresh repository, or not in git.
 LATER = {
     "attic.yml",
+    *(f"services/disk-space/{name}.py" for name in ("schemas", "main")),
+    "tests/test_disk_space.py",
     *(".env", ".env.enc", ".sops/age-key.txt", "docker-compose.override.yml"),
     "infrastructure/mosquitto/acl.conf",
     # Files of other programs.
@@ -183,6 +189,40 @@ def test_the_service_in_the_readme_works(bake_copy: Bake) -> None:
     project.uv_run(
         "mypy", "services/example-service/main.py", env={"MYPYPATH": "services/example-service"}
     )
+
+
+# Commands that run until Ctrl-C, with the text that shows that they work.
+UNTIL_CTRL_C = {"make run": "mqtt_connected", "make watch": "availability"}
+
+
+@pytest.mark.real
+@pytest.mark.slow
+@needs("git", "mosquitto")
+def test_getting_started_works_word_for_word(bake_copy: Bake) -> None:
+    """`make up` is left out: tests/test_add_service_docker.py runs it."""
+    project = bake_copy()
+    env = {**project.environment(), "MQTT_PORT": str(free_port())}
+    page = project.read("docs/getting-started.md")
+    parts = re.finditer(
+        r"`([^`\n]+)` by this[^`]*```python\n(.*?)^```|```bash\n(.*?)^```", page, re.S | re.M
+    )
+    with ExitStack() as running:
+        for part in parts:
+            if part[1]:
+                project.file(part[1]).write_text(part[2], encoding="utf-8")
+                continue
+            for command in part[3].splitlines():
+                shown = [text for start, text in UNTIL_CTRL_C.items() if command.startswith(start)]
+                if shown:
+                    process = background(
+                        "bash", "-c", command, cwd=project.path, env=user_environment(env)
+                    )
+                    running.enter_context(process).wait_for(*shown)
+                elif command != "make up":
+                    done = project.run("bash", "-c", command, env=env)
+                    if command.startswith("make send"):
+                        assert '"free": ' in done.stdout
+    assert "Add disk-space" in project.run("git", "log", "-1", "--format=%s").stdout
 
 
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
