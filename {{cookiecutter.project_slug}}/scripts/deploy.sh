@@ -100,6 +100,7 @@ deploy_stack() {
   local code=0 kind id
   docker stack deploy --detach=true --with-registry-auth --resolve-image "$resolve" --prune \
     --compose-file "$work/stack.json" "$name"
+  echo "Waiting up to $timeout s until every task runs the new version"
   scripts/uv run --quiet --frozen python scripts/status.py --logs --wait "$timeout" || code=1
   for kind in config secret; do
     # Docker keeps those that are in use.
@@ -116,15 +117,20 @@ while read -r service; do
   if [ -d "services/$service" ]; then ours+=("$service"); fi
 done < <(docker compose config --services)
 if $pull; then
+  echo "Pulling the images with the tag $IMAGE_TAG"
   docker compose pull --quiet "${ours[@]}" || {
     echo "The registry (IMAGE_REGISTRY) does not have all images with the tag $IMAGE_TAG. Nothing was changed." >&2
     echo "Check out a commit whose images were pushed, or run make deploy without --pull." >&2
     exit 1
   }
 else
+  echo "Building the images with the tag $IMAGE_TAG"
   scripts/build-base.sh --quiet
   docker compose build --quiet
-  if $push; then docker compose push --quiet "${ours[@]}"; fi
+  if $push; then
+    echo "Pushing the images"
+    docker compose push --quiet "${ours[@]}"
+  fi
 fi
 # Other commands of Compose use this tag. They must not start an older image.
 for image in $(docker compose config --images "${ours[@]}"); do
@@ -141,7 +147,9 @@ stale=("${ours[@]:1}")
 if docker compose config --services | grep -x mqtt >/dev/null && broker_has_old_configuration; then stale+=(mqtt); fi
 if [ ${#stale[@]} -gt 0 ]; then docker compose stop "${stale[@]}"; fi
 if docker compose up --no-build --detach --wait --wait-timeout "$timeout" --remove-orphans; then
-  exec scripts/uv run --quiet --frozen python scripts/status.py --logs
+  scripts/uv run --quiet --frozen python scripts/status.py --logs
+  echo "Deployed $IMAGE_TAG. To go back, check out another commit and run make deploy again."
+  exit
 fi
 scripts/uv run --quiet --frozen python scripts/status.py --logs || true
 echo "Not everything is healthy." >&2

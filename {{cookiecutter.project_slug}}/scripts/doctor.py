@@ -5,11 +5,14 @@ Standard library only. Exit code 1 when something has failed. A warning is not a
 """
 
 import argparse
+import collections
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -29,6 +32,7 @@ TOOLS = [
     ("age", ["age", "--version"], "0", "secrets"),
     ("sops", ["sops", "--disable-version-check", "--version"], "3.11", "secrets"),
 ]
+COLORS = {"PASS": 32, "WARN": 33, "FAIL": 31}
 # Check, status of exit code 1, fix, and the script that does it.
 SCRIPTS = [
     ("git hooks", "FAIL", "make setup", ["scripts/install-hooks.sh", "--check"]),
@@ -169,8 +173,22 @@ def check_swarm() -> Iterator[Finding]:
         yield Finding(f"swarm {name}", status, detail, "" if is_good else fix)
 
 
+def show(finding: Finding) -> None:
+    """Print a finding, in the width of the terminal if there is one."""
+    status, detail = finding.status, finding.detail
+    if sys.stdout.isatty():
+        width = max(shutil.get_terminal_size().columns - 22, 30)
+        lines = textwrap.wrap(detail, width, break_long_words=False, break_on_hyphens=False)
+        detail = f"\n{'':<22}".join(lines)
+        if not os.environ.get("NO_COLOR"):
+            status = f"\033[{COLORS[status]}m{status}\033[0m"
+    fixes = [f"{'':<22}-> {line}\n" for line in finding.fix.splitlines()]
+    sys.stdout.write(f"{status}  {finding.check:<14}  {detail}\n{''.join(fixes)}")
+    sys.stdout.flush()
+
+
 def main() -> int:
-    """Print the findings, as JSON if asked."""
+    """Print the findings, as JSON if asked. The exit code is 1 if one of them is FAIL."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--secrets", action="store_true", help="check only the secrets")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
@@ -180,14 +198,17 @@ def main() -> int:
         *(check_permissions, check_discovery, check_swarm),
     )
     chosen = (check_secrets,) if options.secrets else checks
-    findings = [finding for check in chosen for finding in check()]
+    findings = []
+    for finding in (finding for check in chosen for finding in check()):
+        findings.append(finding)
+        if not options.json:
+            show(finding)
+    counts = collections.Counter(finding.status for finding in findings)
     if options.json:
         sys.stdout.write(json.dumps([finding._asdict() for finding in findings], indent=2) + "\n")
     else:
-        for name, status, detail, fix in findings:
-            fixes = [f"{'':<22}-> {line}\n" for line in fix.splitlines()]
-            sys.stdout.write(f"{status}  {name:<14}  {detail}\n{''.join(fixes)}")
-    return int(any(finding.status == "FAIL" for finding in findings))
+        sys.stdout.write(f"{counts['PASS']} good, {counts['WARN']} to look at, {counts['FAIL']} to mend\n")
+    return int(counts["FAIL"] > 0)
 
 
 if __name__ == "__main__":

@@ -292,7 +292,12 @@ def confirm(service: Service) -> None:
     say(f"This deletes services/{service.name} and its test.")
     if run("git", "status", "--porcelain", str(service.directory), str(service.test)).stdout:
         say("They hold changes that are in no commit.")
-    if not input(f"Remove {service.name}? [y/N] ").lower().startswith("y"):
+    try:
+        reply = input(f"Remove {service.name}? [y/N] ")
+    except (EOFError, KeyboardInterrupt):
+        say("")
+        reply = ""
+    if not reply.lower().startswith("y"):
         reject("Nothing was changed.")
 
 
