@@ -207,7 +207,8 @@ def main() -> int:
     if options.json:
         sys.stdout.write(json.dumps([finding._asdict() for finding in findings], indent=2) + "\n")
     else:
-        sys.stdout.write(f"{counts['PASS']} good, {counts['WARN']} to look at, {counts['FAIL']} to mend\n")
+        good, warned, failed = (counts[status] for status in COLORS)
+        sys.stdout.write(f"{good} good, {warned} to look at, {failed} to mend\n")
     return int(counts["FAIL"] > 0)
 
 
