@@ -1,6 +1,6 @@
 """Plant faults in the shared library of a generated repository and count those that tests find.
 
-    make mutate [ARGS="shared/dedup.py shared/topics.py"]
+    make mutate [ARGS="shared/retry.py shared/state.py"]
 
 mutmut changes one expression at a time and runs the tests that reach it. The program fails below
 the floor. Survivors are listed: each is a change of behaviour that no test noticed.
@@ -87,7 +87,7 @@ def score(project: Path) -> float:
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("modules", nargs="*", help="such as shared/dedup.py (default: quick ones)")
+    parser.add_argument("modules", nargs="*", help="such as shared/retry.py (default: quick ones)")
     parser.add_argument("--floor", type=float, default=FLOOR)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:

@@ -91,7 +91,8 @@ move_services() {
   # The repository's version, whose files are the ones to move into.
   git -C "$work/template" checkout --quiet "$ours" || exit 1
   scripts/uv run --quiet --frozen python "$work/template/scripts/migrate_compose.py" "$before" || exit 1
-  # The old program that ran first did not show the notes.
+  # The old program that ran first did not show the notes. This run takes nothing newer.
+  newest=$ours
   ours=$(git show "$before:.cruft.json" | sed -n 's/.*"commit": "\(.*\)".*/\1/p')
 }
 
@@ -136,7 +137,7 @@ show_notes() {
 
 # Lists what was not merged, or locks, lints and tests.
 finish() {
-  local files file
+  local files file code
   for file in "${generated[@]}"; do
     if [ -n "$(git ls-files --unmerged -- "$file")" ]; then
       git checkout --quiet --theirs -- "$file"
@@ -151,13 +152,16 @@ finish() {
     echo
     while read -r file; do echo "  $file"; done <<<"$files"
     echo
-    echo "Settle each one (git diff shows both sides), then run: make lock docs lint test"
+    echo "Resolve each file (git diff shows both sides), then run: make lock docs lint test"
     echo "and commit."
     exit 1
   fi
-  make lock docs
-  make lint
-  make test
+  # A change that the notes describe may be what fails here.
+  make lock docs && make lint && make test || {
+    code=$?
+    show_notes
+    exit "$code"
+  }
   show_notes
   echo
   echo "Updated these files:"

@@ -80,7 +80,7 @@ def test_services_come_talk_and_go(repository: BakedProject, cookiecutter: Cooki
     )
     assert done.returncode == 0, done.stderr
     done = repository.run("make", "up", timeout=580)
-    assert "Next: make watch" in done.stdout
+    assert "Run make watch to see messages" in done.stdout
 
     assert ask(repository, "/api/v1/status")["status"] == "online"
     for poller in ("example-service", "soil-moisture"):

@@ -68,6 +68,7 @@ ELSEWHERE = {
     "make debug SERVICE=my-service": "test_docker_development.py::test_debug_starts_one_service",
     "make debug SERVICE=soil-moisture": "test_docker_development.py::test_debug_starts_one_service",
     "make debug SERVICE=soil-moisture HOST=1": "test_run.py::test_debug_on_the_host_waits",
+    "make debug": "test_docker_development.py::test_debug_starts_one_service",
     "make up": "test_add_service_docker.py::test_services_come_talk_and_go",
     "make down": "test_add_service_docker.py::test_services_come_talk_and_go",
     "make status": f"{DOCKER}status_shows_every_fault_in_one_table",

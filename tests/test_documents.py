@@ -181,7 +181,7 @@ async def test_publishes_and_is_healthy(start_service):
 
 @pytest.mark.real
 def test_the_service_in_the_readme_works(bake_copy: Bake) -> None:
-    code, _ = blocks((ROOT / "README.md").read_text(encoding="utf-8"), "python")
+    code, *_ = blocks((ROOT / "README.md").read_text(encoding="utf-8"), "python")
     project = bake_copy()
     project.file("services/example-service/main.py").write_text(code, encoding="utf-8")
     project.file("tests/test_readme.py").write_text(TEST_OF_THE_README, encoding="utf-8")
@@ -204,7 +204,7 @@ def test_getting_started_works_word_for_word(bake_copy: Bake) -> None:
     env = {**project.environment(), "MQTT_PORT": str(free_port())}
     page = project.read("docs/getting-started.md")
     parts = re.finditer(
-        r"`([^`\n]+)` by this[^`]*```python\n(.*?)^```|```bash\n(.*?)^```", page, re.S | re.M
+        r"`([^`\n]+)` with:[^`]*```python\n(.*?)^```|```bash\n(.*?)^```", page, re.S | re.M
     )
     with ExitStack() as running:
         for part in parts:

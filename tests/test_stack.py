@@ -158,6 +158,10 @@ def test_a_service_without_state_has_replicas(converter: Converter) -> None:
     assert {mount["target"]: mount["type"] for mount in service["volumes"]} == {"/tmp": "tmpfs"}
     assert service["environment"]["DATA_DIR"] == "/tmp"
     assert service["environment"]["MQTT_CLIENT_ID"] == "{service}-{{.Task.Slot}}"
+    replace_in(compose, "replicas: 3", "mode: global")
+    service = converter.stack()["services"][SERVICE]
+    assert service["environment"]["MQTT_CLIENT_ID"] == "{service}-{{.Node.ID}}"
+    assert "INSTANCE" not in service["environment"]
 
 
 REJECTED: list[tuple[dict[str, Any], str]] = [

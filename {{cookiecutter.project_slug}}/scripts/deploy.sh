@@ -9,7 +9,8 @@
 #   --registry  push the images to this registry, such as ghcr.io/owner/repository, and use it
 #               instead of IMAGE_REGISTRY
 #   --context   a Docker context of another host (docker context create NAME --docker host=ssh://...)
-#   --timeout   longest wait for health once the broker has it, 300 by default, 900 in a swarm
+#   --timeout   seconds until the services are healthy, after the broker is: 300 by default,
+#               900 in a swarm
 #
 # The containers mount shared/ and infrastructure/, so another host needs them at the same path.
 # They are copied there over the context, before anything starts.

@@ -208,7 +208,7 @@ def main() -> int:
         sys.stdout.write(json.dumps([finding._asdict() for finding in findings], indent=2) + "\n")
     else:
         good, warned, failed = (counts[status] for status in COLORS)
-        sys.stdout.write(f"{good} good, {warned} to look at, {failed} to mend\n")
+        sys.stdout.write(f"{good} passed, {warned} warnings, {failed} failed\n")
     return int(counts["FAIL"] > 0)
 
 

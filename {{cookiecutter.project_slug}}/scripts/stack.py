@@ -120,8 +120,10 @@ class Stack:
         for volume in service.get("volumes", []):
             source, target = Path(volume.get("source", "")), PurePosixPath(volume["target"])
             if volume["type"] != "bind" and is_stateless:
-                # The MQTT session of a replica is found by its number, on whatever node it is.
-                session = "{service}-{{.Task.Slot}}"
+                # The MQTT session of a replica is found by its number, on whatever node it is. A
+                # global service has one replica on each node, and no numbers.
+                is_global = service["deploy"].get("mode") == "global"
+                session = "{service}-{{.Node.ID}}" if is_global else "{service}-{{.Task.Slot}}"
                 service["environment"] |= {"DATA_DIR": "/tmp", "MQTT_CLIENT_ID": session}  # noqa: S108
             elif volume["type"] != "bind":
                 mounts.append(volume)

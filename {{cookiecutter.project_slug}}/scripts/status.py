@@ -295,6 +295,8 @@ def main() -> int:
     options = parser.parse_args()
     if stack := find_stack():
         return show_stack(stack, options)
+    if options.heartbeats:
+        parser.error("--heartbeats needs a swarm that runs the services of this repository")
     expected = docker("compose", "config", "--services").split()
     containers = find_containers()
     past = ("--since", "24h", "--until", "0s")
