@@ -65,8 +65,6 @@ ELSEWHERE = {
     "make test SERVICE=name": "test_matrix.py::test_own_tests_pass",
     "make diagnose": "test_docker_development.py::test_diagnose_uses_the_container",
     "make diagnose SERVICE=example-service HOST=1": "test_run.py::test_diagnose_on_the_host",
-    "make debug SERVICE=my-service": "test_docker_development.py::test_debug_starts_one_service",
-    "make debug SERVICE=soil-moisture": "test_docker_development.py::test_debug_starts_one_service",
     "make debug SERVICE=soil-moisture HOST=1": "test_run.py::test_debug_on_the_host_waits",
     "make debug": "test_docker_development.py::test_debug_starts_one_service",
     "make up": "test_add_service_docker.py::test_services_come_talk_and_go",
