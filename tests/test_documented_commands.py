@@ -44,6 +44,7 @@ make fleet
 make docs ARGS="--breaking origin/main"
 echo "HA_DISCOVERY_PREFIX='homeassistant'" >> .env
 cp docker-compose.override.example.yml docker-compose.override.yml
+git status
 git diff HEAD
 git reset --hard
 """.strip().splitlines()
