@@ -1,6 +1,7 @@
 """`make watch` and `make send`, with a real broker."""
 
 import asyncio
+import json
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -114,6 +115,35 @@ async def test_watch_shows_the_messages_of_one_service_without_control_character
         code, out, _ = await output(process)
         assert code == 0
         assert "other" not in out
+
+
+async def test_heartbeats_are_printed_for_one_interval(
+    start: Start, broker: Broker, topic_prefix: str
+) -> None:
+    async with Observer(broker.host, broker.port, topic_prefix) as observer:
+        process = await start("heartbeats")
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert await soon(process.stdout.readline()) == b"65\n"
+        fields = {"service": "lamp", "status": "online", "uptime_seconds": 1, "memory_mb": 2}
+        # The subscription follows the connection, so the messages repeat until both are shown.
+        lines = asyncio.gather(process.stdout.readline(), process.stderr.readline())
+        while not lines.done():
+            observer.publish("lamp/heartbeat", {**fields, "instance": 2})
+            observer.publish("lamp/heartbeat", {"status": "unknown"})
+            await asyncio.wait({lines}, timeout=0.2)
+        heartbeat, complaint = lines.result()
+        assert heartbeat.startswith(b"lamp {")
+        assert json.loads(heartbeat.removeprefix(b"lamp "))["instance"] == 2
+        assert complaint == f"{topic_prefix}/lamp/heartbeat: not a valid heartbeat\n".encode()
+
+
+async def test_without_heartbeats_the_reason_is_named(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HEARTBEAT_INTERVAL_SECONDS", "0")
+    code, _, err = await output(await start("heartbeats"))
+    assert (code, err) == (2, "HEARTBEAT_INTERVAL_SECONDS is 0, so there are no heartbeats.\n")
 
 
 async def test_an_unreachable_broker_is_named(

@@ -35,26 +35,6 @@ STACK_HEADER = ("SERVICE", "REPLICAS", "NODES", "UPDATE", "LAST SUCCESS", "ERROR
 HEARTBEAT_HEADER = ("SERVICE", "INSTANCE", "NODES", "HEARTBEAT", "UPTIME", "AGE")
 _ERROR = re.compile(r'"level": ?"(error|critical)"|\[(error|critical) *\]|^[^{]*Error:')
 
-# Runs in a container, where the settings of the broker are.
-_LISTENER = """
-import signal
-from shared.config import Settings, load_settings
-from shared.console import _connect
-
-settings = load_settings(Settings)
-if not settings.heartbeat_interval_seconds:
-    raise SystemExit("HEARTBEAT_INTERVAL_SECONDS is 0")
-seconds = int(settings.heartbeat_interval_seconds) + 5
-print(seconds, flush=True)
-signal.alarm(seconds)
-
-def show(message):
-    lines = message.payload.decode(errors="replace").splitlines()
-    print(message.topic.split("/")[-2], *lines, flush=True)
-
-_connect(settings, [f"{settings.topic_prefix}/+/heartbeat"], show).loop_forever()
-"""
-
 
 def docker(*arguments: str) -> str:
     """Return the output of a Docker command. End the program with its message when it fails."""
@@ -210,7 +190,7 @@ def receive_heartbeats(stack: list[dict[str, Any]]) -> Iterator[tuple[str, dict[
             break
     else:
         sys.exit("Heartbeats: no healthy service runs on the node of this Docker context.")
-    command = ("docker", "exec", ids[0], "python", "-c", _LISTENER)
+    command = ("docker", "exec", ids[0], "python", "-m", "shared.console", "heartbeats")
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         lines = iter(process.stdout or ())
         if not (seconds := next(lines, "").strip()):

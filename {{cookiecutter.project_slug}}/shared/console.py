@@ -1,4 +1,4 @@
-"""Show the messages on the broker, or send a command: `make watch` and `make send`.
+"""Show messages or heartbeats, or send a command: `make watch`, `make status`, `make send`.
 
 It connects without a session, a birth message and a last will, so no service notices it.
 """
@@ -7,6 +7,7 @@ import argparse
 import json
 import os
 import secrets
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -17,9 +18,11 @@ from paho.mqtt.client import Client, ConnectFlags, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
+from pydantic import ValidationError
 
 from shared.config import ConfigurationError, Settings, load_settings
 from shared.mqtt.client import mqtt_credentials, mqtt_tls_context
+from shared.schemas import Heartbeat
 from shared.timestamps import format_utc
 
 _TIMEOUT_SECONDS = 10.0
@@ -39,6 +42,33 @@ def watch(settings: Settings, topic_filters: Sequence[str]) -> None:
         client.loop_forever()
     except KeyboardInterrupt:
         client.disconnect()
+
+
+def heartbeats(settings: Settings) -> None:
+    """Print for how many seconds heartbeats are received, then each as `SERVICE JSON`.
+
+    The process ends with SIGALRM after these seconds. Raises ConsoleError.
+    """
+    if not settings.heartbeat_interval_seconds:
+        message = "HEARTBEAT_INTERVAL_SECONDS is 0, so there are no heartbeats."
+        raise ConsoleError(message)
+
+    def receive(message: MQTTMessage) -> None:
+        try:
+            heartbeat = Heartbeat.model_validate_json(message.payload)
+        except ValidationError:
+            sys.stderr.write(f"{_printable(message.topic)}: not a valid heartbeat\n")
+            return
+        sys.stdout.write(f"{message.topic.split('/')[-2]} {heartbeat.model_dump_json()}\n")
+        sys.stdout.flush()
+
+    client = _connect(settings, [f"{settings.topic_prefix}/+/heartbeat"], receive)
+    seconds = int(settings.heartbeat_interval_seconds) + 5
+    sys.stdout.write(f"{seconds}\n")
+    sys.stdout.flush()
+    # `docker exec` does not end the process when its own caller ends.
+    signal.alarm(seconds)
+    client.loop_forever()
 
 
 def send(settings: Settings, service: str, command: str, fields: dict[str, Any]) -> dict[str, Any]:
@@ -144,6 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     watching = commands.add_parser("watch", help="show messages until Ctrl-C")
     watching.add_argument("--service", help="only those from and to this service")
     watching.add_argument("--topic", help="only those on this topic filter")
+    commands.add_parser("heartbeats", help="print the heartbeats of one interval")
     sending = commands.add_parser("send", help="send a command and print the reply")
     sending.add_argument("service")
     sending.add_argument("command")
@@ -156,6 +187,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             reply = send(settings, options.service, options.command, options.fields)
             sys.stdout.write(json.dumps(reply, indent=2) + "\n")
             return int(reply.get("status") == "error")
+        if options.action == "heartbeats":
+            heartbeats(settings)
         filters = [options.topic or f"{prefix}/#"]
         if options.service:
             topics = ("{name}/#", "coordinator/command/{name}", "errors/{name}")
