@@ -480,6 +480,9 @@ def table(stack: ServiceStack) -> dict[str, str]:
 def test_status_shows_every_fault_in_one_table(stack: ServiceStack) -> None:
     rows = table(stack)
     assert set(rows) == {"mqtt", SERVICE}
+    without_swarm = stack.run("make", "--silent", "status", "ARGS=--heartbeats", check=False)
+    assert without_swarm.returncode == 2
+    assert "--heartbeats needs a swarm" in without_swarm.stderr
     assert re.match(r"running +healthy +[\d:]+ +\d+ s ago +0 +\d+$", rows[SERVICE])
     fault = {
         "extends": {"file": "base/compose.yml", "service": "service"},
@@ -573,6 +576,9 @@ def test_deploy_starts_everything_and_shows_what_is_unhealthy(stack: ServiceStac
     finally:
         run("docker", "rm", leftover)
     assert ROW_OF_A_HEALTHY_SERVICE.search(done.stdout)
+    first, last = done.stdout.splitlines()[0], done.stdout.splitlines()[-1]
+    assert first.startswith("Building the images with the tag ")
+    assert last.startswith("Deployed ")
     dies = "raise SystemExit('broken on purpose')\n"
     hangs = "import time\nprint('broken on purpose', flush=True)\ntime.sleep(600)\n"
     main = stack.project.file(f"services/{SERVICE}/main.py")

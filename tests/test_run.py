@@ -129,6 +129,12 @@ def test_a_missing_condition_is_named(
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_send_without_a_command_shows_one(project: BakedProject) -> None:
+    done = project.run("make", "--silent", "send", check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("Run: make send SERVICE=name COMMAND=refresh\n")
+
+
 def test_without_a_broker_here_or_in_containers_watch_says_how_to_start_one(
     project: BakedProject,
 ) -> None:

@@ -461,7 +461,9 @@ def test_removal_needs_a_terminal_or_yes(repository: BakedProject) -> None:
 
 
 @needs("git")
-@pytest.mark.parametrize(("typed", "goes"), [("y\n", True), ("n\n", False), ("\n", False)])
+@pytest.mark.parametrize(
+    ("typed", "goes"), [("y\n", True), ("n\n", False), ("\n", False), ("\4", False)]
+)
 def test_on_a_terminal_the_user_decides(repository: BakedProject, typed: str, goes: bool) -> None:
     edit(repository, "tests/test_example_service.py", lambda text: text + "# Mine\n")
     before = tree(repository)
@@ -480,6 +482,7 @@ def test_on_a_terminal_the_user_decides(repository: BakedProject, typed: str, go
     assert "This deletes services/example-service and its test." in done.stdout
     assert "They hold changes that are in no commit." in done.stdout
     assert done.returncode == (0 if goes else 1), done.stderr
+    assert goes or done.stderr == "Nothing was changed.\n"
     assert (tree(repository) == before) != goes
 
 

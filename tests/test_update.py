@@ -409,6 +409,19 @@ def test_an_update_shows_the_versions_and_the_notes_between_them(
     assert "Long ago" not in shown
 
 
+@pytest.mark.slow
+def test_an_update_whose_tests_fail_shows_the_notes(
+    make: Maker, tmp_path: Path, no_make: dict[str, str | None]
+) -> None:
+    origin = Published(tmp_path / "template")
+    project = make(origin)
+    origin.become_next_years()
+    (tmp_path / "bin/make").write_text('#!/bin/sh\n[ "$1" != test ] || exit 3\n')
+    done = project.run("scripts/template-update.sh", env=no_make, check=False)
+    assert done.returncode == 3
+    assert "Changes of the template from " in done.stdout
+
+
 def test_settings_of_git_do_not_keep_an_update_out(
     make: Maker, tmp_path: Path, no_make: dict[str, str | None]
 ) -> None:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import pty
 import re
 import shutil
+import subprocess
 import sys
+import termios
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -17,7 +21,7 @@ from typing import Any, ClassVar
 import pytest
 import yaml
 
-from tests.baked import ROOT, BakedProject, publish, run
+from tests.baked import ROOT, BakedProject, publish, run, user_environment
 from tests.conftest import Bake
 from tests.tools import needs
 
@@ -67,6 +71,28 @@ def test_a_new_repository_is_well(bake_copy: Bake) -> None:
     shown = project.run("make", "doctor", check=False).stdout
     assert "PASS  git hooks" in shown
     assert "\033" not in shown
+    assert re.search(r"^\d+ passed, \d+ warnings, 0 failed$", shown, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("no_color", "escapes"), [("", True), ("1", False)])
+def test_doctor_fits_a_terminal(bake_copy: Bake, no_color: str, escapes: bool) -> None:
+    project = bake_copy()
+    project.file(".cruft.json").unlink()
+    terminal, its_other_end = pty.openpty()
+    termios.tcsetwinsize(its_other_end, (24, 80))
+    command = [sys.executable, str(project.file("scripts/doctor.py"))]
+    env = user_environment({**project.environment(), "NO_COLOR": no_color, "COLUMNS": None})
+    subprocess.run(command, cwd=project.path, env=env, stdout=its_other_end, timeout=60)
+    os.close(its_other_end)
+    shown = b""
+    with suppress(OSError):
+        while part := os.read(terminal, 65536):
+            shown += part
+    os.close(terminal)
+    assert (b"\033[32mPASS\033[0m" in shown) == escapes
+    plain = re.sub(rb"\033\[\d+m", b"", shown).decode()
+    assert "does not know its template" in plain
+    assert max(map(len, plain.splitlines())) <= 80
 
 
 @pytest.mark.real
