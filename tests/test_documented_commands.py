@@ -1,12 +1,14 @@
-"""Every command in the documents of a generated repository: run here, or by the test named here."""
+"""Every command in the documents: run here, or by the test named here."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
 
-from tests.baked import ROOT, BakedProject
+from tests.baked import ROOT, run
 from tests.conftest import Bake
 from tests.test_documents import blocks, code_spans, documents
 from tests.tools import needs
@@ -120,12 +122,33 @@ BY_HAND = {
     "scripts/uv run --frozen cruft link URL": "the address of the template",
 }
 
+# The commands of the template's own documents that a generated repository does not have.
+OF_THE_TEMPLATE = {
+    "make new": "test_documented_commands.py::test_make_new_makes_a_repository",
+    "make refresh": "test_upkeep.py::test_refreshing_without_upgrading",
+    "cp -r tests/library": "test_library.py::add_library_tests",
+    "cd /tmp/homelab-services && scripts/uv run": "test_library.py::run_library_tests",
+    "docker compose config": "test_compose.py::test_every_container_has_its_limits",
+    "git init && make setup": "test_git_hooks.py::test_the_steps_of_the_setup",
+}
+OF_THE_TEMPLATE_BY_HAND = {
+    "make test-all": ".ci/run runs it",
+    'make test ARGS="-k test_library"': "it is a part of make test",
+    "make mutate": "the workflow mutation.yml runs it",
+    "make bench": "a measurement of forty minutes",
+    "cd ../homelab-services": "the test knows the directory",
+    "git hooks skipped": "it is a message",
+    "git config --global": "it would change this machine",
+    "git commit -m": "a release",
+    "git tag -a": "a release",
+    "scripts/uv lock": "a release",
+}
 
-def documented(project: BakedProject) -> set[str]:
+
+def documented(texts: Iterable[str]) -> set[str]:
     """Return the commands in blocks and in the text, without comments and continued lines."""
     commands = set()
-    for name in documents(project):
-        text = project.read(name)
+    for text in texts:
         lines = "\n".join(blocks(text, "bash")).replace("\\\n", " ").splitlines()
         commands |= {re.sub(r"\s+#.*", "", line).strip() for line in lines}
         commands |= {span for span in code_spans(text) if PROGRAM.match(span)}
@@ -133,15 +156,39 @@ def documented(project: BakedProject) -> set[str]:
 
 
 def test_every_documented_command_has_its_test(bake: Bake) -> None:
-    commands = documented(bake())
+    project = bake()
+    commands = documented(map(project.read, documents(project)))
     beginnings = (*ELSEWHERE, *BY_HAND)
     assert {c for c in commands if c not in RUN and not c.startswith(beginnings)} == set()
     assert set(RUN) <= commands
     assert {b for b in beginnings if not any(c.startswith(b) for c in commands)} == set()
-    for place in set(ELSEWHERE.values()):
+    check_places(ELSEWHERE)
+
+
+def test_every_command_of_the_template_has_its_test() -> None:
+    names = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/updating.md")
+    commands = documented((ROOT / name).read_text(encoding="utf-8") for name in names)
+    own = (*OF_THE_TEMPLATE, *OF_THE_TEMPLATE_BY_HAND)
+    beginnings = (*own, *ELSEWHERE, *BY_HAND)
+    assert {c for c in commands if c not in RUN and not c.startswith(beginnings)} == set()
+    assert {b for b in own if not any(c.startswith(b) for c in commands)} == set()
+    check_places(OF_THE_TEMPLATE)
+
+
+def check_places(tests: dict[str, str]) -> None:
+    for place in set(tests.values()):
         file, name = place.split("::")
         source = (ROOT / "tests" / file).read_text(encoding="utf-8")
         assert re.search(rf"^(async )?def {name}", source, re.MULTILINE), place
+
+
+@pytest.mark.real
+@needs("git", "age-keygen")
+def test_make_new_makes_a_repository(tmp_path: Path) -> None:
+    answers = "ARGS=project_name=Greenhouse include_influxdb=false"
+    done = run("make", "new", "NO_INPUT=1", f"OUT={tmp_path}", answers, cwd=ROOT)
+    assert "make run SERVICE=example-service" in done.stdout
+    assert (tmp_path / "greenhouse/services/example-service/main.py").is_file()
 
 
 @pytest.mark.real
