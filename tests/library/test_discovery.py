@@ -175,7 +175,7 @@ async def test_a_mark_that_is_not_valid_stops_the_service(
 async def test_nothing_is_announced_without_the_setting(
     make_settings: MakeSettings, fake_mqtt: FakeMQTT, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(sys.modules, "shared.announcer")
+    monkeypatch.delitem(sys.modules, "shared.announcer", raising=False)
     settings = make_settings(heartbeat_interval_seconds=0)
     async with running(Plain(settings), fake_mqtt):
         pass
