@@ -9,8 +9,6 @@
 `make run` starts a broker if none listens on this machine. It belongs to no service and ends last.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import os
@@ -21,14 +19,12 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NoReturn, TextIO
 
 from common import ROOT, read_dotenv
 from common import run as run_tool
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 DATA = ROOT / ".data"
 LOCAL_HOSTS = {"127.0.0.1", "localhost"}
@@ -38,21 +34,26 @@ BROKER_TIMEOUT_SECONDS = 20
 SAME_SIGNAL_SECONDS = 2.0
 
 
-class CannotRunError(Exception):
-    """A condition is missing that the message names."""
+def fail(text: str) -> NoReturn:
+    """End the program with exit code 2, because a condition is missing that the text names."""
+    say(text)
+    raise SystemExit(2)
+
+
+def call(*command: str, env: dict[str, str] | None = None, stdout: TextIO | None = None) -> int:
+    """Run a command in the repository, with the terminal of this program. Return its exit code."""
+    return subprocess.run(command, cwd=ROOT, env=env, stdout=stdout, check=False).returncode
 
 
 def find_services(names: list[str], *, only_one: bool) -> list[Path]:
     """Return the programs of the services."""
     if only_one and len(names) > 1:
-        message = "Set SERVICE to only one service."
-        raise CannotRunError(message)
+        fail("Set SERVICE to only one service.")
     known = {path.parent.name: path for path in sorted(ROOT.glob("services/*/main.py"))}
     if not names or not known.keys() >= set(names):
         unknown = [f"Unknown service {name}. " for name in names if name not in known]
         choices = ", ".join(known) or "none exists yet"
-        message = f"{''.join(unknown)}Set SERVICE to one of: {choices}"
-        raise CannotRunError(message)
+        fail(f"{''.join(unknown)}Set SERVICE to one of: {choices}")
     return [known[name] for name in names]
 
 
@@ -85,11 +86,10 @@ def broker(environment: dict[str, str]) -> Iterator[None]:
         yield
         return
     if environment["MQTT_TLS"].lower() in {"1", "on", "t", "true", "y", "yes"}:
-        message = (
+        fail(
             f"MQTT_TLS is on and no broker listens on port {port}. Start one with TLS, or run: "
             "MQTT_TLS=false MQTT_PORT=1883 make run ..."
         )
-        raise CannotRunError(message)
     log, config = DATA / "broker.log", DATA / "broker.conf"
     command = [sys.executable, "-m", "tests.brokers", str(port)]
     path = f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin"
@@ -107,8 +107,7 @@ def broker(environment: dict[str, str]) -> Iterator[None]:
         deadline = time.monotonic() + BROKER_TIMEOUT_SECONDS
         while not listens(host, port):
             if process.poll() is not None or time.monotonic() > deadline:
-                message = f"{command[0]} did not start: {log.read_text(errors='replace')[-500:]}"
-                raise CannotRunError(message)
+                fail(f"{command[0]} did not start: {log.read_text(errors='replace')[-500:]}")
             time.sleep(0.05)
         say(f"Started {Path(command[0]).name} on port {port}, log in {log.relative_to(ROOT)}")
         yield
@@ -165,7 +164,7 @@ def debug_container(name: str) -> int:
     compose = ["docker", "compose", *files]
     container = f"{ROOT.name}-{name}-debug"
     # Two instances would share the volume and its session.
-    subprocess.run([*compose, "stop", name], cwd=ROOT, check=False)
+    call(*compose, "stop", name)
     remove_container(container)
     options = ["--rm", "--name", container, "--build", "--use-aliases"]
     options += ["--publish", f"{DEBUG_ADDRESS}:{DEBUG_PORT}"]
@@ -174,8 +173,7 @@ def debug_container(name: str) -> int:
     say(f"Attach the debugger to {DEBUG_ADDRESS}, in VS Code with `Attach to container`.")
     # Compose receives Ctrl-C as well. It ends at once, and the container may not get the signal.
     signal.signal(signal.SIGINT, lambda *_: None)
-    command = [*compose, "run", *options, name, "python", "main.py"]
-    code = subprocess.run(command, cwd=ROOT, check=False).returncode
+    code = call(*compose, "run", *options, name, "python", "main.py")
     remove_container(container)
     say(f"Start {name} again: docker compose up --detach {name}")
     return code
@@ -183,7 +181,7 @@ def debug_container(name: str) -> int:
 
 def remove_container(name: str) -> None:
     """Stop a container that was started with `--rm`, if it is still there."""
-    subprocess.run(["docker", "stop", name], capture_output=True, check=False)
+    run_tool("docker", "stop", name)
 
 
 def diagnose(name: str, arguments: list[str]) -> int:
@@ -191,26 +189,23 @@ def diagnose(name: str, arguments: list[str]) -> int:
     data = DATA / name
     data.mkdir(parents=True, exist_ok=True)
     environment = {**make_environment(), "DATA_DIR": str(data)}
-    command = [sys.executable, f"services/{name}/diagnose.py", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+    return call(sys.executable, f"services/{name}/diagnose.py", *arguments, env=environment)
 
 
 def diagnose_container(name: str, arguments: list[str]) -> int:
     """Run the checks of one service in its container, or in one that is removed at the end."""
     compose = ["docker", "compose"]
-    listing = [*compose, "ps", "--quiet", "--status", "running", name]
-    if subprocess.run(listing, cwd=ROOT, check=False, capture_output=True).stdout:
+    if run_tool(*compose, "ps", "--quiet", "--status", "running", name).stdout:
         compose += ["exec", name]
     else:
         say(f"{name} does not run, so a new container is used.")
         # Standard output belongs to the checks.
         for build in (["scripts/build-base.sh"], [*compose, "build", name]):
-            if code := subprocess.run(build, cwd=ROOT, check=False, stdout=sys.stderr).returncode:
+            if code := call(*build, stdout=sys.stderr):
                 return code
         # Dependencies may be the problem, so their health is not awaited.
         compose += ["run", "--rm", "--no-deps", name]
-    command = [*compose, "python", "diagnose.py", *arguments]
-    return subprocess.run(command, cwd=ROOT, check=False).returncode
+    return call(*compose, "python", "diagnose.py", *arguments)
 
 
 def console(arguments: list[str]) -> int:
@@ -221,20 +216,18 @@ def console(arguments: list[str]) -> int:
     # The program receives Ctrl-C as well and ends by itself.
     signal.signal(signal.SIGINT, lambda *_: None)
     if host not in LOCAL_HOSTS or listens(host, port):
-        return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+        return call(*command, env=environment)
     compose = ["docker", "compose"]
     running = run_tool(*compose, "ps", "--services", "--status", "running").stdout.split()
     service = next((name for name in running if (ROOT / "services" / name).is_dir()), None)
     if service is None:
-        message = (
+        fail(
             f"No broker listens on {host}:{port}, and no service runs in a container. "
             "Run: make run SERVICE=name, or make up"
         )
-        raise CannotRunError(message)
     options = [] if sys.stdin.isatty() and sys.stdout.isatty() else ["--no-TTY"]
     options += ["--env", f"NO_COLOR={os.environ.get('NO_COLOR', '')}"]
-    command = [*compose, "exec", *options, service, *command]
-    return subprocess.run(command, cwd=ROOT, check=False).returncode
+    return call(*compose, "exec", *options, service, *command)
 
 
 def say(text: str) -> None:
@@ -258,19 +251,15 @@ def main() -> int:
     messages = actions.add_parser("console", help="run shared/console.py", add_help=False)
     messages.add_argument("arguments", nargs=argparse.REMAINDER)
     options = parser.parse_args()
-    try:
-        if options.action == "console":
-            return console(options.arguments)
-        programs = find_services(options.services, only_one=options.action != "run")
-        if options.action == "diagnose":
-            run_checks = diagnose_container if options.container else diagnose
-            return run_checks(options.services[0], shlex.split(options.arguments))
-        if options.container:
-            return debug_container(options.services[0])
-        return run(programs, debug=options.action == "debug")
-    except CannotRunError as error:
-        say(str(error))
-        return 2
+    if options.action == "console":
+        return console(options.arguments)
+    programs = find_services(options.services, only_one=options.action != "run")
+    if options.action == "diagnose":
+        run_checks = diagnose_container if options.container else diagnose
+        return run_checks(options.services[0], shlex.split(options.arguments))
+    if options.container:
+        return debug_container(options.services[0])
+    return run(programs, debug=options.action == "debug")
 
 
 if __name__ == "__main__":

@@ -13,23 +13,19 @@ update to end. `--heartbeats` also listens until each replica has sent one. A si
 healthy.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from common import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 HEADER = ("SERVICE", "STATE", "HEALTH", "UPTIME", "LAST SUCCESS", "RESTARTS", "ERRORS (1 h)")
 STACK_HEADER = ("SERVICE", "REPLICAS", "NODES", "UPDATE", "LAST SUCCESS", "ERRORS (1 h)")
 HEARTBEAT_HEADER = ("SERVICE", "INSTANCE", "NODES", "HEARTBEAT", "UPTIME", "AGE")
