@@ -112,6 +112,7 @@ BAD = {
         "errors",
         "coordinator",
         "shared",
+        "debug",
         "nul",
         "2nd",
         "a/b",

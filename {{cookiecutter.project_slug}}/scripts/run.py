@@ -125,15 +125,18 @@ def run(programs: list[Path], *, debug: bool) -> int:
     def stop(number: int, _frame: object) -> None:
         """Forward a signal to each service. A second one ends a service that does not stop."""
         nonlocal last_signal
+        if not processes:
+            # The broker is still starting, and ends with this program.
+            raise SystemExit(128 + number)
         # One Ctrl-C may arrive twice: from the terminal, and a moment later from uv.
         last_signal, before = time.monotonic(), last_signal
         for process in processes if last_signal - before > SAME_SIGNAL_SECONDS else []:
             process.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
 
     DATA.mkdir(exist_ok=True)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, stop)
     with broker(environment):
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, stop)
         for program in programs:
             name = program.parent.name
             data = DATA / name
