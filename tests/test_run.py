@@ -120,6 +120,16 @@ def test_a_broker_of_the_user_is_left_alone(project: BakedProject) -> None:
             broker.terminate()
 
 
+def test_a_broker_that_does_not_start_shows_its_log(project: BakedProject, tmp_path: Path) -> None:
+    program = tmp_path / "mosquitto"
+    program.write_text("#!/bin/sh\necho 'Error: Permission denied'\nexit 1\n")
+    program.chmod(0o755)
+    env = {"MQTT_PORT": str(free_port()), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = project.uv_run("python", "scripts/run.py", "run", SERVICE, env=env, check=False)
+    assert done.returncode == 2
+    assert f"{program} did not start: Error: Permission denied" in done.stderr
+
+
 def test_an_env_file_of_an_editor_on_windows_is_read(bake_copy: Bake) -> None:
     project, port = bake_copy(), free_port()
     text = f"\ufeffexport MQTT_PORT = {port} # mine\r\n\texport  MQTT_TLS=true\r\n"

@@ -13,9 +13,7 @@ import argparse
 import contextlib
 import os
 import shlex
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -26,11 +24,14 @@ from typing import NoReturn, TextIO
 from common import ROOT, read_dotenv
 from common import run as run_tool
 
+sys.path.insert(0, str(ROOT))
+
+from tests.brokers import BrokerError, listens, make_broker
+
 DATA = ROOT / ".data"
 LOCAL_HOSTS = {"127.0.0.1", "localhost"}
 DEBUG_PORT = 5678
 DEBUG_ADDRESS = f"127.0.0.1:{DEBUG_PORT}"
-BROKER_TIMEOUT_SECONDS = 20
 SAME_SIGNAL_SECONDS = 2.0
 
 
@@ -71,13 +72,6 @@ def make_environment() -> dict[str, str]:
     }
 
 
-def listens(host: str, port: int) -> bool:
-    """Return whether something accepts connections."""
-    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=2):
-        return True
-    return False
-
-
 @contextlib.contextmanager
 def broker(environment: dict[str, str]) -> Iterator[None]:
     """Start a broker when the services look for one on this machine and none listens."""
@@ -90,30 +84,16 @@ def broker(environment: dict[str, str]) -> Iterator[None]:
             f"MQTT_TLS is on and no broker listens on port {port}. Start one with TLS, or run: "
             "MQTT_TLS=false MQTT_PORT=1883 make run ..."
         )
-    log, config = DATA / "broker.log", DATA / "broker.conf"
-    command = [sys.executable, "-m", "tests.brokers", str(port)]
-    path = f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin"
-    if mosquitto := shutil.which("mosquitto", path=path):
-        config.write_text(
-            f"listener {port} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\n"
-        )
-        command = [mosquitto, "-c", str(config)]
-    # In a session of its own, so that Ctrl-C does not end the broker before the services.
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, cwd=ROOT, stdout=output, stderr=output, start_new_session=True
-        )
+    own = make_broker(DATA, port)
     try:
-        deadline = time.monotonic() + BROKER_TIMEOUT_SECONDS
-        while not listens(host, port):
-            if process.poll() is not None or time.monotonic() > deadline:
-                fail(f"{command[0]} did not start: {log.read_text(errors='replace')[-500:]}")
-            time.sleep(0.05)
-        say(f"Started {Path(command[0]).name} on port {port}, log in {log.relative_to(ROOT)}")
+        own.start()
+        program = Path(own.command()[0]).name
+        say(f"Started {program} on port {port}, log in {own.log.relative_to(ROOT)}")
         yield
+    except BrokerError as error:
+        fail(str(error))
     finally:
-        process.terminate()
-        process.wait()
+        own.stop()
 
 
 def run(programs: list[Path], *, debug: bool) -> int:
