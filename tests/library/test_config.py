@@ -109,6 +109,13 @@ def test_a_relative_path_may_start_at_the_root_of_the_repository(
     assert load_settings(Settings).mqtt_tls_ca_file == ROOT / "shared/config.py"
 
 
+def test_a_service_may_name_a_file_that_it_will_write() -> None:
+    class Reporting(Settings):
+        report_file: Path = Field(default=Path("report.json"))
+
+    assert load_settings(Reporting).report_file == Path("report.json")
+
+
 def test_log_level_is_taken_in_any_case(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOG_LEVEL", "debug")
     assert load_settings(Settings).log_level == "DEBUG"
