@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pytest
@@ -465,6 +466,43 @@ async def test_a_broker_that_is_away_too_long_shows_and_its_return_heals(
         mosquitto.start()
         await service.mqtt.wait_connected()
         assert service._heartbeat()["status"] == "online"
+
+
+async def test_each_loop_has_to_report_success_even_if_both_do_the_same_work(
+    observer: Observer, make_settings: MakeSettings
+) -> None:
+    settings = make_settings(health_max_age_seconds=0.4, heartbeat_interval_seconds=0.05)
+
+    class Reading(Probe):
+        async def run(self) -> None:
+            self.mqtt.connect_background()
+            for device in ("good", "bad"):
+                loop = self.every(0.01, partial(self.read, device))
+                self.create_task(loop, name=device)
+            await self.wait_for_shutdown()
+
+        async def read(self, device: str) -> None:
+            if device == "bad":
+                raise LookupError(device)
+
+    async with running(Reading(settings)):
+        heartbeat = await observer.next("probe/heartbeat", status="degraded")
+        assert [reason[:22] for reason in heartbeat["reasons"]] == ["no success of read 2 f"]
+
+
+async def test_a_loop_that_was_cancelled_promises_nothing(make_settings: MakeSettings) -> None:
+    settings = make_settings(health_max_age_seconds=0.05)
+
+    async def work() -> None: ...
+
+    async with running(Probe(settings)) as service, asyncio.timeout(PATIENCE_SECONDS):
+        await service.mqtt.wait_connected()
+        loop = service.create_task(service.every(0.01, work), name="work")
+        await asyncio.sleep(0)
+        loop.cancel()
+        await asyncio.wait({loop})
+        assert not await service.wait_for_shutdown(0.2)
+        assert service.health.reasons == ()
 
 
 async def test_waiting_in_a_task_promises_nothing(make_settings: MakeSettings) -> None:

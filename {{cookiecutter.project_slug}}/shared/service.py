@@ -243,20 +243,21 @@ class BaseService[S: Settings](ABC):
         The log has one line without a traceback for an `ExternalError`, such as `APIError` and
         `MQTTError`, and a summary for a failure that is repeated.
         """
-        name = getattr(work, "__name__", type(work).__name__)
-        failures = FailureLog(self.logger, name)
-        self._health.expect_success_every(seconds, name)
-        while not self._stopping.is_set():
-            with bind_trace_id(new_trace_id()):
-                try:
-                    await work()
-                except Exception as error:  # noqa: BLE001 - the next cycle may succeed
-                    failures.failed(error)
-                    self._last_failure = f"{type(error).__name__}: {error}"
-                else:
-                    failures.succeeded()
-                    self._health.record_success(name)
-            await self._wait_for_stop(seconds)
+        function = getattr(work, "func", work)
+        name = getattr(function, "__name__", type(function).__name__)
+        with self._health.expect_loop(seconds, name) as loop:
+            failures = FailureLog(self.logger, loop)
+            while not self._stopping.is_set():
+                with bind_trace_id(new_trace_id()):
+                    try:
+                        await work()
+                    except Exception as error:  # noqa: BLE001 - the next cycle may succeed
+                        failures.failed(error)
+                        self._last_failure = f"{type(error).__name__}: {error}"
+                    else:
+                        failures.succeeded()
+                        self._health.record_success(loop)
+                await self._wait_for_stop(seconds)
 
     def on_command[A: BaseModel](
         self,
