@@ -505,6 +505,21 @@ async def test_a_loop_that_was_cancelled_promises_nothing(make_settings: MakeSet
         assert service.health.reasons == ()
 
 
+async def test_a_cancelled_future_is_a_failed_cycle(make_settings: MakeSettings) -> None:
+    cycles = asyncio.Semaphore(0)
+
+    async def work() -> None:
+        cycles.release()
+        future = asyncio.get_running_loop().create_future()
+        future.cancel()
+        await future
+
+    async with running(Probe(make_settings())) as service, asyncio.timeout(PATIENCE_SECONDS):
+        service.create_task(service.every(0.01, work), name="work")
+        for _ in range(3):
+            await cycles.acquire()
+
+
 async def test_waiting_in_a_task_promises_nothing(make_settings: MakeSettings) -> None:
     class Housekeeper(Probe):
         def __init__(self, settings: Settings) -> None:

@@ -251,7 +251,10 @@ class BaseService[S: Settings](ABC):
                 with bind_trace_id(new_trace_id()):
                     try:
                         await work()
-                    except Exception as error:  # noqa: BLE001 - the next cycle may succeed
+                    except (Exception, asyncio.CancelledError) as error:
+                        task = asyncio.current_task()
+                        if isinstance(error, asyncio.CancelledError) and task and task.cancelling():
+                            raise
                         failures.failed(error)
                         self._last_failure = f"{type(error).__name__}: {error}"
                     else:
