@@ -196,6 +196,19 @@ async def test_a_health_check_that_is_no_json_shows_in_the_heartbeat(
     assert "cannot be encoded as JSON" in heartbeat["reasons"][0]
 
 
+@pytest.mark.parametrize("reasons", [5, "disk full", [1]])
+def test_reasons_that_are_not_texts_show_in_the_heartbeat(
+    settings: Settings, reasons: object
+) -> None:
+    class Vague(Probe):
+        def health_check(self) -> dict[str, Any]:
+            return {"reasons": reasons}
+
+    report = Vague(settings).health_report()
+    assert report["status"] == "degraded"
+    assert report["reasons"][0].startswith("health_check: reasons")
+
+
 async def test_a_heartbeat_that_cannot_be_sent_is_followed_by_the_next(
     make_settings: MakeSettings,
 ) -> None:

@@ -35,7 +35,7 @@ from shared.mqtt import (
     encode,
 )
 from shared.redaction import redact_text
-from shared.schemas import Command, CommandSpec, {{ "Topic, " if cookiecutter.include_home_assistant }}describe_problems, dump_message
+from shared.schemas import Command, CommandSpec, Heartbeat, {{ "Topic, " if cookiecutter.include_home_assistant }}describe_problems, dump_message
 from shared.service_status import OtherServices, ServiceStatus
 {% if cookiecutter.include_home_assistant %}
 from shared.state import StateFile
@@ -410,13 +410,17 @@ class BaseService[S: Settings](ABC):
             "reasons": list(health.reasons),
         }
         try:
-            fields = self.health_check()
+            fields = report | self.health_check()
             encode(fields)
+            Heartbeat.model_validate({"uptime_seconds": 0, "memory_mb": 0, **fields})
         except Exception as error:
             self.logger.exception("health_check_failed")
-            reason = f"health_check: {redact_text(repr(error))}"
+            problem = (
+                describe_problems(error) if isinstance(error, ValidationError) else repr(error)
+            )
+            reason = f"health_check: {redact_text(problem)}"
             return report | {"status": "degraded", "reasons": [reason]}
-        return report | fields
+        return fields
 
     def stop(self, reason: str = "stop() was called") -> None:
         """Request an orderly stop. Returns at once."""
