@@ -408,6 +408,23 @@ async def test_shutdown_may_be_called_twice_and_a_client_that_fails_is_logged(
     assert [line["part"] for line in lines if line["event"] == "close_failed"] == ["clients"]
 
 
+async def test_a_shutdown_that_hangs_is_ended_and_the_clients_are_closed(
+    observer: Observer, make_settings: MakeSettings
+) -> None:
+    class Hanging(Probe):
+        async def run(self) -> None:
+            self.mqtt.connect_background()
+            await self.mqtt.wait_connected()
+
+        async def shutdown(self) -> None:
+            await asyncio.Event().wait()
+
+    with structlog.testing.capture_logs() as lines:
+        await ended(Hanging(make_settings(shutdown_timeout_seconds=1.0)))
+    assert [line["part"] for line in lines if line["event"] == "close_failed"] == ["service"]
+    await observer.next("probe/availability", status="offline")
+
+
 async def test_wait_for_shutdown_tells_time_from_stop(settings: Settings) -> None:
     service = Probe(settings)
     assert not await service.wait_for_shutdown(0)

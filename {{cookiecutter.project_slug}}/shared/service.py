@@ -445,7 +445,9 @@ class BaseService[S: Settings](ABC):
                 self.stop("start() has ended")
                 await self._drain()
                 await self._end_tasks()
-                await self.shutdown()
+                # An extended shutdown() may hang or fail before it calls that of the base class.
+                await self._close("service", self.shutdown(), self._time_left() + 1.0)
+                await BaseService.shutdown(self)
         if self._crash is not None:
             raise self._crash
         self.logger.info("service_stopped")
