@@ -90,6 +90,13 @@ def test_and_is_then_not_read_from_the_name_of_the_field(monkeypatch: pytest.Mon
     assert load_settings(OwnSettings).interval_seconds == 30
 
 
+def test_a_default_that_is_not_valid_has_the_name_of_its_variable() -> None:
+    class Unset(Settings):
+        limit: int = Field(default=0, gt=0, validation_alias="OWN_LIMIT")
+
+    assert problems_of(Unset) == ["OWN_LIMIT: Input should be greater than 0"]
+
+
 def test_a_ca_certificate_is_looked_for_when_tls_is_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MQTT_TLS_CA_FILE", "missing.pem")
     load_settings(Settings)

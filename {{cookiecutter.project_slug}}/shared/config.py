@@ -365,7 +365,7 @@ def load_settings[S: Settings](settings_class: type[S]) -> S:
         settings = settings_class()
     except ValidationError as error:
         problems = [
-            f"{'.'.join(str(part) for part in problem['loc']).upper()}: "
+            f"{_variable(settings_class, problem['loc'])}: "
             f"{problem['msg'].removeprefix('Value error, ')}"
             for problem in error.errors(include_url=False, include_context=False)
         ]
@@ -379,6 +379,13 @@ def load_settings[S: Settings](settings_class: type[S]) -> S:
         return settings
     # Raise outside the handlers, because the original errors contain values.
     raise ConfigurationError(problems)
+
+
+def _variable(settings_class: type[Settings], location: tuple[int | str, ...]) -> str:
+    # A default that is not valid is reported by the name of its field, not by its alias.
+    fields = settings_class.model_fields
+    aliases = {name: field.validation_alias or name for name, field in fields.items()}
+    return ".".join(str(aliases.get(str(part), part)) for part in location).upper()
 
 
 def tls_context(name: str, ca_file: Path | None) -> ssl.SSLContext:
