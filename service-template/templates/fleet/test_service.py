@@ -15,6 +15,7 @@ from structlog.stdlib import BoundLogger
 from shared.mqtt import PublishTimeoutError
 from shared.state import StateFile
 from tests.conftest import LoadService, MakeSettings, StartService
+from tests.probes import until
 from tests.running import StartedService
 
 NAME = "{{ cookiecutter.service_slug }}"
@@ -133,6 +134,22 @@ async def test_keeps_dead_letters_once_and_over_a_restart(
         for number in range(2):
             await fail(again, "garden/reading", str(number))
         assert [letter["payload"] for letter in await letters(client_again)] == ["1", "0"]
+
+
+async def test_a_letter_waits_for_room_on_the_disk(
+    service: StartedService, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.mqtt.dispatcher._FIRST_PAUSE_SECONDS", 0.01)
+    database = service.instance.letters._database
+    (pages,) = database.execute("PRAGMA page_count").fetchone()
+    database.execute(f"PRAGMA max_page_count = {pages}")
+    delivering = asyncio.create_task(fail(service, "garden/reading", "x" * 10_000))
+    await until(lambda: service.instance.health_check() != {})
+    assert await letters(client) == []
+    database.execute(f"PRAGMA max_page_count = {pages + 100}")
+    await delivering
+    assert len(await letters(client)) == 1
+    assert service.instance.health_check() == {}
 
 
 async def test_replays_with_the_old_trace_and_a_mark(
