@@ -1,7 +1,7 @@
 """Messages of {{ cookiecutter.service_slug }}, and requests and responses of its API."""
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, field_validator
 
@@ -23,6 +23,8 @@ TOPICS = [
     ),
 ]
 State = Literal["online", "degraded", "offline", "stale", "unknown"]
+# Pydantic rejects a lone surrogate in a string only if the string has a constraint.
+Text = Annotated[str, Field(max_length=100_000)]
 
 
 class ServiceRow(BaseModel):
@@ -133,7 +135,7 @@ class DeadLetters(BaseModel):
 
 
 class KindRequest(BaseModel):
-    kind: str
+    kind: Text
 
 
 class Outcome(BaseModel):
@@ -143,7 +145,7 @@ class Outcome(BaseModel):
 
 
 class Login(BaseModel):
-    password: str
+    password: Text
 
 
 class Session(BaseModel):

@@ -215,6 +215,32 @@ async def test_refuses_what_a_replay_cannot_repeat(
     assert (await client.post("/api/v1/dead-letters/1/replay")).status_code == 404
 
 
+async def test_rejects_values_that_it_cannot_process(client: httpx.AsyncClient) -> None:
+    headers = {"Content-Type": "application/json"}
+    for method, path, body in (
+        ("POST", "session", r'{"password": "\ud800"}'),
+        ("POST", "dead-letters/replay", r'{"kind": "\ud800"}'),
+        ("POST", "dead-letters/discard", r'{"kind": "\ud800"}'),
+        ("GET", f"dead-letters?before={2**70}", ""),
+        ("GET", f"dead-letters?before={-(2**70)}", ""),
+        ("GET", f"dead-letters?text={'a' * 50_001}", ""),
+        ("DELETE", f"dead-letters/{2**63 - 1}", ""),
+        ("POST", f"dead-letters/{2**64}/replay", ""),
+    ):
+        response = await client.request(method, f"/api/v1/{path}", content=body, headers=headers)
+        assert response.status_code == 422, (method, path[:50], body)
+
+
+async def test_shows_a_message_whose_trace_id_is_not_text(
+    service: StartedService, client: httpx.AsyncClient
+) -> None:
+    await service.deliver("meter/heartbeat", beat())
+    await service.deliver("meter/reading", rb'{"trace_id": "\ud800"}')
+    detail = (await client.get("/api/v1/services/meter")).json()
+    seen = {message["payload"] for topic in detail["topics"] for message in topic["messages"]}
+    assert r'{"trace_id": "\ud800"}' in seen
+
+
 async def test_sends_a_command_with_the_arguments_of_its_schema(
     service: StartedService, client: httpx.AsyncClient
 ) -> None:
