@@ -29,7 +29,7 @@ MAX_BODY_BYTES = 1_000_000
 class RequestLayer:
     """Give each request a trace id, log it, limit its body and reply to unexpected errors.
 
-    The log line is at INFO from status 400 on, otherwise at DEBUG.
+    The log line is at INFO from status 400 on, otherwise at DEBUG. A WebSocket passes unchanged.
     """
 
     def __init__(self, app: ASGIApp, logger: BoundLogger) -> None:
@@ -37,6 +37,9 @@ class RequestLayer:
         self._logger = logger
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
         started, trace_id = time.perf_counter(), new_trace_id()
         received_bytes = status = 0
 
