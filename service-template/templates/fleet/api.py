@@ -14,14 +14,12 @@ from fastapi.sse import EventSourceResponse
 from metrics import make_registry
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from schemas import (
-    CommandRequest,
     CommandResponse,
     DeadLetters,
     KeptLetter,
     KindRequest,
     Login,
     Outcome,
-    Problem,
     SeenMessage,
     ServiceDetail,
     ServiceRow,
@@ -31,9 +29,10 @@ from schemas import (
     TopicInfo,
     Update,
 )
-from server import RequestLayer, add_error_handlers
+from server import CommandRequest, Problem, RequestLayer, add_error_handlers
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from shared.mqtt import encode
 from shared.mqtt.topics import matches
 
 if TYPE_CHECKING:
@@ -221,17 +220,14 @@ async def read_service(service: Service, row: Row) -> ServiceDetail:
 )
 async def send_command(service: Service, row: Row, request: CommandRequest) -> CommandResponse:
     """Send a command and return the reply. 504 if the service is offline or does not reply."""
-    if row.state == "offline":
-        raise HTTPException(504, f"{row.name} is offline, so the command was not sent")
-    message = {
+    reply = await service.send_command(
+        row.name,
+        request.command,
+        timeout_seconds=service.settings.command_timeout_seconds,
         **request.arguments,
-        "command": request.command,
-        "timestamp": datetime.now(UTC).isoformat(),
-        "service": service.name,
-    }
-    topic = f"{service.settings.topic_prefix}/coordinator/command/{row.name}"
-    timeout = service.settings.command_timeout_seconds
-    reply = await service.mqtt.request(topic, message, timeout_seconds=timeout)
+    )
+    # Raises PayloadError for text that a response cannot hold.
+    encode(reply)
     return CommandResponse(reply=reply)
 
 

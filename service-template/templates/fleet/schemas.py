@@ -3,9 +3,9 @@
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field
 
-from shared.schemas import Command, DeadLetter, Message, Topic
+from shared.schemas import DeadLetter, Message, Topic
 
 TOPICS = [
     Topic(
@@ -99,19 +99,6 @@ class ServiceDetail(BaseModel):
     commands: list[CommandInfo]
 
 
-class CommandRequest(BaseModel):
-    command: str = Field(min_length=1, max_length=200, examples=["refresh"])
-    arguments: dict[str, Any] = Field(default_factory=dict)
-
-    @field_validator("arguments")
-    @classmethod
-    def _are_not_reserved(cls, arguments: dict[str, Any]) -> dict[str, Any]:
-        if reserved := arguments.keys() & Command.model_fields.keys():
-            message = f"not allowed as arguments: {', '.join(sorted(reserved))}"
-            raise ValueError(message)
-        return arguments
-
-
 class CommandResponse(BaseModel):
     reply: dict[str, Any]
 
@@ -150,8 +137,3 @@ class Login(BaseModel):
 
 class Session(BaseModel):
     has_password: bool
-
-
-class Problem(BaseModel):
-    detail: str
-    trace_id: str

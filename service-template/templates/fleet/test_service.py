@@ -256,10 +256,39 @@ async def test_sends_a_command_with_the_arguments_of_its_schema(
     assert response.json() == {"reply": {"status": "ok", "value": 1}}
     (sent,) = service.mqtt.payloads(topic)
     assert (sent["command"], sent["deep"], sent["service"]) == ("refresh", True, NAME)
-    body["arguments"] = {"reply_to": "x"}
-    response = await client.post("/api/v1/services/meter/commands", json=body)
-    assert response.status_code == 422
+    for argument in ('{"reply_to": "x"}', '{"value": NaN}', r'{"value": "\ud800"}'):
+        response = await client.post(
+            "/api/v1/services/meter/commands",
+            content=f'{{"command": "refresh", "arguments": {argument}}}',
+            headers={"Content-Type": "application/json"},
+        )
+        assert response.status_code == 422, argument
+    assert len(service.mqtt.payloads(topic)) == 1
     assert (await client.get("/api/v1/services/nobody")).status_code == 404
+
+
+async def test_reports_that_a_command_has_no_result(start_service: StartService) -> None:
+    service = await start_service(NAME, http_port=0, command_timeout_seconds=60)
+    async with open_client(service) as client:
+        status = f"{service.settings.topic_prefix}/meter/availability"
+        service.mqtt.retained[status] = {"status": "online"}
+        await service.deliver("meter/availability", {"status": "online"})
+        topic = f"{service.settings.topic_prefix}/coordinator/command/meter"
+        service.mqtt.replies[topic] = {"status": "ok", "value": "\ud800"}
+
+        async def send() -> int:
+            response = await client.post(
+                "/api/v1/services/meter/commands", json={"command": "refresh"}
+            )
+            return response.status_code
+
+        assert await send() == 502
+        await service.deliver("meter/availability", {"status": "offline"})
+        assert await send() == 504
+        # At once, which is long before the timeout.
+        service.mqtt.connected = False
+        assert await send() == 503
+        assert len(service.mqtt.payloads(topic)) == 1
 
 
 async def test_the_password_protects_everything_but_the_page(start_service: StartService) -> None:
