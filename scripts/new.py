@@ -102,7 +102,7 @@ def collect(questions: dict[str, Any], given: set[str], output: Path, ask: bool)
                 default = free_name(default, output)
             answers[name] = read_user_variable(name, default, prompts, prefix)
             while problem := answer_problem(name, answers[name], output):
-                print(f"        {problem}")
+                print(rules.fill(f"        {problem}", indent=8))
                 answers[name] = read_user_variable(name, default, prompts, prefix)
     return answers
 
@@ -169,7 +169,8 @@ def main() -> int:
     parser.add_argument("answers", metavar="NAME=ANSWER", nargs="*")
     options = parser.parse_args()
     if problems := find_problems(options.answers):
-        print("These answers are not valid:", *problems, sep="\n  - ", file=sys.stderr)
+        lines = [rules.fill(f"  - {problem}", indent=4) for problem in problems]
+        print("These answers are not valid:", *lines, sep="\n", file=sys.stderr)
         return 2
     ask = not options.no_input and sys.stdin.isatty()
     try:
