@@ -1,13 +1,12 @@
-"""Make a repository from this template, for `make new`.
+"""Make a repository from this template.
 
-    scripts/new.py [--no-input] OUTPUT-DIR [NAME=ANSWER ...]
+    make new [OUT=directory] [ARGS="NAME=ANSWER ..."] [NO_INPUT=1]
 
 Missing answers are the defaults with --no-input, and where there is no terminal.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import re
@@ -17,6 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from cli import make_parser
 from click import Abort
 from cookiecutter.config import get_user_config
 from cookiecutter.exceptions import CookiecutterException, FailedHookException
@@ -163,10 +163,10 @@ def make(output: Path, words: list[str], ask: bool) -> int:
 
 def main() -> int:
     """Run the command line. Return 2 for arguments that are not valid, 1 for a failure."""
-    parser = argparse.ArgumentParser(description="Make a repository from this template.")
+    parser = make_parser(__doc__, "0 done, 1 failed, 2 wrong usage, 130 stopped")
     parser.add_argument("--no-input", action="store_true", help="ask nothing")
     parser.add_argument("output_dir", metavar="OUTPUT-DIR", help="where its directory is made")
-    parser.add_argument("answers", metavar="NAME=ANSWER", nargs="*")
+    parser.add_argument("answers", metavar="NAME=ANSWER", nargs="*", help="an answer, which is not asked")
     options = parser.parse_args()
     if problems := find_problems(options.answers):
         lines = [rules.fill(f"  - {problem}", indent=4) for problem in problems]
