@@ -33,8 +33,9 @@ RESERVED_SLUGS = {"is reserved by Windows, for a device": WINDOWS_DEVICES}
 RESERVED_SERVICES = {
     **RESERVED_SLUGS,
     "is not text in YAML": {"y", "n", "yes", "no", "on", "off", "true", "false", "null"},
-    "is used by the repository, for a directory, a container, a topic or a class": {
-        *("base", "base-service", "coordinator", "errors", "influxdb", "mqtt", "shared"),
+    "is used by the repository, for a directory, a package group, a topic or a class": {
+        *("base", "base-service", "coordinator", "debug", "dev", "errors", "http-api"),
+        *("influxdb", "mqtt", "shared"),
     },
     "is used by the repository, for a file in tests/": {"patterns"},
 }

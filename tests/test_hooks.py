@@ -117,6 +117,7 @@ BAD = {
         "errors",
         "coordinator",
         "shared",
+        "debug",
         "nul",
         "2nd",
         "a/b",

@@ -46,8 +46,8 @@ def add_library_tests(project: BakedProject) -> None:
 def run_library_tests(
     project: BakedProject, python: str, *arguments: str, env: dict[str, str] | None = None
 ) -> None:
-    """Run tests/library in a repository, on two processes, since its tests wait a lot."""
-    options = ["-p", "no:cacheprovider", "--durations=10", "-n", "2", "--dist", "loadfile"]
+    """Run tests/library in a repository, on four processes, since its tests wait a lot."""
+    options = ["-p", "no:cacheprovider", "--durations=10", "-n", "4", "--dist", "loadfile"]
     # Those have tests of their own.
     options += ["--ignore=tests/library/test_foreign_brokers.py", "-m", "not home_assistant"]
     done = project.uv_run(

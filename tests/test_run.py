@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -17,7 +19,7 @@ import pytest
 from tests.baked import BakedProject, run, user_environment
 from tests.conftest import Bake
 from tests.debug_adapter import DebugAdapter
-from tests.stack import background, write_env
+from tests.stack import background, until, write_env
 from tests.tools import needs, path_without
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(180)]
@@ -34,6 +36,13 @@ def free_port() -> int:
 def is_listening(port: int, host: str = "127.0.0.1") -> bool:
     with socket.socket() as probe:
         return probe.connect_ex((host, port)) == 0
+
+
+def is_running(process_id: int) -> bool:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process_id, 0)
+        return True
+    return False
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +63,20 @@ def start(project: BakedProject, *options: str, **env: str) -> Any:
     command = ("uv", "run", "--frozen", "--quiet", "python", "scripts/run.py", *options)
     environment = user_environment({**project.environment(), **env})
     return background(*command, cwd=project.path, env=environment)
+
+
+def test_a_broker_that_is_starting_ends_with_the_program(
+    project: BakedProject, tmp_path: Path
+) -> None:
+    broker, process_id = tmp_path / "mosquitto", tmp_path / "pid"
+    broker.write_text(f"#!/bin/sh\necho $$ >{process_id}\nexec sleep 300\n")
+    broker.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    with start(project, "run", SERVICE, MQTT_PORT=str(free_port()), PATH=path) as output:
+        until(lambda: process_id.exists() and process_id.read_text() != "", "broker")
+        os.killpg(output.process.pid, signal.SIGTERM)
+        assert output.process.wait(timeout=60) == 128 + signal.SIGTERM
+    until(lambda: not is_running(int(process_id.read_text())), "end of the broker")
 
 
 def test_three_services_share_a_broker_that_ends_last(project: BakedProject) -> None:
@@ -95,6 +118,16 @@ def test_a_broker_of_the_user_is_left_alone(project: BakedProject) -> None:
             assert json.loads(status)["status"] == "offline"
         finally:
             broker.terminate()
+
+
+def test_a_broker_that_does_not_start_shows_its_log(project: BakedProject, tmp_path: Path) -> None:
+    program = tmp_path / "mosquitto"
+    program.write_text("#!/bin/sh\necho 'Error: Permission denied'\nexit 1\n")
+    program.chmod(0o755)
+    env = {"MQTT_PORT": str(free_port()), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = project.uv_run("python", "scripts/run.py", "run", SERVICE, env=env, check=False)
+    assert done.returncode == 2
+    assert f"{program} did not start: Error: Permission denied" in done.stderr
 
 
 def test_an_env_file_of_an_editor_on_windows_is_read(bake_copy: Bake) -> None:

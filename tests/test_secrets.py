@@ -118,7 +118,7 @@ class Repository:
         }
 
     def leftovers(self) -> list[Path]:
-        return list(self.path.rglob(".env.tmp*"))
+        return [path for path in self.path.rglob(".env.tmp*") if path.name != ".env.tmpl"]
 
 
 @pytest.fixture(scope="session")
@@ -330,7 +330,8 @@ def test_links_are_followed(repository: Repository, tmp_path: Path) -> None:
         target = tmp_path / "private" / Path(name).name
         repository.file(name).rename(target)
         repository.file(name).symlink_to(target)
-    (tmp_path / "private/.env.tmp.left").touch()
+    (tmp_path / "private/.env.tmp..env").touch()
+    repository.write(".env.tmpl", "a file of the user")
     assert "FAIL" not in {
         status for check, status in repository.findings().items() if "others" in check
     }
@@ -341,6 +342,7 @@ def test_links_are_followed(repository: Repository, tmp_path: Path) -> None:
     assert repository.file(".env").is_symlink()
     assert repository.file(".sops/age-key.txt").is_symlink()
     assert sorted(path.name for path in (tmp_path / "private").iterdir()) == [".env", "age-key.txt"]
+    assert repository.read(".env.tmpl") == "a file of the user"
 
 
 # --- Encrypt and decrypt ------------------------------------------------------------------------

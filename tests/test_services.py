@@ -25,6 +25,7 @@ from tests.tools import needs, path_without, slow_after_first
 
 pytestmark = pytest.mark.real
 
+PICTURE = b"\x89PNG\r\n\xff"
 TYPES = ["poller", "subscriber", "http-api", "fleet"]
 NOT_WATCHED = {".git", "__pycache__", ".venv", ".tools", ".ruff_cache", ".mypy_cache"}
 LISTS = ["docker-compose.yml", "docker-compose.override.example.yml"]
@@ -284,8 +285,8 @@ def test_an_interrupted_removal_is_finished_by_running_it_again(repository: Bake
     "slug",
     slow_after_first(
         ["Soil", "soil_moisture", "-soil", "soil-", "so--il", "1soil", "soil moisture", "soil#",
-         "soil+", "bödén", "a" * 41, "mqtt", "coordinator", "errors", "shared", "base", "on",
-         "null", "con", "com1", "base-service", "x-soil"]
+         "soil+", "bödén", "a" * 41, "mqtt", "coordinator", "debug", "errors", "shared", "base",
+         "on", "null", "con", "com1", "base-service", "x-soil"]
     ),
 )  # fmt: skip
 def test_names_that_are_not_valid(bake: Bake, cookiecutter: Cookiecutter, slug: str) -> None:
@@ -401,6 +402,8 @@ def test_outside_a_generated_repository(tmp_path: Path, cookiecutter: Cookiecutt
             "volumes_from: [soil-moisture:ro]",
             "volumes: [soil_moisture_data:/data:ro]",
             "environment: {API: 'http://soil-moisture:8000'}",
+            "build: {context: ., dockerfile: services/soil-moisture/Dockerfile}",
+            "extends: {file: services/soil-moisture/compose.yml, service: soil-moisture}",
         ]
     ),
 )
@@ -439,7 +442,33 @@ def test_compose_decides_where_it_is_installed(repository: BakedProject) -> None
     remove(repository, "soil-moisture")
 
 
-@pytest.mark.parametrize("name", slow_after_first(["watch", "build", "internal"]))
+def test_a_removal_that_compose_rejects_leaves_the_container(
+    repository: BakedProject, tmp_path: Path
+) -> None:
+    add(repository, "soil-moisture")
+    docker = tmp_path / "docker"
+    docker.write_text(
+        f"""#!/bin/sh
+        echo "$*" >>{tmp_path}/calls
+        case "$*" in
+          *quiet) grep -q soil-moisture {LISTS[0]} || {{ echo no >&2; exit 1; }} ;;
+          *config) echo model ;;
+        esac
+        """
+    )
+    docker.chmod(0o755)
+    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = ("scripts/remove-service.sh", "soil-moisture", "--yes")
+    done = repository.run(*command, env=path, check=False)
+    assert "Nothing was changed" in done.stderr
+    assert " rm " not in (tmp_path / "calls").read_text()
+    docker.write_text(f"#!/bin/sh\necho $* \\< $(cat) >>{tmp_path}/calls; echo model\n")
+    repository.run(*command, env=path)
+    removal = "compose --file - rm --stop --force soil-moisture < model\n"
+    assert removal in (tmp_path / "calls").read_text()
+
+
+@pytest.mark.parametrize("name", slow_after_first(["watch", "build", "internal", "service"]))
 def test_words_of_compose_are_good_names(repository: BakedProject, name: str) -> None:
     before = tree(repository)
     add(repository, name)
@@ -493,14 +522,19 @@ def test_a_renamed_service_works_and_says_what_stays_behind(
 ) -> None:
     # A module of the http-api type has the name `api` as well.
     add(repository, "api", kind)
+    own = re.findall(r'"(API_\w+)"', repository.read("services/api/config.py"))[0]
     with repository.file(".env").open("a") as env:
-        env.write("API_TEST='1'\n")
+        env.write(f"{own}='1'\nAPI_OF_OTHERS='1'\n")
+    repository.file("services/api/logo.png").write_bytes(PICTURE)
     repository.run("git", "add", "--all")
     said = repository.run("scripts/rename-service.sh", "api", "front-door").stdout
     assert "api_data" in said
     # Nothing of this repository runs in containers.
     assert "The broker may keep retained messages of api" in said
-    assert "FRONT_DOOR_TEST='1'" in repository.read(".env")
+    renamed = own.replace("API_", "FRONT_DOOR_")
+    assert f"\n{renamed}='1'\nAPI_OF_OTHERS='1'\n" in repository.read(".env")
+    assert repository.file("services/front-door/logo.png").read_bytes() == PICTURE
+    repository.file("services/front-door/logo.png").unlink()
     assert not repository.file("services/api").exists()
     for name in repository.files("services/front-door/*"):
         assert not re.search(r"\bAPI_|ApiService|api_data|[\"'/]api[\"'/]", repository.read(name))
@@ -588,6 +622,9 @@ def test_a_package_of_one_service_is_there_on_the_host_and_in_its_image(
     repository.uv_run("python", "-c", "import humanize", env=own)
     repository.run("scripts/rename-service.sh", "soil-moisture", "soil", env=own)
     repository.run("scripts/lock.sh", "--check", env=own)
+    said = repository.run("scripts/remove-service.sh", "soil", "--yes", env=own).stdout
+    assert "Delete soil-moisture in pyproject.toml" in said
+    assert "http-api in" not in said
 
 
 # --- Many ---------------------------------------------------------------------------------------

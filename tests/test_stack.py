@@ -175,6 +175,7 @@ REJECTED: list[tuple[dict[str, Any], str]] = [
     ({"security_opt": ["seccomp=strict.json"]}, ".security_opt: not possible in a swarm"),
     ({"build": "base", "image": None}, ".image: missing"),
     ({"environment": {"DB_PASSWORD": "x"}}, ".environment: secrets need an entrypoint"),
+    ({"environment": {"API_CREDENTIALS": "x"}}, ".environment: secrets need an entrypoint"),
     ({"command": "run --password ${MQTT_PASSWORD}"}, ": the value of MQTT_PASSWORD would be in"),
     (
         {"volumes": ["own:/data"], "deploy": {"mode": "global"}},

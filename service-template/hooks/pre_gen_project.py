@@ -19,8 +19,9 @@ WINDOWS_DEVICES = {"con", "prn", "aux", "nul"} | {
 RESERVED = {
     "is reserved by Windows, for a device": WINDOWS_DEVICES,
     "is not text in YAML": {"y", "n", "yes", "no", "on", "off", "true", "false", "null"},
-    "is used by the repository, for a directory, a container, a topic or a class": {
-        *("base", "base-service", "coordinator", "errors", "mqtt", "shared"),
+    "is used by the repository, for a directory, a package group, a topic or a class": {
+        *("base", "base-service", "coordinator", "debug", "dev", "errors", "http-api"),
+        *("mqtt", "shared"),
     },
 }
 MAX_NAME, MAX_TITLE, MAX_DESCRIPTION = 40, 60, 100

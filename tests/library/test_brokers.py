@@ -55,7 +55,7 @@ def test_a_test_run_that_is_killed_leaves_no_broker_behind(kind: str, tmp_path: 
 async def test_a_signal_ends_the_embedded_broker_while_a_client_is_connected(
     tmp_path: Path, make_client: MakeClient
 ) -> None:
-    broker = EmbeddedBroker(tmp_path / "log")
+    broker = EmbeddedBroker(tmp_path)
     broker.start()
     client = make_client(broker)
     client.connect_background()

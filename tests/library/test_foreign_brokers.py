@@ -19,13 +19,13 @@ class ForeignBroker(_Process):
 
     kind = "foreign"
 
-    def _command(self) -> list[str]:
+    def command(self) -> list[str]:
         return shlex.split(os.environ["FOREIGN_BROKER"].format(port=self.port))
 
 
 @pytest.fixture
 def foreign(tmp_path: Path) -> Iterator[ForeignBroker]:
-    broker = ForeignBroker(tmp_path / "log")
+    broker = ForeignBroker(tmp_path)
     broker.start()
     yield broker
     broker.stop()

@@ -10,8 +10,10 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-MISSING = 127
+# Exit codes of commands that a shell does not find, and that `timeout` ends.
+MISSING, TIMED_OUT = 127, 124
 TIMEOUT_SECONDS = 300
+SECRET_NAME = re.compile(r"(PASSWORD|PASSPHRASE|TOKEN|SECRET|KEY|CREDENTIAL)S?$", re.IGNORECASE)
 
 _LINE = re.compile(r"\s*(?:export\s+)?(?P<name>[A-Za-z_][A-Za-z0-9_.-]*)[ \t]*=[ \t]*(?P<value>.*)")
 # Compose expands `$` and both treat a backslash in their own way, except in none of these.
@@ -34,14 +36,16 @@ def make_parser(
 
 
 def run(*command: str | Path, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
-    """Run a command in the repository. One that is missing or takes too long has exit code 127."""
+    """Run a command in the repository. Its exit code is MISSING or TIMED_OUT without a result."""
     try:
         return subprocess.run(
             command, cwd=ROOT, input=stdin, env={**os.environ, **env}, capture_output=True,
             encoding="utf-8", check=False, timeout=TIMEOUT_SECONDS,
         )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except OSError as error:
         return subprocess.CompletedProcess(command, MISSING, "", str(error))
+    except subprocess.TimeoutExpired as error:
+        return subprocess.CompletedProcess(command, TIMED_OUT, "", str(error))
 
 
 def say(*lines: str) -> None:

@@ -31,7 +31,9 @@ set -euo pipefail
 # shellcheck source=scripts/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 if [ -z "${COMPOSE_FILE:-}" ]; then
-  COMPOSE_FILE=$(scripts/uv run --quiet --frozen dotenv --file .env get COMPOSE_FILE 2>/dev/null || echo docker-compose.yml)
+  COMPOSE_FILE=$(PYTHONPATH=scripts scripts/uv run --quiet --frozen python -c '
+from common import ROOT, read_dotenv
+print(read_dotenv(ROOT / ".env", warn=False).get("COMPOSE_FILE") or "docker-compose.yml")')
   export COMPOSE_FILE
 fi
 

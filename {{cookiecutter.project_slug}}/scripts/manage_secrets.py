@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import NoReturn
 
 import yaml
-from common import ROOT, find_ambiguous, make_parser, read_dotenv, run, say
+from common import (
+    ROOT, SECRET_NAME, find_ambiguous, make_parser, read_dotenv, run, say,
+)  # fmt: skip
 
 ENV, EXAMPLE, ENCRYPTED = ROOT / ".env", ROOT / ".env.example", ROOT / ".env.enc"
 CONFIG = ROOT / ".sops.yaml"
@@ -54,7 +56,6 @@ STORABLE_LINE = re.compile(
     r"#.*|(export\s+)?(?!sops_)[A-Za-z_]\w*(?<!_unencrypted)\s*=\s*((['\"]).*\3.*|[^'\"\s].*)?",
     re.ASCII,
 )
-SECRET_NAME = re.compile(r"(PASSWORD|PASSPHRASE|TOKEN|SECRET|KEY|CREDENTIAL)S?$", re.IGNORECASE)
 SHORTEST_SECRET = 8
 SECRET_PATTERNS = {
     "an age secret key": re.compile(r"AGE-SECRET-KEY-(?:PQ-)?1[0-9A-Z]{20,}"),
@@ -85,9 +86,9 @@ def locked() -> Iterator[None]:
     except BlockingIOError:
         fail("Another command is changing the secrets. Wait until it has ended")
     # A command that was killed leaves these beside the files that it was replacing.
-    for directory in {path.resolve().parent for path in (ENV, ENCRYPTED, CONFIG, KEY)}:
-        for leftover in directory.glob(".env.tmp*"):
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    for path in (ENV, ENCRYPTED, CONFIG, KEY):
+        beside(path).unlink(missing_ok=True)
+    shutil.rmtree(WORK, ignore_errors=True)
     WORK.mkdir()
     try:
         yield
@@ -105,11 +106,16 @@ def read(path: Path) -> str:
         fail(f"{path.name} is not valid UTF-8. Save it again as UTF-8")
 
 
+def beside(path: Path) -> Path:
+    """Return the file that becomes `path`, or what a symbolic link leads to."""
+    target = path.resolve()
+    return target.with_name(f".env.tmp.{target.name}")
+
+
 def replace(path: Path, text: str) -> None:
     """Replace a file, or the one that a symbolic link leads to, in one step."""
-    target = path.resolve()
+    target, new = path.resolve(), beside(path)
     target.parent.mkdir(mode=0o700, exist_ok=True)
-    new = target.with_name(f".env.tmp.{target.name}")
     new.write_text(text, encoding="utf-8", newline="")
     new.chmod(0o644 if path in {CONFIG, ENCRYPTED} else 0o600)
     new.replace(target)

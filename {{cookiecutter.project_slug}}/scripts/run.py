@@ -9,50 +9,52 @@
 `make run` starts a broker if none listens on this machine. It belongs to no service and ends last.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import os
 import shlex
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NoReturn, TextIO
 
 from common import ROOT, make_parser, read_dotenv
 from common import run as run_tool
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+sys.path.insert(0, str(ROOT))
+
+from tests.brokers import BrokerError, listens, make_broker
 
 DATA = ROOT / ".data"
 LOCAL_HOSTS = {"127.0.0.1", "localhost"}
 DEBUG_PORT = 5678
 DEBUG_ADDRESS = f"127.0.0.1:{DEBUG_PORT}"
-BROKER_TIMEOUT_SECONDS = 20
 SAME_SIGNAL_SECONDS = 2.0
 
 
-class CannotRunError(Exception):
-    """A condition is missing that the message names."""
+def fail(text: str) -> NoReturn:
+    """End the program with exit code 2, because a condition is missing that the text names."""
+    say(text)
+    raise SystemExit(2)
+
+
+def call(*command: str, env: dict[str, str] | None = None, stdout: TextIO | None = None) -> int:
+    """Run a command in the repository, with the terminal of this program. Return its exit code."""
+    return subprocess.run(command, cwd=ROOT, env=env, stdout=stdout, check=False).returncode
 
 
 def find_services(names: list[str], *, only_one: bool) -> list[Path]:
     """Return the programs of the services."""
     if only_one and len(names) > 1:
-        message = "Set SERVICE to only one service."
-        raise CannotRunError(message)
+        fail("Set SERVICE to only one service.")
     known = {path.parent.name: path for path in sorted(ROOT.glob("services/*/main.py"))}
     if not names or not known.keys() >= set(names):
         unknown = [f"Unknown service {name}. " for name in names if name not in known]
         choices = ", ".join(known) or "none exists yet"
-        message = f"{''.join(unknown)}Set SERVICE to one of: {choices}"
-        raise CannotRunError(message)
+        fail(f"{''.join(unknown)}Set SERVICE to one of: {choices}")
     return [known[name] for name in names]
 
 
@@ -70,13 +72,6 @@ def make_environment() -> dict[str, str]:
     }
 
 
-def listens(host: str, port: int) -> bool:
-    """Return whether something accepts connections."""
-    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=2):
-        return True
-    return False
-
-
 @contextlib.contextmanager
 def broker(environment: dict[str, str]) -> Iterator[None]:
     """Start a broker when the services look for one on this machine and none listens."""
@@ -85,36 +80,20 @@ def broker(environment: dict[str, str]) -> Iterator[None]:
         yield
         return
     if environment["MQTT_TLS"].lower() in {"1", "on", "t", "true", "y", "yes"}:
-        message = (
+        fail(
             f"MQTT_TLS is on and no broker listens on port {port}. Start one with TLS, or run: "
             "MQTT_TLS=false MQTT_PORT=1883 make run ..."
         )
-        raise CannotRunError(message)
-    log, config = DATA / "broker.log", DATA / "broker.conf"
-    command = [sys.executable, "-m", "tests.brokers", str(port)]
-    path = f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin"
-    if mosquitto := shutil.which("mosquitto", path=path):
-        config.write_text(
-            f"listener {port} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\n"
-        )
-        command = [mosquitto, "-c", str(config)]
-    # In a session of its own, so that Ctrl-C does not end the broker before the services.
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, cwd=ROOT, stdout=output, stderr=output, start_new_session=True
-        )
+    own = make_broker(DATA, port)
     try:
-        deadline = time.monotonic() + BROKER_TIMEOUT_SECONDS
-        while not listens(host, port):
-            if process.poll() is not None or time.monotonic() > deadline:
-                message = f"{command[0]} did not start: {log.read_text(errors='replace')[-500:]}"
-                raise CannotRunError(message)
-            time.sleep(0.05)
-        say(f"Started {Path(command[0]).name} on port {port}, log in {log.relative_to(ROOT)}")
+        own.start()
+        program = Path(own.command()[0]).name
+        say(f"Started {program} on port {port}, log in {own.log.relative_to(ROOT)}")
         yield
+    except BrokerError as error:
+        fail(str(error))
     finally:
-        process.terminate()
-        process.wait()
+        own.stop()
 
 
 def run(programs: list[Path], *, debug: bool) -> int:
@@ -126,15 +105,18 @@ def run(programs: list[Path], *, debug: bool) -> int:
     def stop(number: int, _frame: object) -> None:
         """Forward a signal to each service. A second one ends a service that does not stop."""
         nonlocal last_signal
+        if not processes:
+            # The broker is still starting, and ends with this program.
+            raise SystemExit(128 + number)
         # One Ctrl-C may arrive twice: from the terminal, and a moment later from uv.
         last_signal, before = time.monotonic(), last_signal
         for process in processes if last_signal - before > SAME_SIGNAL_SECONDS else []:
             process.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
 
     DATA.mkdir(exist_ok=True)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, stop)
     with broker(environment):
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, stop)
         for program in programs:
             name = program.parent.name
             data = DATA / name
@@ -165,7 +147,7 @@ def debug_container(name: str) -> int:
     compose = ["docker", "compose", *files]
     container = f"{ROOT.name}-{name}-debug"
     # Two instances would share the volume and its session.
-    subprocess.run([*compose, "stop", name], cwd=ROOT, check=False)
+    call(*compose, "stop", name)
     remove_container(container)
     options = ["--rm", "--name", container, "--build", "--use-aliases"]
     options += ["--publish", f"{DEBUG_ADDRESS}:{DEBUG_PORT}"]
@@ -174,8 +156,7 @@ def debug_container(name: str) -> int:
     say(f"Attach the debugger to {DEBUG_ADDRESS}, in VS Code with `Attach to container`.")
     # Compose receives Ctrl-C as well. It ends at once, and the container may not get the signal.
     signal.signal(signal.SIGINT, lambda *_: None)
-    command = [*compose, "run", *options, name, "python", "main.py"]
-    code = subprocess.run(command, cwd=ROOT, check=False).returncode
+    code = call(*compose, "run", *options, name, "python", "main.py")
     remove_container(container)
     say(f"Start {name} again: docker compose up --detach {name}")
     return code
@@ -183,7 +164,7 @@ def debug_container(name: str) -> int:
 
 def remove_container(name: str) -> None:
     """Stop a container that was started with `--rm`, if it is still there."""
-    subprocess.run(["docker", "stop", name], capture_output=True, check=False)
+    run_tool("docker", "stop", name)
 
 
 def diagnose(name: str, arguments: list[str]) -> int:
@@ -191,26 +172,23 @@ def diagnose(name: str, arguments: list[str]) -> int:
     data = DATA / name
     data.mkdir(parents=True, exist_ok=True)
     environment = {**make_environment(), "DATA_DIR": str(data)}
-    command = [sys.executable, f"services/{name}/diagnose.py", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+    return call(sys.executable, f"services/{name}/diagnose.py", *arguments, env=environment)
 
 
 def diagnose_container(name: str, arguments: list[str]) -> int:
     """Run the checks of one service in its container, or in one that is removed at the end."""
     compose = ["docker", "compose"]
-    listing = [*compose, "ps", "--quiet", "--status", "running", name]
-    if subprocess.run(listing, cwd=ROOT, check=False, capture_output=True).stdout:
+    if run_tool(*compose, "ps", "--quiet", "--status", "running", name).stdout:
         compose += ["exec", name]
     else:
         say(f"{name} does not run, so a new container is used.")
         # Standard output belongs to the checks.
         for build in (["scripts/build-base.sh"], [*compose, "build", name]):
-            if code := subprocess.run(build, cwd=ROOT, check=False, stdout=sys.stderr).returncode:
+            if code := call(*build, stdout=sys.stderr):
                 return code
         # Dependencies may be the problem, so their health is not awaited.
         compose += ["run", "--rm", "--no-deps", name]
-    command = [*compose, "python", "diagnose.py", *arguments]
-    return subprocess.run(command, cwd=ROOT, check=False).returncode
+    return call(*compose, "python", "diagnose.py", *arguments)
 
 
 def console(arguments: list[str]) -> int:
@@ -226,20 +204,18 @@ def console(arguments: list[str]) -> int:
     # The program receives Ctrl-C as well and ends by itself.
     signal.signal(signal.SIGINT, lambda *_: None)
     if host not in LOCAL_HOSTS or listens(host, port):
-        return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+        return call(*command, env=environment)
     compose = ["docker", "compose"]
     running = run_tool(*compose, "ps", "--services", "--status", "running").stdout.split()
     service = next((name for name in running if (ROOT / "services" / name).is_dir()), None)
     if service is None:
-        message = (
+        fail(
             f"No broker listens on {host}:{port}, and no service runs in a container. "
             "Run: make run SERVICE=name, or make up"
         )
-        raise CannotRunError(message)
     options = [] if sys.stdin.isatty() and sys.stdout.isatty() else ["--no-TTY"]
     options += ["--env", f"NO_COLOR={os.environ.get('NO_COLOR', '')}"]
-    command = [*compose, "exec", *options, service, *command]
-    return subprocess.run(command, cwd=ROOT, check=False).returncode
+    return call(*compose, "exec", *options, service, *command)
 
 
 def say(text: str) -> None:
@@ -263,20 +239,16 @@ def main() -> int:
     messages = actions.add_parser("console", help="run shared/console.py", add_help=False)
     messages.add_argument("arguments", nargs=argparse.REMAINDER)
     options = parser.parse_args()
-    try:
-        if options.action == "console":
-            return console(options.arguments)
-        programs = find_services(options.services, only_one=options.action != "run")
-        if options.action == "diagnose":
-            say(f"Checking what {options.services[0]} needs. A timeout takes 10 s or more.")
-            run_checks = diagnose_container if options.container else diagnose
-            return run_checks(options.services[0], shlex.split(options.arguments))
-        if options.container:
-            return debug_container(options.services[0])
-        return run(programs, debug=options.action == "debug")
-    except CannotRunError as error:
-        say(str(error))
-        return 2
+    if options.action == "console":
+        return console(options.arguments)
+    programs = find_services(options.services, only_one=options.action != "run")
+    if options.action == "diagnose":
+        say(f"Checking what {options.services[0]} needs. A timeout takes 10 s or more.")
+        run_checks = diagnose_container if options.container else diagnose
+        return run_checks(options.services[0], shlex.split(options.arguments))
+    if options.container:
+        return debug_container(options.services[0])
+    return run(programs, debug=options.action == "debug")
 
 
 if __name__ == "__main__":

@@ -63,10 +63,18 @@ class Service:
         self.name = name
         self.directory = ROOT / "services" / name
         self.test = ROOT / "tests" / f"test_{identifier}.py"
+        self.requirements = self.directory / "requirements.txt"
         self.volume = f"{identifier}_data"
-        self.variables = f"{identifier.upper()}_"
+        self.prefix = f"{identifier.upper()}_"
         words = f"{name.removesuffix('-service')}-service".split("-")
         self.class_name = "".join(word.capitalize() for word in words)
+
+    @property
+    def variables(self) -> set[str]:
+        """The names of its own settings. Those of other services may begin with its name as well."""
+        config = self.directory / "config.py"
+        text = config.read_text(encoding="utf-8") if config.exists() else ""
+        return set(re.findall(rf"[\"']({self.prefix}\w+)[\"']", text))
 
     @property
     def is_listed(self) -> bool:
@@ -130,9 +138,18 @@ def check_nothing_needs(service: Service) -> None:
     reference = re.compile(rf"(?<![\w.-])({re.escape(service.name)}|{service.volume})(?![\w-])")
     for file, model in mentions(service):
         for name, definition in (model.get("services") or {}).items():
-            values = json.dumps([definition.get(key) for key in REFERENCES])
+            values = json.dumps([definition.get(key) for key in REFERENCES] + list_paths(definition))
             if name == service.name or reference.search(values):
                 reject(f"{service.name} is still needed by {name} in {file}.")
+
+
+def list_paths(definition: dict[str, Any]) -> list[Any]:
+    """Return the paths in a Compose service whose keys are words of Compose."""
+    build, extends = definition.get("build"), definition.get("extends")
+    return [
+        *(build.values() if isinstance(build, dict) else [build]),
+        extends.get("file") if isinstance(extends, dict) else extends,
+    ]
 
 
 def edit_list(path: Path, *, add: str, remove: str) -> str:
@@ -177,9 +194,13 @@ def plan_lists(*, add: str = "", remove: str = "") -> dict[Path, str]:
     return plan
 
 
-def write_lists(plan: dict[Path, str]) -> None:
-    """Write files that list a service less, or none when Compose rejects the result."""
+def write_lists(plan: dict[Path, str], *, remove_container_of: Service) -> None:
+    """Write files without a service and end its container, or do nothing if Compose rejects them.
+
+    A service that runs would publish its retained messages again.
+    """
     before = {path: path.read_bytes() for path in plan}
+    model = run("docker", "compose", "config").stdout
     # An older problem is not of this change.
     was_valid = not compose_problem()
     for path, text in plan.items():
@@ -188,6 +209,8 @@ def write_lists(plan: dict[Path, str]) -> None:
         for path, content in before.items():
             atomic_write(path, content)
         reject(f"Nothing was changed, because Compose rejects the result: {problem}")
+    removal = ("rm", "--stop", "--force", remove_container_of.name)
+    run("docker", "compose", "--file", "-", *removal, stdin=model)
 
 
 def compose_problem() -> str:
@@ -265,19 +288,23 @@ def remove(options: argparse.Namespace) -> None:
     if not options.yes:
         confirm(service)
     say(f"Removing {service.name} and its container.")
-    remove_container(service)
-    write_lists(lists)
+    write_lists(lists, remove_container_of=service)
+    packages = own_packages(service)
     delete_code(service)
     clear_retained(service)
     say(
         f"Removed {service.name}.",
         f"Its volume keeps the data: docker volume ls --filter name={service.volume}",
+        *(f"Its packages stay. Delete {group} in pyproject.toml, run make lock" for group in packages),
     )
 
 
-def remove_container(service: Service) -> None:
-    """Remove the container, because a service that runs would publish retained messages again."""
-    run("docker", "compose", "rm", "--stop", "--force", service.name)
+def own_packages(service: Service) -> list[str]:
+    """Return the groups in pyproject.toml that add-package.sh has made for the service."""
+    if not service.requirements.exists():
+        return []
+    groups = re.findall(r"(?m)^# group: (\S+)", service.requirements.read_text(encoding="utf-8"))
+    return [group for group in groups if not (TEMPLATE / "templates" / group).exists()]
 
 
 def clear_retained(service: Service) -> None:
@@ -337,17 +364,16 @@ def rename(options: argparse.Namespace) -> None:
     copy.rename(new.directory)
     if old.test.exists():
         write_renamed(old.test, new.test, old, new)
-    remove_container(old)
     try:
-        write_lists(lists)
+        write_lists(lists, remove_container_of=old)
     except ServiceError:
         delete_code(new)
         raise
-    delete_code(old)
     env = ROOT / ".env"
     if env.exists():
-        text = re.sub(rf"(?m)^{old.variables}", new.variables, env.read_text(encoding="utf-8"))
+        text = rename_variables(env.read_text(encoding="utf-8"), old, new)
         atomic_write(env.resolve(), text)
+    delete_code(old)
     say(
         f"Renamed {old.name} to {new.name}. Start it with make up.",
         f"The volume {old.volume} stays, since {new.name} starts with a volume of its own.",
@@ -367,15 +393,26 @@ def write_renamed(source: Path, target: Path, old: Service, new: Service) -> Non
     if source.suffix == ".py":
         # In quotes, in paths and in titles only, because a module or a variable may have the name.
         name = rf"(?<=[\"'/]){old.name}(?=[\"'/])|(?<= of ){old.name}(?![\w-])"
-    text = source.read_bytes().decode()
-    for pattern, word in (
-        (name, new.name),
-        (rf"\b{old.volume}\b", new.volume),
-        (rf"\b{old.variables}", new.variables),
-        (rf"\b{old.class_name}\b", new.class_name),
-    ):
-        text = re.sub(pattern, word, text)
-    atomic_write(target, text, mode=source.stat().st_mode & 0o777)
+    content = source.read_bytes()
+    # A picture or an archive stays as it is.
+    with contextlib.suppress(UnicodeDecodeError):
+        text = rename_variables(content.decode(), old, new)
+        for pattern, word in (
+            (name, new.name),
+            (rf"\b{old.volume}\b", new.volume),
+            (rf"\b{old.class_name}\b", new.class_name),
+        ):
+            text = re.sub(pattern, word, text)
+        content = text.encode()
+    atomic_write(target, content, mode=source.stat().st_mode & 0o777)
+
+
+def rename_variables(text: str, old: Service, new: Service) -> str:
+    """Return the text with the settings of the service under their new names."""
+    for variable in old.variables:
+        renamed = new.prefix + variable.removeprefix(old.prefix)
+        text = re.sub(rf"\b{variable}\b", renamed, text)
+    return text
 
 
 # Helpers

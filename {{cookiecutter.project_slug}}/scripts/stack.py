@@ -15,7 +15,7 @@ import zipfile
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from common import ROOT, make_parser, read_dotenv
+from common import ROOT, SECRET_NAME, make_parser, read_dotenv
 
 _WITHOUT_MEANING = re.compile("build|depends_on|develop|memswap_limit|profiles|pull_policy|restart")
 _KEPT = re.compile(
@@ -23,7 +23,6 @@ _KEPT = re.compile(
     "|image|init|labels|logging|networks|ports|read_only|secrets|stop_.*|sysctls|ulimits|user|volumes"
     "|working_dir|x-.*"
 )
-_SECRET = re.compile(r"(PASSWORD|TOKEN|KEY|SECRET)$")
 # Variables in .env that other programs than the settings of a service read.
 _FOR_OTHERS = re.compile(r"TZ|HEALTH_.*|.*_PROXY", re.IGNORECASE)
 # A task counts as running once it is healthy, so the health check needs none of `monitor`.
@@ -78,7 +77,7 @@ class Stack:
         for name, value in self._env.items():
             hidden = json.dumps(value)[1:-1].replace("$", "$$")
             # A shorter value may be part of any word.
-            if _SECRET.search(name) and value[7:] and hidden in json.dumps(service):
+            if SECRET_NAME.search(name) and value[7:] and hidden in json.dumps(service):
                 self.problems.append(f"{where}: the value of {name} would be in the clear")
 
     def _hide_secrets(self, where: str, service: dict[str, Any]) -> None:
@@ -93,7 +92,7 @@ class Stack:
                     del values[name]
             self._add(service, "secrets", "/app/.env", content.encode())
         exports = ""
-        for name in [name for name, value in values.items() if value and _SECRET.search(name)]:
+        for name in [name for name, value in values.items() if value and SECRET_NAME.search(name)]:
             content = values.pop(name).replace("$$", "$").encode()
             self._add(service, "secrets", f"/run/secrets/{name}", content)
             exports += f'export {name}="$$(cat /run/secrets/{name})"; '

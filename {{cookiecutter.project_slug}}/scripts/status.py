@@ -13,22 +13,18 @@ update to end. `--heartbeats` also listens until each replica has sent one. A si
 healthy.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from common import ROOT, make_parser
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 HEADER = ("SERVICE", "STATE", "HEALTH", "UPTIME", "LAST SUCCESS", "RESTARTS", "ERRORS (1 h)")
 STACK_HEADER = ("SERVICE", "REPLICAS", "NODES", "UPDATE", "LAST SUCCESS", "ERRORS (1 h)")

@@ -1,4 +1,4 @@
-"""Brokers for the tests: a real Mosquitto where there is one, else an embedded one.
+"""Brokers for the tests and `make run`: a Mosquitto where there is one, else an embedded one.
 
 `TEST_BROKER=embedded` forces the embedded broker, and tests that need the real one are skipped.
 `python -m tests.brokers PORT` runs the embedded broker until it is interrupted.
@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,8 +21,12 @@ HOST = "127.0.0.1"
 ROOT = Path(__file__).resolve().parent.parent
 
 
+class BrokerError(Exception):
+    """A broker did not start. The message has the end of its log."""
+
+
 class Broker(Protocol):
-    """Interface of the test brokers. Each listens on a free port of the loopback interface."""
+    """Interface of the test brokers. Each listens on one port of the loopback interface."""
 
     kind: str
     host: str
@@ -45,46 +50,48 @@ def free_port() -> int:
         return port
 
 
-def wait_until_listening(port: int) -> None:
-    """Wait until the port accepts connections.
-
-    Raises:
-        TimeoutError: Nothing listens in time.
-    """
-    deadline = time.monotonic() + START_TIMEOUT_SECONDS
-    while time.monotonic() < deadline:
-        with socket.socket() as probe:
-            if probe.connect_ex((HOST, port)) == 0:
-                return
-        time.sleep(0.02)
-    message = f"no broker on port {port} after {START_TIMEOUT_SECONDS} s"
-    raise TimeoutError(message)
+def listens(host: str, port: int) -> bool:
+    """Return whether something accepts connections."""
+    with suppress(OSError), socket.create_connection((host, port), timeout=2):
+        return True
+    return False
 
 
 class _Process:
-    """A broker in a process of its own."""
+    """A broker in a process of its own, on a free port by default. Its log is `broker.log`."""
 
     host = HOST
 
-    def __init__(self, log: Path) -> None:
-        self.port = free_port()
-        self._log = log
+    def __init__(self, folder: Path, port: int | None = None) -> None:
+        self.port = port or free_port()
+        self.log = folder / "broker.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._guard: subprocess.Popen[bytes] | None = None
 
-    def _command(self) -> list[str]:
+    def command(self) -> list[str]:
         raise NotImplementedError
 
     def start(self) -> None:
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(self._command(), stdout=log, stderr=log, cwd=ROOT)  # noqa: S603
+        """Start the broker, and wait until it listens. Raises BrokerError."""
+        command = self.command()
+        with self.log.open("wb") as log:
+            # In a session of its own, so that Ctrl-C does not end it before its clients.
+            self._process = subprocess.Popen(  # noqa: S603
+                command, stdout=log, stderr=log, cwd=ROOT, start_new_session=True
+            )
         # The end of this process closes the pipe, even if it is killed. The broker must not stay.
         self._guard = subprocess.Popen(  # noqa: S603
             ["/bin/sh", "-c", 'read -r _; kill -9 "$1"', "sh", str(self._process.pid)],
             stdin=subprocess.PIPE,
             start_new_session=True,
         )
-        wait_until_listening(self.port)
+        deadline = time.monotonic() + START_TIMEOUT_SECONDS
+        while not listens(HOST, self.port):
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                log_end = self.log.read_text(errors="replace")[-500:]
+                message = f"{command[0]} did not start: {log_end}"
+                raise BrokerError(message)
+            time.sleep(0.02)
 
     def stop(self) -> None:
         self._end(signal.SIGTERM)
@@ -104,10 +111,10 @@ class Mosquitto(_Process):
 
     kind = "mosquitto"
 
-    def __init__(self, program: str, folder: Path) -> None:
-        super().__init__(folder / "mosquitto.log")
+    def __init__(self, program: str, folder: Path, port: int | None = None) -> None:
+        super().__init__(folder, port)
         self._program = program
-        self._configuration = folder / "mosquitto.conf"
+        self._configuration = folder / "broker.conf"
         self._configuration.write_text(
             f"listener {self.port} {HOST}\n"
             "allow_anonymous true\n"
@@ -118,7 +125,7 @@ class Mosquitto(_Process):
             "user root\n"
         )
 
-    def _command(self) -> list[str]:
+    def command(self) -> list[str]:
         return [self._program, "-c", str(self._configuration)]
 
 
@@ -127,8 +134,14 @@ class EmbeddedBroker(_Process):
 
     kind = "embedded"
 
-    def _command(self) -> list[str]:
+    def command(self) -> list[str]:
         return [sys.executable, "-m", "tests.brokers", str(self.port)]
+
+
+def make_broker(folder: Path, port: int | None = None) -> Mosquitto | EmbeddedBroker:
+    """Return a broker that is not started yet, with its files in a directory."""
+    program = find_mosquitto()
+    return Mosquitto(program, folder, port) if program else EmbeddedBroker(folder, port)
 
 
 async def serve_embedded(port: int) -> None:

@@ -20,7 +20,7 @@ from shared.config import Settings
 from shared.home_assistant import HomeAssistantClient
 {% endif %}
 from shared.log import get_logger
-from tests.brokers import Broker, EmbeddedBroker, Mosquitto, find_mosquitto
+from tests.brokers import Broker, make_broker
 from tests.fakes import {{ "FakeHomeAssistant, " if cookiecutter.include_home_assistant }}FakeMQTT
 from tests.running import StartedService, service_class
 
@@ -41,7 +41,7 @@ class StartService(Protocol):
 def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Keep variables, `.env` and brokers of this machine away from a test."""
     names = {name.upper() for name in Settings.model_fields}
-    for name in [name for name in os.environ if name.upper() in names]:
+    for name in [name for name in os.environ if name.upper().removesuffix("_FILE") in names]:
         monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DATA_DIR", str(tmp_path / "data"))
@@ -62,8 +62,7 @@ def _logging() -> None:
 
 @pytest.fixture(scope="session")
 def _session_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    program, folder = find_mosquitto(), tmp_path_factory.mktemp("broker")
-    broker = Mosquitto(program, folder) if program else EmbeddedBroker(folder / "log")
+    broker = make_broker(tmp_path_factory.mktemp("broker"))
     broker.start()
     yield broker
     broker.stop()
