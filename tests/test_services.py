@@ -623,8 +623,8 @@ def test_a_package_of_one_service_is_there_on_the_host_and_in_its_image(
     repository.run("scripts/rename-service.sh", "soil-moisture", "soil", env=own)
     repository.run("scripts/lock.sh", "--check", env=own)
     said = repository.run("scripts/remove-service.sh", "soil", "--yes", env=own).stdout
-    assert "Delete soil-moisture in pyproject.toml" in said
-    assert "http-api in" not in said
+    assert "Delete its packages: soil-moisture in pyproject.toml" in said
+    assert "http-api" not in said
 
 
 # --- Many ---------------------------------------------------------------------------------------

@@ -71,7 +71,7 @@ class Service:
 
     @property
     def variables(self) -> set[str]:
-        """The names of its own settings. Those of other services may begin with its name as well."""
+        """The names of its own settings. A setting of another service may begin with its name."""
         config = self.directory / "config.py"
         text = config.read_text(encoding="utf-8") if config.exists() else ""
         return set(re.findall(rf"[\"']({self.prefix}\w+)[\"']", text))
@@ -138,7 +138,8 @@ def check_nothing_needs(service: Service) -> None:
     reference = re.compile(rf"(?<![\w.-])({re.escape(service.name)}|{service.volume})(?![\w-])")
     for file, model in mentions(service):
         for name, definition in (model.get("services") or {}).items():
-            values = json.dumps([definition.get(key) for key in REFERENCES] + list_paths(definition))
+            named = [definition.get(key) for key in REFERENCES]
+            values = json.dumps(named + list_paths(definition))
             if name == service.name or reference.search(values):
                 reject(f"{service.name} is still needed by {name} in {file}.")
 
@@ -289,17 +290,17 @@ def remove(options: argparse.Namespace) -> None:
         confirm(service)
     say(f"Removing {service.name} and its container.")
     write_lists(lists, remove_container_of=service)
-    packages = own_packages(service)
+    groups = own_groups(service)
     delete_code(service)
     clear_retained(service)
     say(
         f"Removed {service.name}.",
         f"Its volume keeps the data: docker volume ls --filter name={service.volume}",
-        *(f"Its packages stay. Delete {group} in pyproject.toml, run make lock" for group in packages),
+        *(f"Delete its packages: {group} in pyproject.toml, then make lock." for group in groups),
     )
 
 
-def own_packages(service: Service) -> list[str]:
+def own_groups(service: Service) -> list[str]:
     """Return the groups in pyproject.toml that add-package.sh has made for the service."""
     if not service.requirements.exists():
         return []
