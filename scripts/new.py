@@ -166,7 +166,7 @@ def main() -> int:
     parser = make_parser(__doc__, "0 done, 1 failed, 2 wrong usage, 130 stopped")
     parser.add_argument("--no-input", action="store_true", help="ask nothing")
     parser.add_argument("output_dir", metavar="OUTPUT-DIR", help="where its directory is made")
-    parser.add_argument("answers", metavar="NAME=ANSWER", nargs="*", help="an answer, which is not asked")
+    parser.add_argument("answers", metavar="NAME=ANSWER", nargs="*", help="not asked then")
     options = parser.parse_args()
     if problems := find_problems(options.answers):
         lines = [rules.fill(f"  - {problem}", indent=4) for problem in problems]

@@ -1,4 +1,4 @@
-"""Functions that the scripts share: arguments, commands, and dotenv files as the services read them."""
+"""Functions that the scripts share: arguments, commands, and dotenv files as services read them."""
 
 from __future__ import annotations
 

@@ -22,8 +22,14 @@ from typing import NoReturn
 
 import yaml
 from common import (
-    ROOT, SECRET_NAME, find_ambiguous, make_parser, read_dotenv, run, say,
-)  # fmt: skip
+    ROOT,
+    SECRET_NAME,
+    find_ambiguous,
+    make_parser,
+    read_dotenv,
+    run,
+    say,
+)
 
 ENV, EXAMPLE, ENCRYPTED = ROOT / ".env", ROOT / ".env.example", ROOT / ".env.enc"
 CONFIG = ROOT / ".sops.yaml"
