@@ -15,6 +15,7 @@ help: ## Show this list
 .PHONY: new
 new: export UV_PROJECT_ENVIRONMENT := .tools/new
 new: ## Make a repository: make new [OUT=directory] [ARGS="project_name=Lab"] [NO_INPUT=1]
+	@echo "Starting cookiecutter. The first start takes some seconds."
 	@$(UV) run --quiet --frozen --no-default-groups --python '>=3.10' \
 		python scripts/new.py $(if $(NO_INPUT),--no-input) "$(OUT)" $(ARGS)
 

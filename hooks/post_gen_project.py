@@ -6,9 +6,11 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +28,7 @@ ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in 
 
 
 class SkipError(Exception):
-    """A step is not possible here. The message is the reason."""
+    """A step is not possible here. The arguments are the reason, and other commands to run."""
 
 
 class StepError(Exception):
@@ -34,7 +36,7 @@ class StepError(Exception):
 
 
 class Step(NamedTuple):
-    """A step of the plan. `loss` is what the repository lacks until `by_hand` was run."""
+    """A step of the plan. `loss` is what the repository lacks until `by_hand`, lines, was run."""
 
     title: str
     action: Callable[[], str]
@@ -63,8 +65,8 @@ def plan() -> list[Step]:
         Step(
             "template record",
             record_template,
-            "scripts/uv run --frozen cruft link URL, with the address of the template",
-            "make template-update finds no newer version of the template",
+            "scripts/uv run --frozen cruft link URL",
+            "make template-update does not know the template at URL",
         ),
         Step(
             "secrets",
@@ -91,8 +93,10 @@ def run(step: Step) -> Outcome:
     """Run a step. Nothing that goes wrong in it may end this program."""
     try:
         return Outcome(step, "done", step.action())
-    except SkipError as reason:
-        return Outcome(step, "skipped", str(reason))
+    except SkipError as error:
+        reason, *commands = error.args
+        by_hand = "\n".join(commands) or step.by_hand
+        return Outcome(step._replace(by_hand=by_hand), "skipped", reason)
     except Exception as error:
         return Outcome(step, "failed", str(error) or type(error).__name__)
 
@@ -182,11 +186,12 @@ def start_repository() -> str:
         for name in ("GIT_AUTHOR_IDENT", "GIT_COMMITTER_IDENT"):
             git("var", name)
     except StepError:
-        reason = (
-            "initialised and staged, not committed: git has no identity (git config --global"
-            ' user.name "Your Name"; git config --global user.email you@example.com)'
-        )
-        raise SkipError(reason) from None
+        raise SkipError(
+            "initialised and staged, not committed: git has no user.name and no user.email",
+            'git config --global user.name "Your Name"',
+            "git config --global user.email you@example.com",
+            'git commit -m "Start"',
+        ) from None
     # Hooks and signing would ask for tools and passwords that a first commit need not have.
     without_hooks = ("-c", f"core.hooksPath={os.devnull}")
     message = "Start the repository from its template"
@@ -259,16 +264,28 @@ def report(outcomes: list[Outcome]) -> None:
     """Print one table for all steps, what is missing, and the way on."""
     width = max(len(outcome.step.title) for outcome in outcomes)
     rows = [
-        f"  {step.title:<{width}}  {status:<7}  {detail}".rstrip()
+        fill(f"  {step.title:<{width}}  {status:<7}  {detail}".rstrip(), indent=width + 13)
         for step, status, detail in outcomes
     ]
     show(f"\n{ANSWERS['project_slug']} is in {Path.cwd()}\n", *rows)
     if missing := [outcome.step for outcome in outcomes if outcome.status != "done"]:
         show("\nStill to do:\n")
         for step in missing:
-            show(f"  {step.title}: until then {step.loss}. Run: {step.by_hand}")
+            show(fill(f"  {step.title}: until then {step.loss}. Run:", indent=4))
+            show(textwrap.indent(step.by_hand, " " * 6))
     run_service = f"make run SERVICE={ANSWERS['first_service']}"
     show(f"\nNext:\n\n  cd {way_here()}\n  make test\n  {run_service}\n")
+
+
+def fill(text: str, indent: int) -> str:
+    """Return a text in the width of the terminal, indented after its first line."""
+    return textwrap.fill(
+        text,
+        shutil.get_terminal_size().columns,
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def way_here() -> str:

@@ -10,7 +10,9 @@ import json
 import os
 import re
 import shlex
+import shutil
 import sys
+import textwrap
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -107,12 +109,24 @@ def find_problems(answers: dict[str, Any]) -> list[tuple[str, str, str]]:
     ]
 
 
+def fill(text: str, indent: int = 0) -> str:
+    """Return a text in the width of the terminal, indented after its first line."""
+    return textwrap.fill(
+        text,
+        shutil.get_terminal_size().columns,
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
 def report(answers: dict[str, Any], problems: list[tuple[str, str, str]]) -> dict[str, str]:
     """Print the problems and return the examples, which replace the bad answers."""
     print("These answers are not valid:", file=sys.stderr)
     for name, rule, example in problems:
         got = str(answers[name])
-        print(f"  - {name}: {rule} (got {got!r}; for example {example!r})", file=sys.stderr)
+        line = f"  - {name}: {rule} (got {got!r}; for example {example!r})"
+        print(fill(line, indent=4), file=sys.stderr)
     print("\nNothing was written. With the examples filled in, the command is:\n", file=sys.stderr)
     return {name: example for name, _, example in problems}
 
@@ -142,10 +156,11 @@ def template_problem(template: Path) -> str | None:
     """Return what is wrong with this copy of the template, or None."""
     for carried in template.glob("*cookiecutter.project_slug*/templates/service"):
         if not carried.is_dir():
-            return (
+            problem = (
                 f"{template} was copied without symbolic links: {carried.name} in templates/ is"
-                " a file. Clone it again, with: git clone -c core.symlinks=true URL"
+                " a file. Clone it again:"
             )
+            return f"{fill(problem)}\n\n  git clone -c core.symlinks=true URL\n"
     return None
 
 
@@ -157,10 +172,11 @@ def cookiecutter_problem() -> str | None:
     )
     if found >= oldest:
         return None
-    return (
+    problem = (
         f"cookiecutter {version} is too old: this template needs {OLDEST_COOKIECUTTER} or newer."
-        " Run a newer one, for example with: uvx cookiecutter URL"
+        " Run a newer one, for example:"
     )
+    return f"{fill(problem)}\n\n  uvx cookiecutter URL\n"
 
 
 def main() -> int:

@@ -17,10 +17,11 @@ import ast
 import io
 import re
 import subprocess
-import sys
 import tokenize
 from collections.abc import Iterator
 from pathlib import Path
+
+from cli import make_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 MAX_WORDS = 25
@@ -148,7 +149,9 @@ def check(path: Path) -> Iterator[str]:
 
 def main() -> int:
     """Check the files, and return 1 when one has a fault."""
-    names = sys.argv[1:] or subprocess.run(
+    parser = make_parser(__doc__, "0 no fault, 1 a fault, 2 wrong usage")
+    parser.add_argument("paths", metavar="PATH", nargs="*", help="default: all tracked files")
+    names = parser.parse_args().paths or subprocess.run(
         ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.rstrip("\0").split("\0")
     paths = [

@@ -1,4 +1,4 @@
-"""Write docs/fleet-light.png and docs/fleet-dark.png: the page with a service that fails.
+"""Write docs/fleet-light.png and docs/fleet-dark.png, with a service that fails.
 
     uv run --frozen python scripts/fleet_screenshots.py
 
@@ -11,6 +11,8 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
+
+from cli import make_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -49,6 +51,7 @@ def take(stack: FleetStack) -> None:
 
 def main() -> None:
     """Run the services of a new repository."""
+    make_parser(__doc__).parse_args()
     with new_repository() as project, running_stack(project) as stack:
         take(stack)
 

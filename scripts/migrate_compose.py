@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from cli import make_parser
 from cookiecutter.main import cookiecutter
 
 TEMPLATE = Path(__file__).resolve().parent.parent
@@ -696,6 +697,9 @@ def render_version(record: str, folder: Path) -> Path:
 
 def main() -> int:
     """Move all services. Return 1 and change nothing when something must be moved by hand."""
+    parser = make_parser(__doc__, "0 done, 1 something must be moved by hand, 2 wrong usage")
+    parser.add_argument("revision", metavar="REVISION", help="the last commit before the update")
+    parser.parse_args()
     with tempfile.TemporaryDirectory() as old, tempfile.TemporaryDirectory() as new:
         migration = Migration(
             render_version(committed(".cruft.json"), Path(old)),

@@ -1,4 +1,4 @@
-"""Plant faults in the shared library of a generated repository and count those that tests find.
+"""Plant faults in the shared library and count those that tests find.
 
     make mutate [ARGS="shared/retry.py shared/state.py"]
 
@@ -8,7 +8,6 @@ the floor. Survivors are listed: each is a change of behaviour that no test noti
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -17,6 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from cli import make_parser
 from cookiecutter.main import cookiecutter
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -86,9 +86,9 @@ def score(project: Path) -> float:
 
 def main() -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = make_parser(__doc__, "0 done, 1 below the floor, 2 wrong usage")
     parser.add_argument("modules", nargs="*", help="such as shared/retry.py (default: quick ones)")
-    parser.add_argument("--floor", type=float, default=FLOOR)
+    parser.add_argument("--floor", type=float, default=FLOOR, help="percentage of faults to find")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         project = render(Path(directory))

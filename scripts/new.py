@@ -1,13 +1,12 @@
-"""Make a repository from this template, for `make new`.
+"""Make a repository from this template.
 
-    scripts/new.py [--no-input] OUTPUT-DIR [NAME=ANSWER ...]
+    make new [OUT=directory] [ARGS="NAME=ANSWER ..."] [NO_INPUT=1]
 
 Missing answers are the defaults with --no-input, and where there is no terminal.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import re
@@ -17,6 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from cli import make_parser
 from click import Abort
 from cookiecutter.config import get_user_config
 from cookiecutter.exceptions import CookiecutterException, FailedHookException
@@ -102,7 +102,7 @@ def collect(questions: dict[str, Any], given: set[str], output: Path, ask: bool)
                 default = free_name(default, output)
             answers[name] = read_user_variable(name, default, prompts, prefix)
             while problem := answer_problem(name, answers[name], output):
-                print(f"        {problem}")
+                print(rules.fill(f"        {problem}", indent=8))
                 answers[name] = read_user_variable(name, default, prompts, prefix)
     return answers
 
@@ -163,13 +163,14 @@ def make(output: Path, words: list[str], ask: bool) -> int:
 
 def main() -> int:
     """Run the command line. Return 2 for arguments that are not valid, 1 for a failure."""
-    parser = argparse.ArgumentParser(description="Make a repository from this template.")
+    parser = make_parser(__doc__, "0 done, 1 failed, 2 wrong usage, 130 stopped")
     parser.add_argument("--no-input", action="store_true", help="ask nothing")
     parser.add_argument("output_dir", metavar="OUTPUT-DIR", help="where its directory is made")
-    parser.add_argument("answers", metavar="NAME=ANSWER", nargs="*")
+    parser.add_argument("answers", metavar="NAME=ANSWER", nargs="*", help="not asked then")
     options = parser.parse_args()
     if problems := find_problems(options.answers):
-        print("These answers are not valid:", *problems, sep="\n  - ", file=sys.stderr)
+        lines = [rules.fill(f"  - {problem}", indent=4) for problem in problems]
+        print("These answers are not valid:", *lines, sep="\n", file=sys.stderr)
         return 2
     ask = not options.no_input and sys.stdin.isatty()
     try:

@@ -6,7 +6,6 @@ Pauses are shortened. It needs Mosquitto and the port 1883.
 
 from __future__ import annotations
 
-import argparse
 import io
 import os
 import pty
@@ -17,6 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from cli import make_parser
 from rich.console import Console
 from rich.text import Text
 
@@ -107,5 +107,5 @@ def draw(lines: list[tuple[float, str]]) -> str:
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(description=__doc__.partition("\n")[0]).parse_args()
+    make_parser(__doc__).parse_args()
     RECORDING.write_text(draw(record()), encoding="utf-8")

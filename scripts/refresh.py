@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import argparse
 import functools
 import re
 import shutil
@@ -19,6 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from cli import make_parser
 from cookiecutter.main import cookiecutter
 from refresh_documents import refresh_documents
 
@@ -160,7 +160,7 @@ def prove() -> None:
 
 def main() -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(description="Refresh everything that is pinned.")
+    parser = make_parser(__doc__)
     parser.add_argument("--no-upgrade", action="store_true", help="keep the locked versions")
     parser.add_argument("--no-prove", action="store_true", help="do not run the result")
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Write templates/documents/: what `make docs` writes in a repository with a first service.
+"""Write templates/documents/, the documents of a repository with a first service.
 
     make documents
 
@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from cli import make_parser
 from cookiecutter.main import cookiecutter
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -112,4 +113,5 @@ def refresh_documents() -> None:
 
 
 if __name__ == "__main__":
+    make_parser(__doc__).parse_args()
     refresh_documents()

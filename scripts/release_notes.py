@@ -1,11 +1,15 @@
-"""Print the changelog's section of a version: `scripts/release_notes.py v0.1.0`."""
+"""Print the changelog's section of a version.
+
+    scripts/release_notes.py v0.1.0
+"""
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from pathlib import Path
+
+from cli import make_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -25,7 +29,7 @@ def notes(changelog: str, version: str) -> str:
 
 def main() -> int:
     """Run the command line. Reject a version that the project or the template does not name."""
-    parser = argparse.ArgumentParser(description="Print the changelog's section of a version.")
+    parser = make_parser(__doc__)
     parser.add_argument("version", help="with or without a v before it")
     version = parser.parse_args().version.removeprefix("v")
     for name, line in (

@@ -1,12 +1,19 @@
 #!/usr/bin/env bash
-# Applies the changes of the template to a generated repository. Its scripts/template-update.sh
-# clones the newest template and runs this program there, in the repository's root.
+# usage: scripts/update.sh WORK OURS NEWEST
 #
-# Usage: update.sh WORK OURS NEWEST
-#   WORK    a temporary directory with the clone, `template`. It is removed at the end
+# Apply the changes of the template to a generated repository, in its root.
+#
+# arguments:
+#   WORK    a temporary directory with a clone, `template`, removed at the end
 #   OURS    the commit of the template that the repository has
 #   NEWEST  the newest one
+#
+# Its scripts/template-update.sh clones the newest template and runs this program.
+#
+# exit codes: 0 up to date, 1 files to merge, or a check has failed, 2 wrong usage
+#             or not known, 130 interrupted
 set -euo pipefail
+case ${1:-} in -h | --help) sed -n '2,/^set /{s/^# \{0,1\}//p;}' "$0"; exit ;; esac
 work=$1 ours=$2 newest=$3
 trap 'rm -rf "$work"' EXIT
 
@@ -132,7 +139,13 @@ show_notes() {
   echo "Changes of the template from $(version "$ours") (${ours:0:8}) to $(version "$newest") (${newest:0:8}):"
   echo
   git -C "$work/template" show "$newest:CHANGELOG.md" |
-    awk -v old="## [$(version "$ours")]" '/^## / { shown = 1 } index($0, old) == 1 { over = 1 } shown && !over'
+    awk -v old="## [$(version "$ours")]" '
+      index($0, old) == 1 { over = 1 }
+      /^## / { heading = $0; shown = 1 }
+      # A section without notes, such as Unreleased, has no heading either.
+      over || !shown || /^## / || heading && !NF { next }
+      heading { print heading "\n"; heading = "" }
+      { print }'
 }
 
 # Lists what was not merged, or locks, lints and tests.

@@ -187,6 +187,7 @@ def check_places(tests: dict[str, str]) -> None:
 def test_make_new_makes_a_repository(tmp_path: Path) -> None:
     answers = "ARGS=project_name=Greenhouse include_influxdb=false"
     done = run("make", "new", "NO_INPUT=1", f"OUT={tmp_path}", answers, cwd=ROOT)
+    assert done.stdout.startswith("Starting cookiecutter.")
     assert "make run SERVICE=example-service" in done.stdout
     assert (tmp_path / "greenhouse/services/example-service/main.py").is_file()
 

@@ -44,6 +44,11 @@ def refusal(**answers: Any) -> tuple[int, str]:
     return code, said.getvalue()
 
 
+def unwrapped(text: str) -> str:
+    """The text with each list item and each row on one line."""
+    return re.sub(r"\n {4,}(?=\S)", " ", text)
+
+
 # --- before rendering: answers that cannot work -------------------------------------------------
 
 GOOD = [
@@ -129,7 +134,8 @@ BAD = {
 def test_bad_answer_is_refused_by_name_rule_and_example(answer: str, value: str) -> None:
     code, said = refusal(**{answer: value})
     assert code == 1
-    lines = re.findall(r"^  - (\w+): (.+) \(got (.*); for example (.+)\)$", said, re.MULTILINE)
+    problem = r"^  - (\w+): (.+) \(got (.*); for example (.+)\)$"
+    lines = re.findall(problem, unwrapped(said), re.MULTILINE)
     found = {name: (rule, example) for name, rule, _, example in lines}
     assert answer in found, said
     # Only answers that derive from it may be wrong too.
@@ -148,13 +154,24 @@ def test_all_problems_are_told_at_once() -> None:
     assert re.findall(r"^  - (\w+):", said, re.MULTILINE) == list(bad_in_order(bad))
 
 
+def test_rejected_answers_fit_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    answers = {"topic_prefix": "home/#", "first_service": "patterns", "description": "long " * 99}
+    said = refusal(**answers)[1]
+    prose, _, command = said.partition("the command is:\n\n")
+    assert "  - first_service: is used by the repository, for a file in tests/ (got" in prose
+    assert [line for line in prose.splitlines() if len(line) > 80] == []
+    assert command.startswith("  cookiecutter ")
+    assert command.count("\n") == 2
+
+
 def bad_in_order(bad: dict[str, str]) -> Iterator[str]:
     prompts = json.loads((ROOT / "cookiecutter.json").read_text(encoding="utf-8"))
     return (name for name in prompts if name in bad)
 
 
 def test_the_refused_value_is_shown_without_its_control_characters() -> None:
-    said = refusal(description="red \x1b[31m\nnew line")[1]
+    said = unwrapped(refusal(description="red \x1b[31m\nnew line")[1])
     assert "\x1b" not in said
     assert r"red \x1b[31m\nnew line" in said
 
@@ -279,7 +296,8 @@ def test_both_hooks_reserve_the_same_names() -> None:
 
 
 def new(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return run(sys.executable, "scripts/new.py", *arguments, cwd=ROOT, check=False)
+    command = (sys.executable, "scripts/new.py", *arguments)
+    return run(*command, cwd=ROOT, env={"COLUMNS": "80"}, check=False)
 
 
 def test_answers_that_cookiecutter_would_pass_over_are_refused(tmp_path: Path) -> None:
@@ -288,7 +306,8 @@ def test_answers_that_cookiecutter_would_pass_over_are_refused(tmp_path: Path) -
         *("project=x", "words", "license=mit"),
     )
     assert done.returncode == 2
-    assert [line.split(":")[0] for line in done.stderr.splitlines()[1:]] == [
+    assert [line for line in done.stderr.splitlines() if len(line) > 80] == []
+    assert re.findall("^  - .*?(?=:)", done.stderr, re.MULTILINE) == [
         *("  - python_version", "  - include_influxdb", "  - project", "  - words", "  - license"),
     ]
     assert list(tmp_path.iterdir()) == []
@@ -342,17 +361,20 @@ def test_every_step_is_in_the_table_whatever_became_of_it(
     empty_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert empty_folder.exists()
+    monkeypatch.setenv("COLUMNS", "80")
     for status in ("done", "skipped", "failed"):
         hook = post_gen()
         titles = recorded(hook, monkeypatch, status)
         assert hook.main() == 0
         printed = capsys.readouterr().out
         assert titles == [step.title for step in hook.plan()]
+        assert [line for line in printed.splitlines() if len(line) > 80 and "/" not in line] == []
         for step in hook.plan():
             assert re.search(rf"^  {step.title} +{status}", printed, re.MULTILINE)
             # Only a step that was not done explains its loss.
             told = f"{step.title}: until then {step.loss}. Run: {step.by_hand}"
-            assert (told in printed) == (status != "done")
+            assert (told in unwrapped(printed)) == (status != "done")
+            assert (f"\n      {step.by_hand}\n" in printed) == (status != "done")
 
 
 def test_under_cruft_only_the_first_service_is_made(
@@ -396,9 +418,8 @@ def test_a_first_service_that_exists_is_left_alone(empty_folder: Path) -> None:
 
 def table(done: subprocess.CompletedProcess[str]) -> dict[str, tuple[str, str]]:
     """The closing table: step -> (status, detail)."""
-    rows = re.findall(
-        r"^  (\S(?:.*?\S)?)  +(done|skipped|failed) *(.*)$", done.stdout, re.MULTILINE
-    )
+    row = r"^  (\S(?:.*?\S)?)  +(done|skipped|failed) *(.*)$"
+    rows = re.findall(row, unwrapped(done.stdout), re.MULTILINE)
     return {title: (status, detail) for title, status, detail in rows}
 
 
@@ -497,12 +518,16 @@ def test_without_any_tool_the_repository_is_whole(
 def test_without_a_git_identity_nothing_is_committed(
     cookiecutter: Cookiecutter, tmp_path: Path
 ) -> None:
-    done = cookiecutter(output=tmp_path, env={"GIT_CONFIG_GLOBAL": os.devnull, "EMAIL": None})
+    env = {"GIT_CONFIG_GLOBAL": os.devnull, "EMAIL": None, "COLUMNS": "80"}
+    done = cookiecutter(output=tmp_path, env=env)
     assert done.returncode == 0, done.stderr
     project = BakedProject(tmp_path / DEFAULT)
     status, detail = table(done)["git repository"]
     assert status == "skipped"
     assert "user.email" in detail
+    assert '\n      git config --global user.name "Your Name"\n' in done.stdout
+    table_and_losses = done.stdout.partition("\n\n")[2].splitlines()
+    assert [line for line in table_and_losses if len(line) > 80 and "cd " not in line] == []
     log = project.run("git", "log", check=False)
     assert log.returncode != 0
     assert "README.md" in project.run("git", "diff", "--cached", "--name-only").stdout

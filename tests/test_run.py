@@ -181,6 +181,17 @@ def test_without_a_broker_here_or_in_containers_watch_says_how_to_start_one(
     ]
 
 
+def test_send_to_an_unknown_service_names_those_of_the_repository(project: BakedProject) -> None:
+    env = {"MQTT_PORT": str(free_port())}
+    command = ("make", "--silent", "send", "SERVICE=nobody", "COMMAND=refresh")
+    done = project.run(*command, env=env, check=False)
+    first, second, *_ = done.stderr.splitlines()
+    assert re.fullmatch(rf"nobody is not a service of this repository: .*\b{SERVICE}\b.*", first)
+    assert second.startswith("No broker listens on ")
+    known = ("make", "--silent", "send", f"SERVICE={SERVICE}", "COMMAND=refresh")
+    assert "is not a service" not in project.run(*known, env=env, check=False).stderr
+
+
 def test_diagnose_on_the_host_runs_the_checks_of_one_service(project: BakedProject) -> None:
     options = ("SERVICE=listener", "HOST=1", "ARGS=--json --step data --step mqtt")
     env = {"MQTT_PORT": str(free_port())}
@@ -192,6 +203,7 @@ def test_diagnose_on_the_host_runs_the_checks_of_one_service(project: BakedProje
         "mqtt": "FAIL",
     }
     assert results["data"]["detail"] == f"{project.file('.data/listener')} is writable"
+    assert done.stderr.startswith("Checking what listener needs.")
     assert done.returncode != 0
 
 

@@ -526,9 +526,17 @@ def test_a_renamed_service_works_and_says_what_stays_behind(
     with repository.file(".env").open("a") as env:
         env.write(f"{own}='1'\nAPI_OF_OTHERS='1'\n")
     repository.file("services/api/logo.png").write_bytes(PICTURE)
+    repository.file("notes.md").write_text("Restart api first.\nThe http-api and api-x stay.\n")
     repository.run("git", "add", "--all")
     said = repository.run("scripts/rename-service.sh", "api", "front-door").stdout
     assert "api_data" in said
+    assert said.startswith("Renaming api to front-door.\n")
+    # Of the places with the name, those that a user has written.
+    mentioned = re.findall(r"^  (\S+?):\d+:(.*)", said, re.MULTILINE)
+    assert ("notes.md", "Restart api first.") in mentioned
+    assert [line for _, line in mentioned if not re.search(r"(?<![\w-])api(?![\w-])", line)] == []
+    generated = ("docs/topics.md", "docs/asyncapi.json", ".env.example", "shared/", "scripts/")
+    assert [file for file, _ in mentioned if file.startswith((*generated, "uv.lock"))] == []
     # Nothing of this repository runs in containers.
     assert "The broker may keep retained messages of api" in said
     renamed = own.replace("API_", "FRONT_DOOR_")

@@ -398,14 +398,15 @@ def test_an_update_shows_the_versions_and_the_notes_between_them(
     ours = json.loads((origin.path / "cookiecutter.json").read_text())["__template_version"]
     replace_in(origin.path / "cookiecutter.json", f'"{ours}"', '"99.0.0"')
     notes = f"## [99.0.0]\n\n### Migration\n\nDo this.\n\n## [{ours}]\n\nLong ago.\n"
-    (origin.path / "CHANGELOG.md").write_text(f"# Changelog\n\n{notes}")
+    (origin.path / "CHANGELOG.md").write_text(f"# Changelog\n\n## [Unreleased]\n\n{notes}")
     origin.commit("Release")
     origin.git("tag", "v99.0.0")
     check = project.run("scripts/template-update.sh", "--check", check=False)
     assert f"(yours: {ours}, newest release: 99.0.0)" in check.stderr
     shown = project.run("scripts/template-update.sh", env=no_make).stdout
     assert re.search(rf"from {re.escape(ours)} \(\w+\) to 99\.0\.0 \(\w+\):", shown)
-    assert "### Migration\n\nDo this.\n" in shown
+    assert ":\n\n## [99.0.0]\n\n### Migration\n\nDo this.\n" in shown
+    assert "Unreleased" not in shown
     assert "Long ago" not in shown
 
 

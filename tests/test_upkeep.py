@@ -62,6 +62,11 @@ def findings(project: BakedProject, check: str, **env: str | None) -> dict[str, 
 @needs("git", "age-keygen", "sops", "mosquitto")
 def test_a_new_repository_is_well(bake_copy: Bake) -> None:
     project = bake_copy()
+    found = doctor(project)
+    assert found[".env.enc"]["status"] == "SKIP"
+    project.run("scripts/new-service.sh", "lamp")
+    assert "names" not in findings(project, "secrets")
+    project.run("scripts/remove-service.sh", "lamp", "--yes")
     project.run("scripts/secrets-encrypt.sh")
     found = doctor(project)
     for name in ("python", "uv", "git", "mosquitto", "age", "sops", "git hooks", "age key",
@@ -71,7 +76,8 @@ def test_a_new_repository_is_well(bake_copy: Bake) -> None:
     shown = project.run("make", "doctor", check=False).stdout
     assert "PASS  git hooks" in shown
     assert "\033" not in shown
-    assert re.search(r"^\d+ passed, \d+ warnings, 0 failed$", shown, re.MULTILINE)
+    summary = r"^\d+ passed, 0 not set up, \d+ warnings, 0 failed$"
+    assert re.search(summary, shown, re.MULTILINE)
 
 
 @pytest.mark.parametrize(("no_color", "escapes"), [("", True), ("1", False)])
@@ -143,8 +149,11 @@ def test_doctor_asks_whether_the_template_is_ahead(bake_copy: Bake, tmp_path: Pa
     finding = findings(project, "scripts")["template"]
     assert finding["status"] == "WARN"
     assert "cannot be reached" in finding["detail"]
+    assert finding["fix"] == f"git ls-remote {origin}"
     project.file(".cruft.json").unlink()
-    assert "cruft link" in findings(project, "scripts")["template"]["detail"]
+    finding = findings(project, "scripts")["template"]
+    assert "template-update" not in str(finding)
+    assert finding["fix"] == "scripts/uv run --frozen cruft link URL"
 
 
 @pytest.mark.real

@@ -8,9 +8,10 @@ from tests.brokers import free_port
 from tests.library.conftest import Run
 
 
-def test_home_assistant_without_a_token_is_a_warning(run: Run) -> None:
+def test_home_assistant_without_a_token_is_not_set_up(run: Run) -> None:
     code, results = run("--step", "home-assistant")
-    assert (code, results["home-assistant"]["status"]) == (0, "WARN")
+    assert (code, results["home-assistant"]["status"]) == (0, "SKIP")
+    assert results["home-assistant"]["detail"].startswith("not set up: ")
 
 
 def test_home_assistant_that_cannot_be_reached(run: Run) -> None:

@@ -8,9 +8,18 @@ from tests.brokers import free_port
 from tests.library.conftest import Run
 
 
-def test_influxdb_without_a_token_is_a_warning(run: Run) -> None:
+def test_influxdb_without_a_token_is_not_set_up(run: Run) -> None:
     code, results = run("--step", "influxdb")
-    assert (code, results["influxdb"]["status"]) == (0, "WARN")
+    assert (code, results["influxdb"]["status"]) == (0, "SKIP")
+    assert results["influxdb"]["detail"].startswith("not set up: ")
+
+
+def test_a_machine_that_does_not_reach_the_container_leaves_it_out(run: Run) -> None:
+    """A port that nothing listens on, since a name server could know the name."""
+    url = f"http://influxdb:{free_port()}"
+    code, results = run("--step", "influxdb", INFLUX_URL=url, INFLUX_TOKEN="t0ken")
+    assert (code, results["influxdb"]["status"]) == (0, "SKIP")
+    assert "without HOST=1" in results["influxdb"]["fix"]
 
 
 def test_influxdb_that_cannot_be_reached(run: Run) -> None:

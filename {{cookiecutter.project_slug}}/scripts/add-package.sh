@@ -1,8 +1,13 @@
 #!/usr/bin/env bash
+# usage: scripts/add-package.sh SERVICE PACKAGE...
+#
 # Add a Python package to one service: on the host, in the tests and in its image.
 #
-# Usage: scripts/add-package.sh SERVICE PACKAGE...
+# arguments:
+#   SERVICE  name of the service
 #   PACKAGE  as uv takes it, for example "numpy>=2" or "pymodbus[serial]"
+#
+# exit codes: 0 done, 1 failed, 2 wrong usage
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"

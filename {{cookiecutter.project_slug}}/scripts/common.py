@@ -1,7 +1,8 @@
-"""Functions that the scripts share: commands, and dotenv files as the services read them."""
+"""Functions that the scripts share: arguments, commands, and dotenv files as services read them."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import subprocess
@@ -21,6 +22,17 @@ _SAME_VALUE = re.compile(
         (?: \s* [ ] \#.* )? \s*""",
     re.VERBOSE,
 )
+
+
+def make_parser(
+    description: str | None, exit_codes: str, prog: str = ""
+) -> argparse.ArgumentParser:
+    """Return a parser whose help has the form that all scripts have, with one sentence."""
+    return argparse.ArgumentParser(
+        prog=prog or f"scripts/{Path(sys.argv[0]).name}",
+        description=(description or "").partition("\n")[0],
+        epilog=f"exit codes: {exit_codes}",
+    )
 
 
 def run(*command: str | Path, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:

@@ -1,22 +1,32 @@
 #!/usr/bin/env bash
-# Build everything, start it, wait until it is healthy, and show what is not. Services restart even
-# when their image is unchanged, because shared/ is mounted. The broker restarts when its
-# configuration has changed. Images have the commit as their tag.
+# usage: scripts/deploy.sh [--swarm] [--pull] [--registry NAME] [--context NAME]
+#                          [--timeout SECONDS]
 #
-# Usage: scripts/deploy.sh [--swarm] [--pull] [--registry NAME] [--context NAME] [--timeout SECONDS]
-#   --swarm     update the services of a swarm one task after the other (docs/swarm.md)
-#   --pull      build nothing, and take the images of this commit from the registry
-#   --registry  push the images to this registry, such as ghcr.io/owner/repository, and use it
-#               instead of IMAGE_REGISTRY
-#   --context   a Docker context of another host (docker context create NAME --docker host=ssh://...)
-#   --timeout   seconds until the services are healthy, after the broker is: 300 by default,
-#               900 in a swarm
+# Build everything, start it, wait until it is healthy, and show what is not.
 #
-# The containers mount shared/ and infrastructure/, so another host needs them at the same path.
-# They are copied there over the context, before anything starts.
+# options:
+#   --swarm            update the services of a swarm one task after the other
+#                      (docs/swarm.md)
+#   --pull             build nothing, and take the images of this commit from the
+#                      registry
+#   --registry NAME    push the images to this registry, such as
+#                      ghcr.io/owner/repository, instead of IMAGE_REGISTRY
+#   --context NAME     a Docker context of another host
+#                      (docker context create NAME --docker host=ssh://...)
+#   --timeout SECONDS  until the services are healthy, after the broker is:
+#                      300 by default, 900 in a swarm
 #
-# Compose reads docker-compose.yml alone, or the files in COMPOSE_FILE, here or in .env. The
-# override of development is left out.
+# Services restart even when their image is unchanged, because shared/ is mounted.
+# The broker restarts when its configuration has changed. Images have the commit
+# as their tag.
+#
+# The containers mount shared/ and infrastructure/, so another host needs them at
+# the same path. They are copied there over the context, before anything starts.
+#
+# Compose reads docker-compose.yml alone, or the files in COMPOSE_FILE, here or in
+# .env. The override of development is left out.
+#
+# exit codes: 0 everything is healthy, 1 failed or not healthy, 2 wrong usage
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"

@@ -4,7 +4,6 @@
 Standard library only. Exit code 1 when something has failed. A warning is not a failure.
 """
 
-import argparse
 import collections
 import json
 import os
@@ -16,7 +15,7 @@ import textwrap
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from common import MISSING, ROOT, run
+from common import MISSING, ROOT, make_parser, run
 
 PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
 # Tool, command that prints its version, the oldest that will do, its purpose.
@@ -32,7 +31,7 @@ TOOLS = [
     ("age", ["age", "--version"], "0", "secrets"),
     ("sops", ["sops", "--disable-version-check", "--version"], "3.11", "secrets"),
 ]
-COLORS = {"PASS": 32, "WARN": 33, "FAIL": 31}
+COLORS = {"PASS": 32, "SKIP": 90, "WARN": 33, "FAIL": 31}
 # Check, status of exit code 1, fix, and the script that does it.
 SCRIPTS = [
     ("git hooks", "FAIL", "make setup", ["scripts/install-hooks.sh", "--check"]),
@@ -42,7 +41,7 @@ SCRIPTS = [
 
 
 class Finding(NamedTuple):
-    """The result of one check: PASS, WARN or FAIL, and what to do."""
+    """The result of one check: PASS, SKIP (not set up), WARN or FAIL, and what to do."""
 
     check: str
     status: str
@@ -104,7 +103,11 @@ def check_scripts() -> Iterator[Finding]:
     for name, status_of_1, fix, command in SCRIPTS:
         result = look(*command)
         status = {0: "PASS", 1: status_of_1}.get(result.returncode, "WARN")
-        yield Finding(name, status, said(result) or "up to date", "" if status == "PASS" else fix)
+        detail, _, own_fix = said(result).partition(" Run: ")
+        if status == "PASS":
+            yield Finding(name, status, detail or "up to date")
+        else:
+            yield Finding(name, status, detail, own_fix or fix)
 
 
 def check_permissions() -> Iterator[Finding]:
@@ -189,7 +192,7 @@ def show(finding: Finding) -> None:
 
 def main() -> int:
     """Print the findings, as JSON if asked. The exit code is 1 if one of them is FAIL."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = make_parser(__doc__, "0 nothing has failed, 1 a check has failed, 2 wrong usage")
     parser.add_argument("--secrets", action="store_true", help="check only the secrets")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     options = parser.parse_args()
@@ -207,8 +210,9 @@ def main() -> int:
     if options.json:
         sys.stdout.write(json.dumps([finding._asdict() for finding in findings], indent=2) + "\n")
     else:
-        good, warned, failed = (counts[status] for status in COLORS)
-        sys.stdout.write(f"{good} passed, {warned} warnings, {failed} failed\n")
+        good, skipped, warned, failed = (counts[status] for status in COLORS)
+        summary = f"{good} passed, {skipped} not set up, {warned} warnings, {failed} failed"
+        sys.stdout.write(f"{summary}\n")
     return int(counts["FAIL"] > 0)
 
 

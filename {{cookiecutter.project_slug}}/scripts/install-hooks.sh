@@ -1,9 +1,15 @@
 #!/usr/bin/env bash
-# Install the git hook that runs .pre-commit-config.yaml from the locked environment. A hook that
-# is there already is kept and runs first. Exit code 3: skipped, for the reason given.
+# usage: scripts/install-hooks.sh [--check]
 #
-# Usage: scripts/install-hooks.sh [--check]
-#   --check  change nothing. Exit code 1 when the hook is missing or of an older version
+# Install the git hook that runs .pre-commit-config.yaml.
+#
+# options:
+#   --check  change nothing
+#
+# It runs in the locked environment. A hook that is there already runs first.
+#
+# exit codes: 0 installed, 1 failed, or --check finds no hook or an older one,
+#             2 wrong usage, 3 skipped for the reason given
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"

@@ -12,7 +12,6 @@ shopt -s nullglob
 
 usage() {
   sed -n '2,/^set /{/^#/s/^# \{0,1\}//p;}' "scripts/$script"
-  printf '\nExit codes, unless named above: 0 done, 1 failed, 2 wrong usage or not known, 3 skipped\n'
 }
 bad() { printf '%s\n\n' "$1" >&2; usage >&2; exit 2; }
 # need_docker: end with one line that names the cause when Docker or Compose does not respond

@@ -1,9 +1,14 @@
 #!/usr/bin/env bash
-# Bring uv.lock up to date with pyproject.toml, and the exported requirements with uv.lock.
+# usage: scripts/lock.sh [--check | --upgrade]
 #
-# Usage: scripts/lock.sh [--check | --upgrade]
-#   --check    change nothing. Exit 1 names what is not up to date, exit 3 says why it is unknown
+# Lock pyproject.toml in uv.lock, and export that to the requirements of images.
+#
+# options:
+#   --check    change nothing, and name what is not up to date
 #   --upgrade  take the newest versions that pyproject.toml allows
+#
+# exit codes: 0 up to date, 1 failed or not up to date, 2 wrong usage,
+#             3 not known, for the reason given
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -13,7 +18,7 @@ lock=(lock --quiet)
 case ${1:-} in
   '') ;;
   --check) check=true lock=(lock --check --offline --quiet) ;;
-  --upgrade) lock+=(--upgrade) ;;
+  --upgrade) lock+=(--upgrade); echo "Looking for newer versions" >&2 ;;
   *) bad "Unknown option $1" ;;
 esac
 no_arguments "${@:2}"

@@ -21,7 +21,15 @@ from pathlib import Path
 from typing import NoReturn
 
 import yaml
-from common import ROOT, SECRET_NAME, find_ambiguous, read_dotenv, run, say
+from common import (
+    ROOT,
+    SECRET_NAME,
+    find_ambiguous,
+    make_parser,
+    read_dotenv,
+    run,
+    say,
+)
 
 ENV, EXAMPLE, ENCRYPTED = ROOT / ".env", ROOT / ".env.example", ROOT / ".env.enc"
 CONFIG = ROOT / ".sops.yaml"
@@ -441,6 +449,8 @@ def findings() -> Iterator[tuple[str, str, str, str]]:
     except SecretsError as error:
         detail, _, fix = error.args[0].partition("\n")
         status = "WARN" if error.args[1] == UNAVAILABLE else "FAIL"
+        # A repository for one user may never need it.
+        status = status if ENCRYPTED.is_file() else "SKIP"
         yield ".env.enc", status, detail, fix or "see docs/secrets.md"
     if ENV.is_file():
         yield from compare_env(stored)
@@ -457,7 +467,8 @@ def compare_env(stored: str) -> Iterator[tuple[str, str, str, str]]:
         detail = f"Compose and Python read these lines differently: {odd}"
         yield "lines", "FAIL", detail, "write NAME='value', without ' and \\ in the value"
     values, example = (read_dotenv(path, warn=False) for path in (ENV, EXAMPLE))
-    if names := ", ".join(sorted(example.keys() - values.keys())):
+    # Other settings have a default, or their service names them at its start.
+    if names := ", ".join(filter(SECRET_NAME.search, sorted(example.keys() - values.keys()))):
         yield "names", "WARN", f".env has no {names}", "copy the lines from .env.example"
 
 
@@ -507,15 +518,23 @@ def main() -> int:
         # The other variables of sops name recipients and options.
         if name.startswith("SOPS_") and not (re.search("^SOPS_AGE_.*KEY", name) and value):
             del os.environ[name]
-    parser = argparse.ArgumentParser(description="Manage .env, .env.enc and its recipients.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    codes = f"0 done, 1 failed, 2 wrong usage, {UNAVAILABLE} a tool or a file is missing"
+    parser = make_parser("Manage .env, .env.enc and its recipients.", codes)
+    commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
     for function in (init, encrypt, decrypt, edit, recipients, check, stale, scan):
         text = function.__doc__
-        command = commands.add_parser(function.__name__, help=text, description=text)
+        command = commands.add_parser(
+            function.__name__, help=text, description=text, epilog=parser.epilog
+        )
+        # The user called a script that stands for one command.
+        if (ROOT / (script := f"scripts/secrets-{function.__name__}.sh")).is_file():
+            command.prog = script
         command.set_defaults(function=function)
         if function in {recipients, scan}:
             command.add_argument("words", nargs="*")
-    options = parser.parse_args()
+    options, unknown = parser.parse_known_args()
+    if unknown:
+        commands.choices[options.command].error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
         code: int = options.function(options) or 0
     except SecretsError as error:

@@ -1,11 +1,10 @@
-"""Clear what the broker has retained of a service: its announcement and its availability.
+"""Clear the retained messages of a service: its announcement and its availability.
 
     scripts/uv run --frozen python scripts/retained.py NAME
 
 remove-service.sh and rename-service.sh do the same when the broker can be reached.
 """
 
-import argparse
 import asyncio
 import importlib
 import logging
@@ -13,7 +12,7 @@ import secrets
 import sys
 
 import structlog
-from common import ROOT, run
+from common import ROOT, make_parser, run
 
 sys.path.insert(0, str(ROOT))
 
@@ -75,7 +74,7 @@ async def _publish_empty(settings: Settings, topics: list[str]) -> None:
 
 def main() -> int:
     """Run the command line. Return 1 when the messages could not be cleared."""
-    parser = argparse.ArgumentParser(description="Clear the retained messages of a service.")
+    parser = make_parser(__doc__, "0 done, 1 failed, 2 wrong usage")
     parser.add_argument("name", metavar="NAME", help="a service that does not run any more")
     problem = clear(parser.parse_args().name)
     if problem:

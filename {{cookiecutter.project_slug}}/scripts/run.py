@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn, TextIO
 
-from common import ROOT, read_dotenv
+from common import ROOT, make_parser, read_dotenv
 from common import run as run_tool
 
 sys.path.insert(0, str(ROOT))
@@ -193,6 +193,11 @@ def diagnose_container(name: str, arguments: list[str]) -> int:
 
 def console(arguments: list[str]) -> int:
     """Show messages or send a command, from here or from a container if only that has a broker."""
+    known = [path.parent.name for path in sorted(ROOT.glob("services/*/main.py"))]
+    match arguments:
+        case ["send", name, *_] if name not in known:
+            # Services of other repositories may have the same broker.
+            say(f"{name} is not a service of this repository: {', '.join(known) or 'it has none'}")
     environment = make_environment()
     host, port = environment["MQTT_HOST"], int(environment["MQTT_PORT"])
     command = ["python", "-m", "shared.console", *arguments]
@@ -220,7 +225,7 @@ def say(text: str) -> None:
 
 def main() -> int:
     """Return the exit code of the program, or 2 when a condition is missing."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = make_parser(__doc__, "that of the service or the checks, 2 a condition is missing")
     actions = parser.add_subparsers(dest="action", required=True)
     for action, text in {
         "run": "run services",
@@ -238,6 +243,7 @@ def main() -> int:
         return console(options.arguments)
     programs = find_services(options.services, only_one=options.action != "run")
     if options.action == "diagnose":
+        say(f"Checking what {options.services[0]} needs. A timeout takes 10 s or more.")
         run_checks = diagnose_container if options.container else diagnose
         return run_checks(options.services[0], shlex.split(options.arguments))
     if options.container:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from common import ROOT, read_dotenv, run, say
+from common import ROOT, make_parser, read_dotenv, run, say
 from cookiecutter.exceptions import CookiecutterException
 from cookiecutter.main import cookiecutter
 
@@ -33,6 +33,11 @@ OVERRIDES = ("docker-compose.override.yml", "docker-compose.override.yaml")
 TEMPLATE = ROOT / "templates" / "service"
 # A directory on the file system of services/, to rename from in one step.
 SCRATCH = ROOT / ".tools" / "service"
+# Generated, or of the library and the template.
+NOT_OF_SERVICES = (
+    "*.lock", "*requirements.txt", "docs/topics.md", "docs/asyncapi.json", ".env.example",
+    "scripts", "shared", "templates", "tests/test_shared",
+)  # fmt: skip
 # Fields of a Compose service that can name another service or its volume.
 REFERENCES = (
     "depends_on", "environment", "ipc", "links", "network_mode", "pid", "volumes", "volumes_from",
@@ -283,6 +288,7 @@ def remove(options: argparse.Namespace) -> None:
     lists = plan_lists(remove=service.name)
     if not options.yes:
         confirm(service)
+    say(f"Removing {service.name} and its container.")
     write_lists(lists, remove_container_of=service)
     groups = own_groups(service)
     delete_code(service)
@@ -346,6 +352,7 @@ def rename(options: argparse.Namespace) -> None:
         reject(f"services/{new.name} exists already.")
     check_name_is_free(new)
     check_nothing_needs(old)
+    say(f"Renaming {old.name} to {new.name}.")
     # The template knows which names are valid.
     shutil.rmtree(render(new.name, "poller"))
     lists = plan_lists(add=new.name, remove=old.name)
@@ -373,7 +380,10 @@ def rename(options: argparse.Namespace) -> None:
         f"The volume {old.volume} stays, since {new.name} starts with a volume of its own.",
     )
     clear_retained(old)
-    search = ("git", "grep", "--untracked", "-nw", "-e", old.name, "--", ":!uv.lock", ":!templates")
+    # A hyphen is part of a name, so `grep -w` would find more.
+    word = rf"(^|[^[:alnum:]_-]){old.name}([^[:alnum:]_-]|$)"
+    places = [f":!{name}" for name in NOT_OF_SERVICES]
+    search = ("git", "grep", "--untracked", "-nE", "-e", word, "--", *places)
     if found := run(*search).stdout.splitlines():
         say(f"These lines still mention {old.name}:", *(f"  {line}" for line in found))
 
@@ -429,9 +439,9 @@ def locked() -> Iterator[None]:
 def main() -> int:
     """Command line. 1 for a request that is rejected, 2 for wrong usage."""
     command, *words = sys.argv[1:]
-    parser = argparse.ArgumentParser(
-        prog=f"scripts/{command}-service.sh", description=f"{command.capitalize()} a service."
-    )
+    codes = "0 done, 1 rejected, and nothing was changed, 2 wrong usage"
+    title = "Add" if command == "new" else command.capitalize()
+    parser = make_parser(f"{title} a service.", codes, f"scripts/{command}-service.sh")
     parser.add_argument("name", metavar="NAME", help="such as soil-moisture")
     if command == "new":
         answers = json.loads((TEMPLATE / "cookiecutter.json").read_text(encoding="utf-8"))

@@ -6,7 +6,6 @@ Reads .env, shared/ and infrastructure/. Exit code 1 names each entry that a swa
 expose.
 """
 
-import argparse
 import hashlib
 import io
 import json
@@ -16,7 +15,7 @@ import zipfile
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from common import ROOT, SECRET_NAME, read_dotenv
+from common import ROOT, SECRET_NAME, make_parser, read_dotenv
 
 _WITHOUT_MEANING = re.compile("build|depends_on|develop|memswap_limit|profiles|pull_policy|restart")
 _KEPT = re.compile(
@@ -169,7 +168,7 @@ def _zipped(directory: Path) -> bytes:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = make_parser(__doc__, "0 done, 1 an entry cannot be translated, 2 wrong usage")
     parser.add_argument("directory", type=Path, help="for the content of configs and secrets")
     directory = parser.parse_args().directory
     stack = Stack(json.load(sys.stdin), read_dotenv(ROOT / ".env"), directory)

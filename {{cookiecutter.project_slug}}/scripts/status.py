@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Show every container in one table. Exit code 1 when one is not running or not healthy.
+"""Show every container in one table.
 
 Standard library only. LAST SUCCESS is the health timestamp that the last health check saw.
 RESTARTS says how often the container ran out of memory, as far as Docker remembers: it keeps the
@@ -24,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from typing import Any
 
-from common import ROOT
+from common import ROOT, make_parser
 
 HEADER = ("SERVICE", "STATE", "HEALTH", "UPTIME", "LAST SUCCESS", "RESTARTS", "ERRORS (1 h)")
 STACK_HEADER = ("SERVICE", "REPLICAS", "NODES", "UPDATE", "LAST SUCCESS", "ERRORS (1 h)")
@@ -260,7 +260,7 @@ def report(bad: list[str], fix: str = "Run: make logs SERVICE=name, or make up")
 
 def main() -> int:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = make_parser(__doc__, "0 everything is healthy, 1 something is not, 2 wrong usage")
     parser.add_argument("--logs", action="store_true", help="show why one is not healthy")
     parser.add_argument(
         "--wait", type=float, default=0, metavar="SECONDS", help="wait for an update of a swarm"

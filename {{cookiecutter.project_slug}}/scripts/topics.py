@@ -7,7 +7,6 @@ schemas.py of each service. Settings come from shared/config.py and from `Servic
 config.py.
 """
 
-import argparse
 import hashlib
 import importlib
 import json
@@ -20,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, get_origin, override
 
-from common import ROOT
+from common import ROOT, make_parser
 from contract import Payload, Schema, Schemas, breaking_changes, payload_of, resolve
 from pydantic import BaseModel, Field, SecretStr, create_model
 from pydantic.fields import FieldInfo
@@ -311,7 +310,8 @@ def find_breaking(revision: str, current: str) -> int:
 
 def main() -> int:
     """Write the documents, check them, or compare the payloads with those of a revision."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    codes = "0 done, 1 not up to date or breaking, 2 wrong usage or an unknown revision"
+    parser = make_parser(__doc__, codes)
     group = parser.add_mutually_exclusive_group()
     group.add_argument("--check", action="store_true", help="fail if a file is not up to date")
     group.add_argument("--breaking", metavar="REV", help="list changes that break consumers")
