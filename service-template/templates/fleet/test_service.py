@@ -259,7 +259,7 @@ async def test_sends_a_command_with_the_arguments_of_its_schema(
     for argument in ('{"reply_to": "x"}', '{"value": NaN}', r'{"value": "\ud800"}'):
         response = await client.post(
             "/api/v1/services/meter/commands",
-            content=f'{{"command": "refresh", "arguments": {argument}}}',
+            content='{"command": "refresh", "arguments": ' + argument + "}",
             headers={"Content-Type": "application/json"},
         )
         assert response.status_code == 422, argument
