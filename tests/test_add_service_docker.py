@@ -94,7 +94,7 @@ def test_services_come_talk_and_go(repository: BakedProject, cookiecutter: Cooki
 
     assert "services-in-docker_listener_data" in volumes(repository)
     said = repository.run("scripts/remove-service.sh", "listener", "--yes").stdout
-    assert "docker volume ls --filter name=listener_data" in said
+    assert "docker volume ls --filter label=com.docker.compose.volume=listener_data" in said
     assert "services-in-docker_listener_data" in volumes(repository)
     assert retained(repository) == {"example-service", "gateway", "soil-moisture"}
     said = repository.run("scripts/rename-service.sh", "soil-moisture", "moisture").stdout

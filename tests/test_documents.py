@@ -142,6 +142,25 @@ def test_python_in_documents_parses_and_imports_what_exists(
     assert seen
 
 
+# A block leaves out docstrings, and names that the blocks above it import or define.
+NOT_IN_A_BLOCK = "ANN001,D,E402,F401,F821,I001,W292"
+
+
+@pytest.mark.real
+@needs("python3.13")
+def test_python_in_documents_is_clean_in_a_service(bake_copy: Bake) -> None:
+    """The git hooks must take what a user copies."""
+    project = bake_copy()
+    project.file("services/copied").mkdir()
+    for document in documents(project):
+        name = document.removesuffix(".md").replace("/", "_").replace("-", "_").lower()
+        for number, block in enumerate(blocks(project.read(document), "python")):
+            directory = "tests" if "assert " in block else "services/copied"
+            code = f"async def _() -> None:\n{indented(block)}" if is_body(block) else block
+            project.file(f"{directory}/{name}_{number}.py").write_text(code, encoding="utf-8")
+    project.uv_run("ruff", "check", "--ignore", NOT_IN_A_BLOCK, "services/copied", "tests")
+
+
 def is_body(block: str) -> bool:
     """Whether the lines make sense inside a coroutine only."""
     try:
