@@ -1,6 +1,6 @@
 """Print the changelog's section of a version.
 
-    scripts/release_notes.py v0.1.0
+scripts/release_notes.py v0.1.0
 """
 
 from __future__ import annotations
