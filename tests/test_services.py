@@ -109,6 +109,12 @@ def test_make_fleet_adds_the_page_with_a_password_once(repository: BakedProject)
     before = tree(repository)
     assert "http://127.0.0.1:8090" in repository.run("make", "fleet").stdout
     assert tree(repository) == before
+    # A clone has only the examples, in which the password is empty.
+    repository.file(".env").unlink()
+    repository.run("make", "setup")
+    assert "\nFLEET_PASSWORD=''\n" in repository.read(".env")
+    repository.run("make", "fleet")
+    assert re.search(r"^FLEET_PASSWORD='[\w-]{16}'\n\Z", repository.read(".env"), re.MULTILINE)
 
 
 @pytest.mark.parametrize("kind", slow_after_first(TYPES))

@@ -90,6 +90,13 @@ def test_and_is_then_not_read_from_the_name_of_the_field(monkeypatch: pytest.Mon
     assert load_settings(OwnSettings).interval_seconds == 30
 
 
+def test_a_default_that_is_not_valid_has_the_name_of_its_variable() -> None:
+    class Unset(Settings):
+        limit: int = Field(default=0, gt=0, validation_alias="OWN_LIMIT")
+
+    assert problems_of(Unset) == ["OWN_LIMIT: Input should be greater than 0"]
+
+
 def test_a_ca_certificate_is_looked_for_when_tls_is_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MQTT_TLS_CA_FILE", "missing.pem")
     load_settings(Settings)
@@ -107,6 +114,13 @@ def test_a_relative_path_may_start_at_the_root_of_the_repository(
     monkeypatch.setenv("MQTT_TLS", "true")
     monkeypatch.setenv("MQTT_TLS_CA_FILE", "shared/config.py")
     assert load_settings(Settings).mqtt_tls_ca_file == ROOT / "shared/config.py"
+
+
+def test_a_service_may_name_a_file_that_it_will_write() -> None:
+    class Reporting(Settings):
+        report_file: Path = Field(default=Path("report.json"))
+
+    assert load_settings(Reporting).report_file == Path("report.json")
 
 
 def test_log_level_is_taken_in_any_case(monkeypatch: pytest.MonkeyPatch) -> None:

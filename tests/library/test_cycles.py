@@ -150,7 +150,11 @@ class Meter(BaseService[Settings]):
 
 @pytest.fixture
 def meter(make_settings: MakeSettings, topic_prefix: str) -> Meter:
-    meter = Meter(make_settings(heartbeat_interval_seconds=0, health_max_age_seconds=0.2))
+    meter = Meter(
+        make_settings(
+            heartbeat_interval_seconds=0, health_max_age_seconds=0.2, health_watchdog=False
+        )
+    )
     meter.mqtt = FakeMQTT("meter", topic_prefix)
     return meter
 

@@ -250,11 +250,12 @@ async def test_entities_that_are_gone_are_removed_first(
         assert await observer.next(event) == config
 
 
+@pytest.mark.parametrize("content", ['"text"', '{"components": {"old": {}}}', '{"components": []}'])
 async def test_other_content_of_the_topic_is_replaced(
-    observer: Observer, settings: Settings
+    observer: Observer, settings: Settings, content: str
 ) -> None:
     event = config_event(settings)
-    observer._client.publish(config_topic(settings, "plain"), '"text"', retain=True)
+    observer._client.publish(config_topic(settings, "plain"), content, retain=True)
     await observer.next(event)
     async with running(Plain(settings)):
         assert "components" in await observer.next(event)

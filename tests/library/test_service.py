@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pytest
@@ -193,6 +194,19 @@ async def test_a_health_check_that_is_no_json_shows_in_the_heartbeat(
         heartbeat = await observer.next("probe/heartbeat")
     assert heartbeat["status"] == "degraded"
     assert "cannot be encoded as JSON" in heartbeat["reasons"][0]
+
+
+@pytest.mark.parametrize("reasons", [5, "disk full", [1]])
+def test_reasons_that_are_not_texts_show_in_the_heartbeat(
+    settings: Settings, reasons: object
+) -> None:
+    class Vague(Probe):
+        def health_check(self) -> dict[str, Any]:
+            return {"reasons": reasons}
+
+    report = Vague(settings).health_report()
+    assert report["status"] == "degraded"
+    assert report["reasons"][0].startswith("health_check: reasons")
 
 
 async def test_a_heartbeat_that_cannot_be_sent_is_followed_by_the_next(
@@ -394,6 +408,23 @@ async def test_shutdown_may_be_called_twice_and_a_client_that_fails_is_logged(
     assert [line["part"] for line in lines if line["event"] == "close_failed"] == ["clients"]
 
 
+async def test_a_shutdown_that_hangs_is_ended_and_the_clients_are_closed(
+    observer: Observer, make_settings: MakeSettings
+) -> None:
+    class Hanging(Probe):
+        async def run(self) -> None:
+            self.mqtt.connect_background()
+            await self.mqtt.wait_connected()
+
+        async def shutdown(self) -> None:
+            await asyncio.Event().wait()
+
+    with structlog.testing.capture_logs() as lines:
+        await ended(Hanging(make_settings(shutdown_timeout_seconds=1.0)))
+    assert [line["part"] for line in lines if line["event"] == "close_failed"] == ["service"]
+    await observer.next("probe/availability", status="offline")
+
+
 async def test_wait_for_shutdown_tells_time_from_stop(settings: Settings) -> None:
     service = Probe(settings)
     assert not await service.wait_for_shutdown(0)
@@ -432,7 +463,9 @@ async def test_the_debugger_hook_is_for_the_named_service_only(
 async def test_a_loop_has_to_report_success(
     observer: Observer, make_settings: MakeSettings
 ) -> None:
-    settings = make_settings(health_max_age_seconds=0.4, heartbeat_interval_seconds=0.05)
+    settings = make_settings(
+        health_max_age_seconds=0.4, heartbeat_interval_seconds=0.05, health_watchdog=False
+    )
 
     class Loop(Probe):
         succeeds = True
@@ -457,7 +490,9 @@ async def test_a_loop_has_to_report_success(
 async def test_a_broker_that_is_away_too_long_shows_and_its_return_heals(
     mosquitto: Mosquitto, make_settings: MakeSettings
 ) -> None:
-    settings = make_settings(mqtt_port=mosquitto.port, health_max_age_seconds=0.2)
+    settings = make_settings(
+        mqtt_port=mosquitto.port, health_max_age_seconds=0.2, health_watchdog=False
+    )
     async with running(Probe(settings)) as service, asyncio.timeout(PATIENCE_SECONDS):
         mosquitto.stop()
         while service._heartbeat()["status"] == "online":
@@ -465,6 +500,62 @@ async def test_a_broker_that_is_away_too_long_shows_and_its_return_heals(
         mosquitto.start()
         await service.mqtt.wait_connected()
         assert service._heartbeat()["status"] == "online"
+
+
+async def test_each_loop_has_to_report_success_even_if_both_do_the_same_work(
+    observer: Observer, make_settings: MakeSettings
+) -> None:
+    settings = make_settings(
+        health_max_age_seconds=0.4, heartbeat_interval_seconds=0.05, health_watchdog=False
+    )
+
+    class Reading(Probe):
+        async def run(self) -> None:
+            self.mqtt.connect_background()
+            for device in ("good", "bad"):
+                loop = self.every(0.01, partial(self.read, device))
+                self.create_task(loop, name=device)
+            await self.wait_for_shutdown()
+
+        async def read(self, device: str) -> None:
+            if device == "bad":
+                raise LookupError(device)
+
+    async with running(Reading(settings)):
+        failing = ""
+        while "no success of read 2 " not in failing:
+            heartbeat = await observer.next("probe/heartbeat", status="degraded")
+            failing = "; ".join(heartbeat["reasons"])
+
+
+async def test_a_loop_that_was_cancelled_promises_nothing(make_settings: MakeSettings) -> None:
+    settings = make_settings(health_max_age_seconds=0.05, health_watchdog=False)
+
+    async def work() -> None: ...
+
+    async with running(Probe(settings)) as service, asyncio.timeout(PATIENCE_SECONDS):
+        await service.mqtt.wait_connected()
+        loop = service.create_task(service.every(0.01, work), name="work")
+        await asyncio.sleep(0)
+        loop.cancel()
+        await asyncio.wait({loop})
+        assert not await service.wait_for_shutdown(0.2)
+        assert service.health.reasons == ()
+
+
+async def test_a_cancelled_future_is_a_failed_cycle(make_settings: MakeSettings) -> None:
+    cycles = asyncio.Semaphore(0)
+
+    async def work() -> None:
+        cycles.release()
+        future = asyncio.get_running_loop().create_future()
+        future.cancel()
+        await future
+
+    async with running(Probe(make_settings())) as service, asyncio.timeout(PATIENCE_SECONDS):
+        service.create_task(service.every(0.01, work), name="work")
+        for _ in range(3):
+            await cycles.acquire()
 
 
 async def test_waiting_in_a_task_promises_nothing(make_settings: MakeSettings) -> None:
@@ -482,7 +573,7 @@ async def test_waiting_in_a_task_promises_nothing(make_settings: MakeSettings) -
                 assert not await self.wait_for_shutdown(0.01)
             self.done.set()
 
-    settings = make_settings(health_max_age_seconds=0.1)
+    settings = make_settings(health_max_age_seconds=0.1, health_watchdog=False)
     async with running(Housekeeper(settings)) as service, asyncio.timeout(PATIENCE_SECONDS):
         await service.done.wait()
         assert service._heartbeat()["status"] == "online"

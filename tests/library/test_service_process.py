@@ -395,3 +395,13 @@ async def test_what_a_service_does_not_use_is_not_imported() -> None:
     )
     output, _ = await process.communicate()
     assert output.decode().strip() == "set()"
+
+
+async def test_a_short_limit_does_not_end_a_process_whose_loop_runs() -> None:
+    program = (
+        "import asyncio; from shared.watchdog import Watchdog\n"
+        "async def main(): Watchdog('idle', 1).start(); await asyncio.sleep(3.5)\n"
+        "asyncio.run(main())"
+    )
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", program, cwd=ROOT)
+    assert await process.wait() == 0

@@ -18,7 +18,6 @@ from pydantic import (
     SecretStr,
     ValidationError,
     ValidationInfo,
-    field_validator,
 )
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
@@ -88,7 +87,21 @@ def _upper(value: object) -> object:
     return value.upper() if isinstance(value, str) else value
 
 
+def _existing_file(value: Path, info: ValidationInfo) -> Path:
+    if not value.is_file():
+        # The working directory of a container in development is that of its service.
+        value = _ROOT / value
+    is_used = info.data.get("mqtt_tls") or not (info.field_name or "").startswith("mqtt_tls_")
+    if is_used and not value.is_file():
+        message = f"{value} does not exist. In a container, use the path inside the container"
+        raise ValueError(message)
+    return value
+
+
 Secret = Annotated[SecretStr, AfterValidator(_one_line)]
+
+ExistingFile = Annotated[Path, AfterValidator(_existing_file)]
+"""A file that is read, by its path or by its path below the root of the repository."""
 
 type CommaSeparated[T] = Annotated[list[T], NoDecode, BeforeValidator(_split)]
 """A list written as `a, b, c` in the environment: `allowed_ids: CommaSeparated[int] = []`."""
@@ -219,14 +232,14 @@ class Settings(BaseSettings):
         description="Password for the broker, random in a first .env. Empty connects anonymously",
     )
     mqtt_tls: bool = Field(default=False, description="Encrypt the connection to the broker")
-    mqtt_tls_ca_file: Path | None = Field(
+    mqtt_tls_ca_file: ExistingFile | None = Field(
         default=None,
         description="CA certificate of the broker. Empty uses the CA certificates of the system",
     )
-    mqtt_tls_cert_file: Path | None = Field(
+    mqtt_tls_cert_file: ExistingFile | None = Field(
         default=None, description="Client certificate, for brokers that require one"
     )
-    mqtt_tls_key_file: Path | None = Field(
+    mqtt_tls_key_file: ExistingFile | None = Field(
         default=None, description="Key of the client certificate. Empty if that file holds the key"
     )
     mqtt_keepalive_seconds: int = Field(
@@ -246,7 +259,7 @@ class Settings(BaseSettings):
     ha_url: Annotated[str, AfterValidator(_http_address)] = Field(
         default="http://homeassistant.local:8123", description="URL of Home Assistant"
     )
-    ha_ca_file: Path | None = Field(
+    ha_ca_file: ExistingFile | None = Field(
         default=None, description="CA certificate of Home Assistant. Empty uses those of the system"
     )
     ha_token: Secret = Field(
@@ -265,7 +278,7 @@ class Settings(BaseSettings):
     influx_url: Annotated[str, AfterValidator(_http_address)] = Field(
         default="http://influxdb:8086", description="URL of InfluxDB"
     )
-    influx_ca_file: Path | None = Field(
+    influx_ca_file: ExistingFile | None = Field(
         default=None, description="CA certificate of InfluxDB. Empty uses those of the system"
     )
     influx_token: Secret = Field(
@@ -323,19 +336,6 @@ class Settings(BaseSettings):
         description="Timeout for an orderly stop, in seconds. Docker kills after 10",
     )
 
-    @field_validator("*")
-    @classmethod
-    def _exists_if_used(cls, value: object, info: ValidationInfo) -> object:
-        name = info.field_name or ""
-        if name.endswith("_file") and isinstance(value, Path) and not value.is_file():
-            # The working directory of a container in development is that of its service.
-            value = _ROOT / value
-        is_used = info.data.get("mqtt_tls") if name.startswith("mqtt_tls_") else True
-        if name.endswith("_file") and isinstance(value, Path) and is_used and not value.is_file():
-            message = f"{value} does not exist. In a container, use the path inside the container"
-            raise ValueError(message)
-        return value
-
     @override
     @classmethod
     def settings_customise_sources(
@@ -365,7 +365,7 @@ def load_settings[S: Settings](settings_class: type[S]) -> S:
         settings = settings_class()
     except ValidationError as error:
         problems = [
-            f"{'.'.join(str(part) for part in problem['loc']).upper()}: "
+            f"{_variable(settings_class, problem['loc'])}: "
             f"{problem['msg'].removeprefix('Value error, ')}"
             for problem in error.errors(include_url=False, include_context=False)
         ]
@@ -379,6 +379,13 @@ def load_settings[S: Settings](settings_class: type[S]) -> S:
         return settings
     # Raise outside the handlers, because the original errors contain values.
     raise ConfigurationError(problems)
+
+
+def _variable(settings_class: type[Settings], location: tuple[int | str, ...]) -> str:
+    # A default that is not valid is reported by the name of its field, not by its alias.
+    fields = settings_class.model_fields
+    aliases = {name: field.validation_alias or name for name, field in fields.items()}
+    return ".".join(str(aliases.get(str(part), part)) for part in location).upper()
 
 
 def tls_context(name: str, ca_file: Path | None) -> ssl.SSLContext:

@@ -28,9 +28,9 @@ class FailureLog:
         self._count = 0
         self._since = ""
         self._logged_at = 0.0
-        self._known: set[tuple[type[Exception], str, int]] = set()
+        self._known: set[tuple[type[BaseException], str, int]] = set()
 
-    def failed(self, error: Exception) -> None:
+    def failed(self, error: BaseException) -> None:
         if not self._count:
             self._since = format_utc()
         self._count += 1
@@ -78,7 +78,7 @@ def has_changed(
     return False
 
 
-def _origin(error: Exception) -> tuple[str, int]:
+def _origin(error: BaseException) -> tuple[str, int]:
     """Return the file and the line that raised an error."""
     *_, (frame, line) = walk_tb(error.__traceback__)
     return frame.f_code.co_filename, line

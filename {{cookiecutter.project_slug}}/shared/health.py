@@ -15,8 +15,10 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Protocol
 
@@ -73,6 +75,20 @@ class HealthMonitor:
         """Require a success of this work in every cycle from now on."""
         self._cycle_seconds[work] = cycle_seconds
         self._last_success.setdefault(work, self._clock())
+
+    @contextmanager
+    def expect_loop(self, cycle_seconds: float, work: str) -> Iterator[str]:
+        """Require a success in every cycle while the loop runs. Yield the name of the loop.
+
+        A second loop of the same work gets a number, because each has its own successes.
+        """
+        names = (f"{work} {number}" if number > 1 else work for number in count(1))
+        name = next(name for name in names if name not in self._cycle_seconds)
+        self.expect_success_every(cycle_seconds, name)
+        try:
+            yield name
+        finally:
+            del self._cycle_seconds[name], self._last_success[name]
 
     def status(
         self, connection: BrokerConnection, max_disconnected_seconds: float | None = None

@@ -35,7 +35,7 @@ from shared.mqtt import (
     encode,
 )
 from shared.redaction import redact_text
-from shared.schemas import Command, CommandSpec, {{ "Topic, " if cookiecutter.include_home_assistant }}describe_problems, dump_message
+from shared.schemas import Command, CommandSpec, Heartbeat, {{ "Topic, " if cookiecutter.include_home_assistant }}describe_problems, dump_message
 from shared.service_status import OtherServices, ServiceStatus
 {% if cookiecutter.include_home_assistant %}
 from shared.state import StateFile
@@ -243,20 +243,24 @@ class BaseService[S: Settings](ABC):
         The log has one line without a traceback for an `ExternalError`, such as `APIError` and
         `MQTTError`, and a summary for a failure that is repeated.
         """
-        name = getattr(work, "__name__", type(work).__name__)
-        failures = FailureLog(self.logger, name)
-        self._health.expect_success_every(seconds, name)
-        while not self._stopping.is_set():
-            with bind_trace_id(new_trace_id()):
-                try:
-                    await work()
-                except Exception as error:  # noqa: BLE001 - the next cycle may succeed
-                    failures.failed(error)
-                    self._last_failure = f"{type(error).__name__}: {error}"
-                else:
-                    failures.succeeded()
-                    self._health.record_success(name)
-            await self._wait_for_stop(seconds)
+        function = getattr(work, "func", work)
+        name = getattr(function, "__name__", type(function).__name__)
+        with self._health.expect_loop(seconds, name) as loop:
+            failures = FailureLog(self.logger, loop)
+            while not self._stopping.is_set():
+                with bind_trace_id(new_trace_id()):
+                    try:
+                        await work()
+                    except (Exception, asyncio.CancelledError) as error:
+                        task = asyncio.current_task()
+                        if isinstance(error, asyncio.CancelledError) and task and task.cancelling():
+                            raise
+                        failures.failed(error)
+                        self._last_failure = f"{type(error).__name__}: {error}"
+                    else:
+                        failures.succeeded()
+                        self._health.record_success(loop)
+                await self._wait_for_stop(seconds)
 
     def on_command[A: BaseModel](
         self,
@@ -406,13 +410,17 @@ class BaseService[S: Settings](ABC):
             "reasons": list(health.reasons),
         }
         try:
-            fields = self.health_check()
+            fields = report | self.health_check()
             encode(fields)
+            Heartbeat.model_validate({"uptime_seconds": 0, "memory_mb": 0, **fields})
         except Exception as error:
             self.logger.exception("health_check_failed")
-            reason = f"health_check: {redact_text(repr(error))}"
+            problem = (
+                describe_problems(error) if isinstance(error, ValidationError) else repr(error)
+            )
+            reason = f"health_check: {redact_text(problem)}"
             return report | {"status": "degraded", "reasons": [reason]}
-        return report | fields
+        return fields
 
     def stop(self, reason: str = "stop() was called") -> None:
         """Request an orderly stop. Returns at once."""
@@ -437,7 +445,9 @@ class BaseService[S: Settings](ABC):
                 self.stop("start() has ended")
                 await self._drain()
                 await self._end_tasks()
-                await self.shutdown()
+                # An extended shutdown() may hang or fail before it calls that of the base class.
+                await self._close("service", self.shutdown(), self._time_left() + 1.0)
+                await BaseService.shutdown(self)
         if self._crash is not None:
             raise self._crash
         self.logger.info("service_stopped")

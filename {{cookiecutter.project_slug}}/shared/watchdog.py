@@ -31,7 +31,9 @@ class Watchdog:
     def __init__(self, service: str, max_age_seconds: float) -> None:
         self._service = service
         self._max_age_seconds = max_age_seconds
-        self._look_seconds = min(max(max_age_seconds / 20, _MIN_LOOK_SECONDS), _MAX_LOOK_SECONDS)
+        self._look_seconds = min(
+            max(max_age_seconds / 20, _MIN_LOOK_SECONDS), _MAX_LOOK_SECONDS, max_age_seconds / 4
+        )
         self._stopped = threading.Event()
         self._ran_at = 0.0
 

@@ -174,6 +174,8 @@ async def start_service(
         modules = load_service(name)
         created = service_class(modules.main)
         defaults = {"data_dir": data_dir, "heartbeat_interval_seconds": 0}
+        # A blocked loop fails its test. The watchdog would end all tests.
+        defaults["health_watchdog"] = False
         instance: Any = created(make_settings(created.settings_class, **{**defaults, **settings}))
         instance.mqtt = mqtt = FakeMQTT(name, topic_prefix)
         started.append(StartedService(instance, mqtt, modules))

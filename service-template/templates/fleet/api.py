@@ -3,25 +3,23 @@
 from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Annotated
 
 from access import COOKIE, HEADER, SESSION_SECONDS, SecurityHeaders
-from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Path, Query, Request, Response
 from fastapi.responses import FileResponse
 from fastapi.security import HTTPBasic, HTTPBasicCredentials
 from fastapi.sse import EventSourceResponse
 from metrics import make_registry
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from schemas import (
-    CommandRequest,
     CommandResponse,
     DeadLetters,
     KeptLetter,
     KindRequest,
     Login,
     Outcome,
-    Problem,
     SeenMessage,
     ServiceDetail,
     ServiceRow,
@@ -31,9 +29,10 @@ from schemas import (
     TopicInfo,
     Update,
 )
-from server import RequestLayer, add_error_handlers
+from server import CommandRequest, Problem, RequestLayer, add_error_handlers
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from shared.mqtt import encode
 from shared.mqtt.topics import matches
 
 if TYPE_CHECKING:
@@ -42,6 +41,8 @@ if TYPE_CHECKING:
 PAGE_FILES = {"/": "page.html", "/page.js": "page.js", "/page.css": "page.css"}
 UPDATE_SECONDS = 0.25
 MAX_SHOWN_TOPICS = 20
+# SQLite cannot compare an id with a number from 2**63 on.
+MAX_LETTER_ID = 2**62
 
 
 def create_app(service: "{{ cookiecutter.__class }}") -> FastAPI:
@@ -93,7 +94,7 @@ router = APIRouter(dependencies=[Depends(check_header), Depends(check_access)])
 
 async def read_page(request: Request) -> FileResponse:
     """Return the page, its script or its style."""
-    return FileResponse(Path(__file__).with_name(PAGE_FILES[request.url.path]))
+    return FileResponse(FilePath(__file__).with_name(PAGE_FILES[request.url.path]))
 
 
 for path in PAGE_FILES:
@@ -219,17 +220,14 @@ async def read_service(service: Service, row: Row) -> ServiceDetail:
 )
 async def send_command(service: Service, row: Row, request: CommandRequest) -> CommandResponse:
     """Send a command and return the reply. 504 if the service is offline or does not reply."""
-    if row.state == "offline":
-        raise HTTPException(504, f"{row.name} is offline, so the command was not sent")
-    message = {
+    reply = await service.send_command(
+        row.name,
+        request.command,
+        timeout_seconds=service.settings.command_timeout_seconds,
         **request.arguments,
-        "command": request.command,
-        "timestamp": datetime.now(UTC).isoformat(),
-        "service": service.name,
-    }
-    topic = f"{service.settings.topic_prefix}/coordinator/command/{row.name}"
-    timeout = service.settings.command_timeout_seconds
-    reply = await service.mqtt.request(topic, message, timeout_seconds=timeout)
+    )
+    # Raises PayloadError for text that a response cannot hold.
+    encode(reply)
     return CommandResponse(reply=reply)
 
 
@@ -243,8 +241,8 @@ async def read_messages(service: Service, trace_id: str) -> list[SeenMessage]:
 async def read_letters(
     service: Service,
     kind: str = "",
-    text: str = "",
-    before: int | None = None,
+    text: Annotated[str, Query(max_length=1000)] = "",
+    before: Annotated[int | None, Query(ge=0, le=MAX_LETTER_ID)] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> DeadLetters:
     """Kept dead letters, newest first. `before` is the id of the last letter of a page."""
@@ -256,7 +254,10 @@ async def read_letters(
     )
 
 
-async def find_letter(service: Service, letter_id: int) -> KeptLetter:
+LetterId = Annotated[int, Path(ge=1, le=MAX_LETTER_ID)]
+
+
+async def find_letter(service: Service, letter_id: LetterId) -> KeptLetter:
     """Return the letter that the path names."""
     letter = service.letters.get(letter_id)
     if letter is None:

@@ -219,4 +219,5 @@ def _trace_id(payload: bytes) -> str | None:
         trace_id = json.loads(payload).get("trace_id")
     except (ValueError, RecursionError):
         return None
-    return trace_id if isinstance(trace_id, str) else None
+    # A lone surrogate, which is not printable, could not be sent to the page.
+    return trace_id if isinstance(trace_id, str) and trace_id.isprintable() else None

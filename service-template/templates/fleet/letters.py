@@ -46,9 +46,9 @@ class Letters:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._database = sqlite3.connect(path, autocommit=True)
             self._database.executescript(_SCHEMA)
+            self.delete_old()
         except (OSError, sqlite3.Error) as error:
             raise ConfigurationError([f"DATA_DIR: cannot open {path}: {error}"]) from error
-        self.delete_old()
 
     def close(self) -> None:
         self._database.close()

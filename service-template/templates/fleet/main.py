@@ -1,5 +1,6 @@
 """Shows the state of all services on one page, keeps dead letters and replays them."""
 
+import errno
 import sqlite3
 from typing import Any
 
@@ -110,7 +111,9 @@ class {{ cookiecutter.__class }}(BaseService[ServiceSettings]):
             kept = self.letters.add(letter)
         except sqlite3.Error as error:
             self._storage_problem = f"dead letters cannot be kept: {error}"
-            raise
+            # The subscription pauses after this error, and the letter is not lost. Any other error
+            # would acknowledge it, because a dead letter makes no dead letter.
+            raise OSError(errno.EIO, self._storage_problem) from error
         self._storage_problem = ""
         if kept is None:
             return

@@ -1,11 +1,11 @@
 """Messages of {{ cookiecutter.service_slug }}, and requests and responses of its API."""
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field
 
-from shared.schemas import Command, DeadLetter, Message, Topic
+from shared.schemas import DeadLetter, Message, Topic
 
 TOPICS = [
     Topic(
@@ -23,6 +23,8 @@ TOPICS = [
     ),
 ]
 State = Literal["online", "degraded", "offline", "stale", "unknown"]
+# Pydantic rejects a lone surrogate in a string only if the string has a constraint.
+Text = Annotated[str, Field(max_length=100_000)]
 
 
 class ServiceRow(BaseModel):
@@ -97,19 +99,6 @@ class ServiceDetail(BaseModel):
     commands: list[CommandInfo]
 
 
-class CommandRequest(BaseModel):
-    command: str = Field(min_length=1, max_length=200, examples=["refresh"])
-    arguments: dict[str, Any] = Field(default_factory=dict)
-
-    @field_validator("arguments")
-    @classmethod
-    def _are_not_reserved(cls, arguments: dict[str, Any]) -> dict[str, Any]:
-        if reserved := arguments.keys() & Command.model_fields.keys():
-            message = f"not allowed as arguments: {', '.join(sorted(reserved))}"
-            raise ValueError(message)
-        return arguments
-
-
 class CommandResponse(BaseModel):
     reply: dict[str, Any]
 
@@ -133,7 +122,7 @@ class DeadLetters(BaseModel):
 
 
 class KindRequest(BaseModel):
-    kind: str
+    kind: Text
 
 
 class Outcome(BaseModel):
@@ -143,13 +132,8 @@ class Outcome(BaseModel):
 
 
 class Login(BaseModel):
-    password: str
+    password: Text
 
 
 class Session(BaseModel):
     has_password: bool
-
-
-class Problem(BaseModel):
-    detail: str
-    trace_id: str

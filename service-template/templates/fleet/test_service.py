@@ -15,6 +15,7 @@ from structlog.stdlib import BoundLogger
 from shared.mqtt import PublishTimeoutError
 from shared.state import StateFile
 from tests.conftest import LoadService, MakeSettings, StartService
+from tests.probes import until
 from tests.running import StartedService
 
 NAME = "{{ cookiecutter.service_slug }}"
@@ -135,6 +136,22 @@ async def test_keeps_dead_letters_once_and_over_a_restart(
         assert [letter["payload"] for letter in await letters(client_again)] == ["1", "0"]
 
 
+async def test_a_letter_waits_for_room_on_the_disk(
+    service: StartedService, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.mqtt.dispatcher._FIRST_PAUSE_SECONDS", 0.01)
+    database = service.instance.letters._database
+    (pages,) = database.execute("PRAGMA page_count").fetchone()
+    database.execute(f"PRAGMA max_page_count = {pages}")
+    delivering = asyncio.create_task(fail(service, "garden/reading", "x" * 10_000))
+    await until(lambda: service.instance.health_check() != {})
+    assert await letters(client) == []
+    database.execute(f"PRAGMA max_page_count = {pages + 100}")
+    await delivering
+    assert len(await letters(client)) == 1
+    assert service.instance.health_check() == {}
+
+
 async def test_replays_with_the_old_trace_and_a_mark(
     service: StartedService, client: httpx.AsyncClient
 ) -> None:
@@ -198,6 +215,32 @@ async def test_refuses_what_a_replay_cannot_repeat(
     assert (await client.post("/api/v1/dead-letters/1/replay")).status_code == 404
 
 
+async def test_rejects_values_that_it_cannot_process(client: httpx.AsyncClient) -> None:
+    headers = {"Content-Type": "application/json"}
+    for method, path, body in (
+        ("POST", "session", r'{"password": "\ud800"}'),
+        ("POST", "dead-letters/replay", r'{"kind": "\ud800"}'),
+        ("POST", "dead-letters/discard", r'{"kind": "\ud800"}'),
+        ("GET", f"dead-letters?before={2**70}", ""),
+        ("GET", f"dead-letters?before={-(2**70)}", ""),
+        ("GET", f"dead-letters?text={'a' * 50_001}", ""),
+        ("DELETE", f"dead-letters/{2**63 - 1}", ""),
+        ("POST", f"dead-letters/{2**64}/replay", ""),
+    ):
+        response = await client.request(method, f"/api/v1/{path}", content=body, headers=headers)
+        assert response.status_code == 422, (method, path[:50], body)
+
+
+async def test_shows_a_message_whose_trace_id_is_not_text(
+    service: StartedService, client: httpx.AsyncClient
+) -> None:
+    await service.deliver("meter/heartbeat", beat())
+    await service.deliver("meter/reading", rb'{"trace_id": "\ud800"}')
+    detail = (await client.get("/api/v1/services/meter")).json()
+    seen = {message["payload"] for topic in detail["topics"] for message in topic["messages"]}
+    assert r'{"trace_id": "\ud800"}' in seen
+
+
 async def test_sends_a_command_with_the_arguments_of_its_schema(
     service: StartedService, client: httpx.AsyncClient
 ) -> None:
@@ -213,10 +256,39 @@ async def test_sends_a_command_with_the_arguments_of_its_schema(
     assert response.json() == {"reply": {"status": "ok", "value": 1}}
     (sent,) = service.mqtt.payloads(topic)
     assert (sent["command"], sent["deep"], sent["service"]) == ("refresh", True, NAME)
-    body["arguments"] = {"reply_to": "x"}
-    response = await client.post("/api/v1/services/meter/commands", json=body)
-    assert response.status_code == 422
+    for argument in ('{"reply_to": "x"}', '{"value": NaN}', r'{"value": "\ud800"}'):
+        response = await client.post(
+            "/api/v1/services/meter/commands",
+            content='{"command": "refresh", "arguments": ' + argument + "}",
+            headers={"Content-Type": "application/json"},
+        )
+        assert response.status_code == 422, argument
+    assert len(service.mqtt.payloads(topic)) == 1
     assert (await client.get("/api/v1/services/nobody")).status_code == 404
+
+
+async def test_reports_that_a_command_has_no_result(start_service: StartService) -> None:
+    service = await start_service(NAME, http_port=0, command_timeout_seconds=60)
+    async with open_client(service) as client:
+        status = f"{service.settings.topic_prefix}/meter/availability"
+        service.mqtt.retained[status] = {"status": "online"}
+        await service.deliver("meter/availability", {"status": "online"})
+        topic = f"{service.settings.topic_prefix}/coordinator/command/meter"
+        service.mqtt.replies[topic] = {"status": "ok", "value": "\ud800"}
+
+        async def send() -> int:
+            response = await client.post(
+                "/api/v1/services/meter/commands", json={"command": "refresh"}
+            )
+            return response.status_code
+
+        assert await send() == 502
+        await service.deliver("meter/availability", {"status": "offline"})
+        assert await send() == 504
+        # At once, which is long before the timeout.
+        service.mqtt.connected = False
+        assert await send() == 503
+        assert len(service.mqtt.payloads(topic)) == 1
 
 
 async def test_the_password_protects_everything_but_the_page(start_service: StartService) -> None:
@@ -259,7 +331,7 @@ def test_needs_a_password_beyond_this_machine(
     load_service: LoadService, make_settings: MakeSettings, host: str
 ) -> None:
     settings = load_service(NAME).config.ServiceSettings
-    with pytest.raises(ValidationError, match="must be set to listen on"):
+    with pytest.raises(ValidationError, match="_PASSWORD must be set in .env"):
         make_settings(settings, http_host=host)
     assert make_settings(settings, http_host=host, password=SecretStr(PASSWORD))
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Path, Request, Response
 from fastapi.responses import HTMLResponse
 from pydantic import ValidationError
-from schemas import ENVELOPE, CommandRequest, CommandResponse, Problem, Status
-from server import RequestLayer, add_error_handlers
+from schemas import ENVELOPE, CommandResponse, Status
+from server import CommandRequest, Problem, RequestLayer, add_error_handlers
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from shared.mqtt import PayloadError, encode

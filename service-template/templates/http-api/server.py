@@ -7,29 +7,59 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
-from typing import override
+from typing import Any, override
 
 import uvicorn
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field, field_validator
 from starlette.exceptions import HTTPException as HTTPError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.stdlib import BoundLogger
 
 from shared.config import ConfigurationError
-from shared.mqtt import CommandError, MQTTError, PayloadError, RequestTimeoutError
-from shared.tracing import bind_trace_id, current_trace_id, new_trace_id
+from shared.mqtt import CommandError, MQTTError, PayloadError, RequestTimeoutError, encode
+from shared.schemas import Command
+from shared.tracing import MAX_ID_LENGTH, bind_trace_id, current_trace_id, new_trace_id
 
 # Within the time that the service gives its run() to end.
 GRACEFUL_STOP_SECONDS = 1
 MAX_BODY_BYTES = 1_000_000
+# Fields of a command itself, and parameters of send_command().
+_RESERVED = Command.model_fields.keys() | {"model", "self", "target", "timeout_seconds"}
+
+
+class CommandRequest(BaseModel):
+    """A command to another service."""
+
+    command: str = Field(min_length=1, max_length=MAX_ID_LENGTH, examples=["refresh"])
+    arguments: dict[str, Any] = Field(default_factory=dict, description="Further fields")
+
+    @field_validator("arguments")
+    @classmethod
+    def _can_be_sent(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        if reserved := arguments.keys() & _RESERVED:
+            message = f"not allowed as arguments: {', '.join(sorted(reserved))}"
+            raise ValueError(message)
+        try:
+            encode(arguments)
+        except PayloadError as error:
+            raise ValueError(str(error)) from error
+        return arguments
+
+
+class Problem(BaseModel):
+    """Body of an error response."""
+
+    detail: str
+    trace_id: str
 
 
 class RequestLayer:
     """Give each request a trace id, log it, limit its body and reply to unexpected errors.
 
-    The log line is at INFO from status 400 on, otherwise at DEBUG.
+    The log line is at INFO from status 400 on, otherwise at DEBUG. A WebSocket passes unchanged.
     """
 
     def __init__(self, app: ASGIApp, logger: BoundLogger) -> None:
@@ -37,6 +67,9 @@ class RequestLayer:
         self._logger = logger
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
         started, trace_id = time.perf_counter(), new_trace_id()
         received_bytes = status = 0
 

@@ -109,6 +109,19 @@ async def test_describes_itself(client: httpx.AsyncClient) -> None:
     assert command.keys() == {"200", "422", "502", "503", "504"}
 
 
+async def test_a_websocket_request_is_not_an_error(
+    client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    headers = {
+        "Connection": "Upgrade",
+        "Upgrade": "websocket",
+        "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+        "Sec-WebSocket-Version": "13",
+    }
+    assert (await client.get("/api/v1/status", headers=headers)).status_code == 403
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
 async def test_rejects_other_hosts_and_large_bodies(client: httpx.AsyncClient) -> None:
     response = await client.get("/api/v1/status", headers={"Host": "attacker.example"})
     assert response.status_code == 400
