@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.baked import ROOT
 from tests.test_upkeep import load
 
 words = load("check_words")
