@@ -591,9 +591,9 @@ def test_recipients_killed_between_the_renames_are_changed_by_the_next_run(
 def test_one_command_at_a_time_changes_the_secrets(repository: Repository) -> None:
     lock = os.open(repository.path, os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX)
-    repository.file(".env.tmp.running").mkdir()
+    repository.file(".env.tmp").mkdir()
     assert "Another command is changing the secrets" in repository.fails("encrypt")
-    assert repository.file(".env.tmp.running").exists()
+    assert repository.file(".env.tmp").exists()
     os.close(lock)
     repository.do("encrypt")
 

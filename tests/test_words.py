@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import pytest
 
-from tests.baked import ROOT
+from tests.test_upkeep import load
 
-SPECIFICATION = importlib.util.spec_from_file_location(
-    "check_words", ROOT / "scripts/check_words.py"
-)
-assert SPECIFICATION
-assert SPECIFICATION.loader
-words = importlib.util.module_from_spec(SPECIFICATION)
-SPECIFICATION.loader.exec_module(words)
+words = load("check_words")
 
 FAULTS = {
     "What it does.": 'begins with "What"',

@@ -9,8 +9,8 @@
 # The program that applies it comes with the newest template. Your services,
 # infrastructure and secrets are left alone. Nothing is committed.
 #
-# exit codes: 0 up to date, 1 --check has found a newer version, or an update needs
-#             you, 2 wrong usage or not known
+# exit codes: 0 up to date, 1 --check has found a newer version, or an update
+#             needs you, 2 wrong usage or not known
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
