@@ -295,7 +295,8 @@ def remove(options: argparse.Namespace) -> None:
     clear_retained(service)
     say(
         f"Removed {service.name}.",
-        f"Its volume keeps the data: docker volume ls --filter label=com.docker.compose.volume={service.volume}",
+        "Its volume keeps the data:"
+        f" docker volume ls --filter label=com.docker.compose.volume={service.volume}",
         *(f"Delete its packages: {group} in pyproject.toml, then make lock." for group in groups),
     )
 
