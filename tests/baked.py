@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,11 +31,13 @@ SERVICE_TEMPLATE = ROOT / "service-template"
 # Made by git, uv, the interpreter and tools, so these are no part of the rendered files.
 CACHES = {"__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache"}
 NOT_RENDERED = {".git", ".venv", ".tools", *CACHES}
+# Each pytest deletes old directories of its user, and two that delete the same one both fail.
+OTHER_PYTESTS = tempfile.TemporaryDirectory(prefix="pytest-of-bakes-")
 
 
 def user_environment(env: Mapping[str, str | None] | None = None) -> dict[str, str]:
     """This process's environment without the test suite's own virtual environment."""
-    result = dict(os.environ)
+    result = dict(os.environ, PYTEST_DEBUG_TEMPROOT=OTHER_PYTESTS.name)
     result.pop("VIRTUAL_ENV", None)
     own_bin = str(Path(sys.executable).parent)
     result["PATH"] = os.pathsep.join(
