@@ -988,6 +988,8 @@ def test_the_documented_account_reaches_its_own_topics_alone(
         project.run(*compose, "up", "--detach", "--wait", "mqtt")
         assert arrives("home/meter/data")
         assert arrives("home/errors/meter")
+        assert arrives("home/coordinator/response/1")
+        assert arrives("home/diagnose-1/echo")
         assert not arrives("home/other/data")
         hidden = ("-t", "home/end", "-t", "home/meter/data", "-C", "1", "-W", "10")
         assert client("sub", "meter", "meter-password", *hidden) == "it"
