@@ -292,6 +292,8 @@ def assert_notes_since(version: str, shown: str) -> None:
     current = BakedProject(ROOT).json("cookiecutter.json")["__template_version"]
     changelog = BakedProject(ROOT).read("CHANGELOG.md")
     later = changelog[changelog.index("## [Unreleased]") : changelog.index(f"## [{version}] - ")]
+    # A section without notes is not shown.
+    later = re.sub(r"^## \[Unreleased\]\n\n(?=## )", "", later)
     assert f"## [{current}] - " in later
     assert re.search(rf"from {re.escape(version)} \(\w+\) to {re.escape(current)} \(", shown)
     assert f"{later}\nUpdated these files:" in shown

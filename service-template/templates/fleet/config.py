@@ -72,7 +72,7 @@ class ServiceSettings(Settings):
     def _protects_the_network(cls, password: SecretStr, info: ValidationInfo) -> SecretStr:
         host = info.data.get("http_host", "")
         if not password.get_secret_value() and not _is_loopback(host):
-            message = f"{{ cookiecutter.__env }}_PASSWORD must be set in .env to listen on {host}"
+            message = f"must be set in .env to listen on {host}"
             raise ValueError(message)
         return password
 

@@ -331,7 +331,7 @@ def test_needs_a_password_beyond_this_machine(
     load_service: LoadService, make_settings: MakeSettings, host: str
 ) -> None:
     settings = load_service(NAME).config.ServiceSettings
-    with pytest.raises(ValidationError, match="_PASSWORD must be set"):
+    with pytest.raises(ValidationError, match=r"must be set in \.env"):
         make_settings(settings, http_host=host)
     assert make_settings(settings, http_host=host, password=SecretStr(PASSWORD))
 
