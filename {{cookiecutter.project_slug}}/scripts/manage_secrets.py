@@ -21,15 +21,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import yaml
-from common import (
-    ROOT,
-    SECRET_NAME,
-    find_ambiguous,
-    make_parser,
-    read_dotenv,
-    run,
-    say,
-)
+from common import ROOT, SECRET_NAME, find_ambiguous, make_parser, read_dotenv, run, say
 
 ENV, EXAMPLE, ENCRYPTED = ROOT / ".env", ROOT / ".env.example", ROOT / ".env.enc"
 CONFIG = ROOT / ".sops.yaml"

@@ -383,8 +383,8 @@ def load_settings[S: Settings](settings_class: type[S]) -> S:
 
 def _variable(settings_class: type[Settings], location: tuple[int | str, ...]) -> str:
     # A default that is not valid is reported by the name of its field, not by its alias.
-    fields = settings_class.model_fields
-    aliases = {name: field.validation_alias or name for name, field in fields.items()}
+    fields = settings_class.model_fields.items()
+    aliases = {name: field.validation_alias for name, field in fields if field.validation_alias}
     return ".".join(str(aliases.get(str(part), part)) for part in location).upper()
 
 
