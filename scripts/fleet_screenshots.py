@@ -53,6 +53,7 @@ def main() -> None:
     """Run the services of a new repository."""
     make_parser(__doc__).parse_args()
     with new_repository() as project, running_stack(project) as stack:
+        stack.break_listener()
         take(stack)
 
 

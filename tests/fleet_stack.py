@@ -29,7 +29,7 @@ HANDLER = "async def _on_reading(self, topic: str, reading: Reading) -> None:\n"
 
 
 class FleetStack:
-    """A broker, a poller, a subscriber that fails on purpose, and the fleet service."""
+    """A broker, a poller, a subscriber that can fail on purpose, and the fleet service."""
 
     def __init__(self, project: BakedProject) -> None:
         self.project, self.broker_port = project, free_port()
@@ -89,8 +89,11 @@ class FleetStack:
         return time.monotonic() - started
 
     def break_listener(self) -> None:
+        """Restart the subscriber with a handler that fails for every reading."""
+        self.stop("listener")
         main = self.project.file("services/listener/main.py")
         replace_in(main, HANDLER, HANDLER + FAILURE)
+        self.start("listener")
 
     def fix_listener(self) -> None:
         replace_in(self.project.file("services/listener/main.py"), FAILURE, "")
@@ -118,10 +121,10 @@ def running_stack(project: BakedProject) -> Iterator[FleetStack]:
     stack = FleetStack(project)
     try:
         stack.start_broker()
-        stack.break_listener()
         for name in ("fleet", "listener", "example-service"):
             stack.start(name)
-        until(lambda: "mqtt_connected" in stack.log("fleet"), "the fleet service")
+        for name in ("fleet", "listener"):
+            until(lambda name=name: "mqtt_connected" in stack.log(name), f"the service {name}")  # type: ignore[misc]
         yield stack
     finally:
         stack.close()

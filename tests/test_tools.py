@@ -1,4 +1,4 @@
-"""A tool that is missing skips a test, and fails it where everything has to run."""
+"""Missing tools skip a test, or fail it where everything has to run. Groups of tests hold."""
 
 from __future__ import annotations
 
@@ -44,3 +44,10 @@ def test_an_interpreter_that_uv_has_installed_is_found(
     for name in ("PATH", "PYENV_ROOT", "UV_PYTHON_INSTALL_DIR"):
         monkeypatch.setenv(name, str(tmp_path))
     assert find_python.__wrapped__(version) == interpreter
+
+
+@pytest.mark.xdist_group("one")
+def test_a_group_of_tests_is_honored(request: pytest.FixtureRequest) -> None:
+    """Tests that share Docker or a browser must not run at the same time."""
+    grouped = getattr(request.config.option, "loadgroup", False)
+    assert request.node.nodeid.endswith("@one") == grouped
