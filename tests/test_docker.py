@@ -372,10 +372,10 @@ def test_a_reading_that_could_not_be_sent_in_time_is_not_sent_later(stack: Servi
     until(lambda: stack.is_unhealthy(SERVICE), "unhealthy without the broker")
     returning = datetime.now(timezone.utc)
     stack.compose("start", "mqtt")
-    last_round = 0
+    last_cycle = 0
     for reading in readings:
-        assert reading["round"] >= last_round
-        last_round = reading["round"]
+        assert reading["cycle"] >= last_cycle
+        last_cycle = reading["cycle"]
         published = datetime.fromisoformat(reading["timestamp"])
         if published > returning:
             break
@@ -450,13 +450,13 @@ def test_a_stop_is_quick_and_leaves_the_offline_status(stack: ServiceStack) -> N
 
 
 def test_state_outlives_the_containers(stack: ServiceStack) -> None:
-    last = stack.messages(f"{SERVICE}/reading")[0]["round"]
+    last = stack.messages(f"{SERVICE}/reading")[0]["cycle"]
     before = time.monotonic()
     stack.compose("down")
     # Nobody has to be killed after 10 s, the broker neither.
     assert time.monotonic() - before < 10
     stack.up()
-    assert stack.messages(f"{SERVICE}/reading")[0]["round"] > last
+    assert stack.messages(f"{SERVICE}/reading")[0]["cycle"] > last
 
 
 def test_a_change_of_the_shared_library_is_live_without_a_build(stack: ServiceStack) -> None:

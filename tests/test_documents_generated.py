@@ -152,14 +152,14 @@ def test_a_stale_document_is_reported_and_written_again(repository: BakedProject
     expected = {name: repository.read(name) for name in DOCUMENTS}
     schemas = repository.file("services/example-service/schemas.py")
     original = schemas.read_text()
-    schemas.write_text(original.replace("round: int", "cycle: int"))
+    schemas.write_text(original.replace("cycle: int", "number: int"))
     repository.file(".env.example").unlink()
     done = topics_script(repository, "--check")
     assert done.returncode == 1
     assert done.stderr == "not up to date: {}. Run make docs.\n".format(", ".join(DOCUMENTS))
     assert not repository.file(".env.example").exists()
     assert topics_script(repository).returncode == 0
-    assert "| `cycle` | integer |  | Number of the cycle" in repository.read("docs/topics.md")
+    assert "| `number` | integer |  | Number of the cycle" in repository.read("docs/topics.md")
     assert topics_script(repository, "--check").returncode == 0
     schemas.write_text(original)
     assert topics_script(repository).returncode == 0

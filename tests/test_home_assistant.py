@@ -143,7 +143,7 @@ def test_services_in_home_assistant(services: Services, hass: HomeAssistant) -> 
     hass.wait(changed)
     hass.action("text.set_value", "text.boiler_label", value="attic")
     hass.wait({"text.boiler_label": "attic"})
-    hass.wait({"sensor.example_service_round": "2"})
+    hass.wait({"sensor.example_service_cycle": "2"})
 
     # The diagnosis asks the real one.
     access = {**services.environment, "HA_URL": hass.url, "HA_TOKEN": hass.token}

@@ -14,7 +14,7 @@ from shared.state import StateFile
 class Progress(BaseModel):
     """State that outlives a restart."""
 
-    round: int = Field(default=0, ge=0)
+    cycle: int = Field(default=0, ge=0)
 
 
 class {{ cookiecutter.__class }}(BaseService[ServiceSettings]):
@@ -36,12 +36,12 @@ class {{ cookiecutter.__class }}(BaseService[ServiceSettings]):
 
     async def measure(self) -> Reading:
         """Take one reading and publish it."""
-        self._progress.round += 1
+        self._progress.cycle += 1
         load = 100 * os.getloadavg()[0] / (os.cpu_count() or 1)
-        reading = Reading(value=round(load, 1), round=self._progress.round)
+        reading = Reading(value=round(load, 1), cycle=self._progress.cycle)
         await self.publish("reading", reading)
         self._state.save(self._progress)
-        self.logger.info("reading_published", value=reading.value, round=reading.round)
+        self.logger.info("reading_published", value=reading.value, cycle=reading.cycle)
         return reading
 
     async def _on_refresh(self, _command: Command) -> Reading:

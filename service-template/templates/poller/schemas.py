@@ -17,7 +17,7 @@ class Reading(Message):
     value: Annotated[float, Sensor(name="CPU load", unit="%", state_class="measurement")] = Field(
         description="Load of the processors over one minute. Above 100, processes wait"
     )
-    round: Annotated[int, Sensor(icon="mdi:counter", entity_category="diagnostic")] = Field(
+    cycle: Annotated[int, Sensor(icon="mdi:counter", entity_category="diagnostic")] = Field(
         description="Number of the cycle, counted over restarts"
     )
 {% else %}
@@ -25,7 +25,7 @@ class Reading(Message):
         description="Load of the processors over one minute. Above 100, processes wait",
         json_schema_extra={"unit": "%"},
     )
-    round: int = Field(description="Number of the cycle, counted over restarts")
+    cycle: int = Field(description="Number of the cycle, counted over restarts")
 {% endif %}
 
 

@@ -20,7 +20,7 @@ async def start(start_service: StartService) -> StartedService:
 
 async def test_publishes_a_reading_each_cycle(service: StartedService) -> None:
     first, second = await service.next_published("reading", 2)
-    assert (first["round"], second["round"]) == (1, 2)
+    assert (first["cycle"], second["cycle"]) == (1, 2)
     assert first["service"] == NAME
     service.modules.schemas.Reading.model_validate(first)
 
@@ -57,10 +57,10 @@ async def test_counts_on_after_a_restart_and_from_one_without_a_valid_state(
     await service.next_published("reading", 2)
     await service.stop()
     state = service.settings.data_dir / "state.json"
-    state.write_text('{"round": null}' if broken else '{"round": 2}')
+    state.write_text('{"cycle": null}' if broken else '{"cycle": 2}')
     again = await start(start_service)
     (first,) = await again.next_published("reading")
-    assert first["round"] == expected
+    assert first["cycle"] == expected
 
 
 async def test_the_health_check_passes_while_it_works(

@@ -1,5 +1,7 @@
 """Watches the readings of other services: keeps statistics and raises alarms."""
 
+import asyncio
+
 from config import ServiceSettings
 from pydantic import BaseModel, Field
 from schemas import STATISTICS, {{ 'TOPICS, ' if cookiecutter._marks }}Alarm, Reading, Statistics
@@ -45,7 +47,8 @@ class {{ cookiecutter.__class }}(BaseService[ServiceSettings]):
             readings=self._totals.readings + 1,
             highest=reading.value if highest is None else max(highest, reading.value),
         )
-        self._state.save(self._totals)
+        # A save waits for the disk, which would block the event loop at every reading otherwise.
+        await asyncio.to_thread(self._state.save, self._totals)
         limit = self.settings.alarm_above
         if reading.value > limit:
             self.logger.warning("alarm_raised", source=topic, value=reading.value, limit=limit)

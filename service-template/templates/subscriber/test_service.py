@@ -1,5 +1,7 @@
 """Tests of {{ cookiecutter.service_slug }}."""
 
+import threading
+
 import pytest
 
 from tests.conftest import StartService
@@ -65,6 +67,16 @@ async def test_counts_on_after_a_restart_and_from_zero_without_a_valid_state(
     again = await start(start_service)
     await again.deliver("garden/1/heat", {"value": 1.0})
     assert statistics(again) == expected
+
+
+async def test_a_slow_disk_does_not_block_the_event_loop(
+    service: StartedService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: set[int] = set()
+    monkeypatch.setattr("os.fsync", lambda _: threads.add(threading.get_ident()))
+    await service.deliver("garden/1/heat", {"value": 3.5})
+    assert threads
+    assert threading.get_ident() not in threads
 
 
 async def test_replies_with_its_statistics(service: StartedService) -> None:
