@@ -134,10 +134,10 @@ def add_first_service() -> str:
     service = Path("services", ANSWERS["first_service"])
     if service.exists():
         return f"{service} was there already"
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as directory:
         # Its own configuration keeps the user's defaults out and the user's replay as it is.
-        config_file = Path(folder, "config.yaml")
-        config = {"replay_dir": folder, "cookiecutters_dir": folder}
+        config_file = Path(directory, "config.yaml")
+        config = {"replay_dir": directory, "cookiecutters_dir": directory}
         config_file.write_text(json.dumps(config), encoding="utf-8")
         run_script(*render_first_service(str(config_file)))
     return str(service)
@@ -146,11 +146,11 @@ def add_first_service() -> str:
 # --- git -----------------------------------------------------------------------------------------
 
 
-def git(*arguments: str, folder: str | Path = ".", stdin: str = "") -> str:
+def git(*arguments: str, directory: str | Path = ".", stdin: str = "") -> str:
     """Return the output of a git command. An error has git's own reason."""
     try:
         result = subprocess.run(
-            ["git", "-C", str(folder), *arguments], input=stdin, capture_output=True, text=True,
+            ["git", "-C", str(directory), *arguments], input=stdin, capture_output=True, text=True,
             encoding="utf-8", errors="surrogateescape", env={**ENVIRONMENT, "LC_ALL": "C"},
             check=False,
         )  # fmt: skip
@@ -161,10 +161,10 @@ def git(*arguments: str, folder: str | Path = ".", stdin: str = "") -> str:
     return result.stdout.strip()
 
 
-def git_or_none(*arguments: str, folder: str | Path = ".") -> str | None:
+def git_or_none(*arguments: str, directory: str | Path = ".") -> str | None:
     """Return the output of a git command, or None where there is no repository or no value."""
     try:
-        return git(*arguments, folder=folder)
+        return git(*arguments, directory=directory)
     except StepError as error:
         if not str(error) or str(error).startswith(("not a git repository", "Needed a single")):
             return None
@@ -223,16 +223,16 @@ def record_template() -> str:
     template = Path(os.environ.get("PWD", "/"), ANSWERS["_repo_dir"])
     if not (template / "cookiecutter.json").is_file():
         raise SkipError(f"the template is not in {template}")
-    if git_or_none("rev-parse", "--show-prefix", folder=template) != "":
+    if git_or_none("rev-parse", "--show-prefix", directory=template) != "":
         raise SkipError("the template is not a git repository of its own")
     # As configured: `git remote get-url` would apply the user's url.*.insteadOf.
-    address = git_or_none("config", "--get", "remote.origin.url", folder=template)
+    address = git_or_none("config", "--get", "remote.origin.url", directory=template)
     if not address:
         raise SkipError("the template's git repository has no remote `origin`")
     # Untracked files are not looked at: every editor leaves some.
-    if git("status", "--porcelain", "--untracked-files=no", folder=template):
+    if git("status", "--porcelain", "--untracked-files=no", directory=template):
         raise SkipError("the template has changes that are not committed")
-    commit = git("rev-parse", "HEAD", folder=template)
+    commit = git("rev-parse", "HEAD", directory=template)
     # The record is committed, and may be published.
     address = re.sub(r"^(https?://)[^/@]*@", r"\1", address)
     # These entries are about this run, not about this repository.

@@ -103,6 +103,7 @@ class Published:
         change("Makefile", "## Show this list", "## Show this newer list")
         change("pyproject.toml", "timeout = 120", "timeout = 121")
         (generated / "docs/newer.md").write_text("# Newer\n\nIt was not there last year.\n")
+        shutil.copy(ROOT / "docs/fleet-light.png", generated / "docs/newer.png")
         (generated / "docs/containers.md").unlink()
         poller = self.path / "service-template/templates/poller/main.py"
         replace_in(poller, '"""', '"""Newer: ')
@@ -213,7 +214,7 @@ def assert_like_new(project: BakedProject, fresh: BakedProject, touched: set[str
 
     assert templates_own(project) == templates_own(fresh)
     for name in templates_own(fresh):
-        assert project.read(name) == fresh.read(name), name
+        assert project.file(name).read_bytes() == fresh.file(name).read_bytes(), name
 
 
 # Merged or generated, because services are listed in them.

@@ -79,10 +79,10 @@ def corrected_command(answers: dict[str, str], examples: dict[str, str]) -> str:
             words += ["--description", values["description"]]
         return shlex.join(words)
     template = str(answers.get("_template") or "templates/service")
-    # Inside the repository of both templates, which `_template` names as a whole.
-    folder = "service-template"
-    is_inside = Path(answers.get("_repo_dir", "")).name == folder != Path(template).name
-    inside = ["--directory", folder] if is_inside else []
+    # `_template` names the repository, and `_repo_dir` the directory of this template in it.
+    directory = "service-template"
+    is_inside = Path(answers.get("_repo_dir", "")).name == directory != Path(template).name
+    inside = ["--directory", directory] if is_inside else []
     checkout = ["--checkout", answers["_checkout"]] if answers.get("_checkout") else []
     words = [f"{name}={value}" for name, value in values.items()]
     options = [*inside, *checkout, "-o", "services", "--no-input"]

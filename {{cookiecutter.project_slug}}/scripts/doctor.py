@@ -113,7 +113,7 @@ def check_scripts() -> Iterator[Finding]:
 def check_permissions() -> Iterator[Finding]:
     """Containers have users of their own, who have to read what is mounted."""
     mounted = [ROOT / "infrastructure", ROOT / "shared"]
-    for path in [*mounted, *(path for folder in mounted for path in folder.rglob("*"))]:
+    for path in [*mounted, *(path for directory in mounted for path in directory.rglob("*"))]:
         wanted = 0o005 if path.is_dir() else 0o004
         # Python does without its caches.
         if "__pycache__" not in path.parts and path.stat().st_mode & wanted != wanted:

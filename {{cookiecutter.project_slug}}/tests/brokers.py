@@ -1,4 +1,4 @@
-"""Brokers for the tests and `make run`: a Mosquitto where there is one, else an embedded one.
+"""Brokers for the tests and `make run`: Mosquitto where it is installed, an embedded one otherwise.
 
 `TEST_BROKER=embedded` forces the embedded broker, and tests that need the real one are skipped.
 `python -m tests.brokers PORT` runs the embedded broker until it is interrupted.
@@ -62,9 +62,9 @@ class _Process:
 
     host = HOST
 
-    def __init__(self, folder: Path, port: int | None = None) -> None:
+    def __init__(self, directory: Path, port: int | None = None) -> None:
         self.port = port or free_port()
-        self.log = folder / "broker.log"
+        self.log = directory / "broker.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._guard: subprocess.Popen[bytes] | None = None
 
@@ -111,10 +111,10 @@ class Mosquitto(_Process):
 
     kind = "mosquitto"
 
-    def __init__(self, program: str, folder: Path, port: int | None = None) -> None:
-        super().__init__(folder, port)
+    def __init__(self, program: str, directory: Path, port: int | None = None) -> None:
+        super().__init__(directory, port)
         self._program = program
-        self._configuration = folder / "broker.conf"
+        self._configuration = directory / "broker.conf"
         self._configuration.write_text(
             f"listener {self.port} {HOST}\n"
             "allow_anonymous true\n"
@@ -138,10 +138,10 @@ class EmbeddedBroker(_Process):
         return [sys.executable, "-m", "tests.brokers", str(self.port)]
 
 
-def make_broker(folder: Path, port: int | None = None) -> Mosquitto | EmbeddedBroker:
+def make_broker(directory: Path, port: int | None = None) -> Mosquitto | EmbeddedBroker:
     """Return a broker that is not started yet, with its files in a directory."""
     program = find_mosquitto()
-    return Mosquitto(program, folder, port) if program else EmbeddedBroker(folder, port)
+    return Mosquitto(program, directory, port) if program else EmbeddedBroker(directory, port)
 
 
 async def serve_embedded(port: int) -> None:

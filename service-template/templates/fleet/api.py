@@ -250,7 +250,7 @@ async def read_letters(
     return DeadLetters(
         total=service.letters.count(),
         kinds=service.letters.counts(),
-        letters=[service.with_refusal(letter) for letter in letters],
+        letters=[service.with_rejection(letter) for letter in letters],
     )
 
 
@@ -262,7 +262,7 @@ async def find_letter(service: Service, letter_id: LetterId) -> KeptLetter:
     letter = service.letters.get(letter_id)
     if letter is None:
         raise HTTPException(404, f"there is no dead letter {letter_id}")
-    return service.with_refusal(letter)
+    return service.with_rejection(letter)
 
 
 Letter = Annotated[KeptLetter, Depends(find_letter)]
@@ -274,8 +274,8 @@ Letter = Annotated[KeptLetter, Depends(find_letter)]
 )
 async def replay(service: Service, letter: Letter) -> Outcome:
     """Send the message to every subscriber of its topic again, and delete the letter."""
-    if letter.refusal:
-        raise HTTPException(409, letter.refusal)
+    if letter.rejection:
+        raise HTTPException(409, letter.rejection)
     await service.replay(letter)
     return service.outcome(1, letter.kind)
 

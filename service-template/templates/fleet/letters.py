@@ -154,7 +154,7 @@ def original_payload(letter: DeadLetter) -> bytes:
     return letter.payload.encode()
 
 
-def refusal(letter: KeptLetter, topic_prefix: str, max_age_seconds: float) -> str | None:
+def rejection(letter: KeptLetter, topic_prefix: str, max_age_seconds: float) -> str | None:
     """Return why a letter cannot be replayed, or None."""
     if letter.payload_sha256:
         return "The payload was cut, so the message is not complete."

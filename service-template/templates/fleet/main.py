@@ -10,7 +10,7 @@ from api import create_app
 from catalog import Catalog
 from config import ServiceSettings
 from fleet import Fleet
-from letters import Letters, refusal, replayed_payload
+from letters import Letters, rejection, replayed_payload
 from schemas import KeptLetter, Outcome
 from server import EmbeddedServer
 
@@ -68,10 +68,10 @@ class {{ cookiecutter.__class }}(BaseService[ServiceSettings]):
             return {}
         return {"status": "degraded", "reasons": [*self.health.reasons, *filter(None, problems)]}
 
-    def with_refusal(self, letter: KeptLetter) -> KeptLetter:
+    def with_rejection(self, letter: KeptLetter) -> KeptLetter:
         """Return the letter with the reason why it cannot be replayed, if there is one."""
-        settings = self.settings
-        letter.refusal = refusal(letter, settings.topic_prefix, settings.command_max_age_seconds)
+        prefix, max_age_seconds = self.settings.topic_prefix, self.settings.command_max_age_seconds
+        letter.rejection = rejection(letter, prefix, max_age_seconds)
         return letter
 
     async def replay(self, letter: KeptLetter) -> None:
@@ -90,21 +90,21 @@ class {{ cookiecutter.__class }}(BaseService[ServiceSettings]):
 
         Raises MQTTError. Letters that were not acknowledged are kept.
         """
-        done, refused = 0, set[str]()
+        done, rejected = 0, set[str]()
         for letter in self.letters.oldest_first(kind):
             if done == MAX_REPLAYS:
                 break
-            if reason := self.with_refusal(letter).refusal:
-                refused.add(reason)
+            if reason := self.with_rejection(letter).rejection:
+                rejected.add(reason)
             else:
                 await self.replay(letter)
                 done += 1
-        return self.outcome(done, kind, refused)
+        return self.outcome(done, kind, rejected)
 
-    def outcome(self, done: int, kind: str, refused: set[str] | None = None) -> Outcome:
+    def outcome(self, done: int, kind: str, rejected: set[str] | None = None) -> Outcome:
         self.fleet.touch()
         remaining = self.letters.count_kind(kind)
-        return Outcome(done=done, refused=sorted(refused or []), remaining=remaining)
+        return Outcome(done=done, rejected=sorted(rejected or []), remaining=remaining)
 
     def _on_dead_letter(self, topic: str, letter: DeadLetter) -> None:
         try:

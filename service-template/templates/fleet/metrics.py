@@ -31,7 +31,7 @@ class FleetCollector(Collector):
             "fleet_service_uptime_seconds", "Time since the start", labels=["service"]
         )
         seen = GaugeMetricFamily(
-            "fleet_service_last_seen_timestamp_seconds", "Last sign of life", labels=["service"]
+            "fleet_service_last_seen_timestamp_seconds", "Last message", labels=["service"]
         )
         for row in fleet.rows():
             for name in get_args(State):

@@ -279,7 +279,7 @@ function drawLetters() {
 }
 
 function makeLetter(letter) {
-  const replay = make("button", { type: "button", textContent: "Replay to every subscriber", disabled: letter.refusal !== null });
+  const replay = make("button", { type: "button", textContent: "Replay to every subscriber", disabled: letter.rejection !== null });
   const discard = make("button", { type: "button", textContent: "Discard" });
   const on = (button, method, path, done) => button.addEventListener("click", attempt(async () => {
     await call(method, `/api/v1/dead-letters/${letter.id}${path}`);
@@ -295,7 +295,7 @@ function makeLetter(letter) {
     make("pre", { tabIndex: 0, ariaLabel: "Payload", textContent: letter.payload }),
     replay, " ", discard, " ");
   if (letter.trace_id) element.append(traceLink(letter.trace_id));
-  if (letter.refusal) element.append(make("p", { className: "muted", textContent: `Cannot be replayed. ${letter.refusal}` }));
+  if (letter.rejection) element.append(make("p", { className: "muted", textContent: `Cannot be replayed. ${letter.rejection}` }));
   element.dataset.id = letter.id;
   return element;
 }
@@ -312,9 +312,9 @@ byId("kind-actions").addEventListener("click", attempt(async (event) => {
   if (!action) return;
   const { kind } = filter();
   show(`${action === "replay" ? "Replaying" : "Discarding"} …`);
-  const { done, refused, remaining } = await call("POST", `/api/v1/dead-letters/${action}`, { kind });
+  const { done, rejected, remaining } = await call("POST", `/api/v1/dead-letters/${action}`, { kind });
   const left = remaining ? `, ${remaining} are left` : "";
-  show(`${action === "replay" ? "Replayed" : "Discarded"} ${done}${left}. ${refused.join(" ")}`);
+  show(`${action === "replay" ? "Replayed" : "Discarded"} ${done}${left}. ${rejected.join(" ")}`);
   await loadLetters();
   if (byId("kind-actions").hidden) byId("letters-title").focus();
 }));

@@ -107,7 +107,7 @@ class KeptLetter(DeadLetter):
     id: int
     kind: str = Field(description="Service, error and topic")
     received_at: datetime
-    refusal: str | None = Field(default=None, description="Why it cannot be replayed")
+    rejection: str | None = Field(default=None, description="Why it cannot be replayed")
 
 
 class Kind(BaseModel):
@@ -127,7 +127,7 @@ class KindRequest(BaseModel):
 
 class Outcome(BaseModel):
     done: int = Field(description="Letters that were replayed or discarded")
-    refused: list[str] = Field(default=[], description="Reasons why letters were not replayed")
+    rejected: list[str] = Field(default=[], description="Reasons why letters were not replayed")
     remaining: int = Field(description="Letters that are still kept")
 
 

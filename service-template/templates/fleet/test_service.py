@@ -125,7 +125,7 @@ async def test_keeps_dead_letters_once_and_over_a_restart(
         await fail(service, "garden/reading", "{", timestamp="2026-01-01T00:00:00Z")
     (letter,) = await letters(client, text="no val")
     assert letter["kind"].startswith("meter: ValueError on ")
-    assert (letter["payload"], letter["error"], letter["refusal"]) == ("{", "no value", None)
+    assert (letter["payload"], letter["error"], letter["rejection"]) == ("{", "no value", None)
     assert await letters(client, text="no%val") == await letters(client, kind="other") == []
     await service.stop()
     again = await start_service(NAME, http_port=0, max_dead_letters=2)
@@ -158,7 +158,7 @@ async def test_replays_with_the_old_trace_and_a_mark(
     await fail(service, "garden/reading", {"value": 3})
     (letter,) = await letters(client)
     response = await client.post(f"/api/v1/dead-letters/{letter['id']}/replay")
-    assert response.json() == {"done": 1, "refused": [], "remaining": 0}
+    assert response.json() == {"done": 1, "rejected": [], "remaining": 0}
     (sent,) = service.mqtt.payloads(letter["original_topic"])
     assert (sent["value"], sent["trace_id"]) == (3, "t1")
     assert sent["replay_id"].startswith(f"{letter['id']}-")
@@ -190,12 +190,12 @@ async def test_replays_text_and_bytes_as_they_were(
     await fail(service, "garden/reading", "/wA=", encoding="base64")
     (kind,) = {letter["kind"] for letter in await letters(client)}
     response = await client.post("/api/v1/dead-letters/replay", json={"kind": kind})
-    assert response.json() == {"done": 2, "refused": [], "remaining": 0}
+    assert response.json() == {"done": 2, "rejected": [], "remaining": 0}
     topic = f"{service.settings.topic_prefix}/garden/reading"
     assert service.mqtt.payloads(topic) == ["on", b"\xff\x00"]
 
 
-async def test_refuses_what_a_replay_cannot_repeat(
+async def test_rejects_letters_that_a_replay_cannot_repeat(
     service: StartedService, client: httpx.AsyncClient
 ) -> None:
     old = (datetime.now(UTC) - timedelta(hours=1)).isoformat()
@@ -205,11 +205,11 @@ async def test_refuses_what_a_replay_cannot_repeat(
     await fail(service, "garden/+", "{}")
     await fail(service, "garden/photo", "{", payload_bytes=70_000, payload_sha256="0" * 64)
     for letter in await letters(client):
-        assert letter["refusal"]
+        assert letter["rejection"]
         response = await client.post(f"/api/v1/dead-letters/{letter['id']}/replay")
-        assert (response.status_code, response.json()["detail"]) == (409, letter["refusal"])
+        assert (response.status_code, response.json()["detail"]) == (409, letter["rejection"])
         response = await client.post("/api/v1/dead-letters/replay", json={"kind": letter["kind"]})
-        assert response.json() == {"done": 0, "refused": [letter["refusal"]], "remaining": 1}
+        assert response.json() == {"done": 0, "rejected": [letter["rejection"]], "remaining": 1}
         assert (await client.delete(f"/api/v1/dead-letters/{letter['id']}")).json()["done"] == 1
     assert service.mqtt.published == []
     assert (await client.post("/api/v1/dead-letters/1/replay")).status_code == 404

@@ -1,4 +1,4 @@
-"""Two services and a person who watches, over a broker."""
+"""Two services and an observer, over a broker."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -34,7 +34,7 @@ class Thermometer(BaseService[Settings]):
 
 
 class Display(BaseService[Settings]):
-    """Asks the thermometer and shows what it publishes."""
+    """Sends commands to the thermometer and shows the events that it publishes."""
 
     name = "display"
 
@@ -52,7 +52,7 @@ async def observer(broker: Broker, topic_prefix: str) -> AsyncIterator[Observer]
         yield observer
 
 
-async def test_a_command_its_answer_and_the_event_belong_to_one_trace(
+async def test_a_command_its_reply_and_the_event_belong_to_one_trace(
     make_settings: Callable[..., Settings], observer: Observer
 ) -> None:
     async with running(Thermometer(make_settings())), running(Display(make_settings())) as display:
@@ -64,7 +64,7 @@ async def test_a_command_its_answer_and_the_event_belong_to_one_trace(
         assert reply["trace_id"] == event["trace_id"] == command["trace_id"]
 
 
-async def test_a_command_that_fails_is_answered_and_leaves_a_dead_letter(
+async def test_a_command_that_fails_gets_an_error_reply_and_leaves_a_dead_letter(
     make_settings: Callable[..., Settings], observer: Observer
 ) -> None:
     async with running(Thermometer(make_settings())), running(Display(make_settings())) as display:
