@@ -11,13 +11,13 @@ import pytest
 
 from shared.service import BaseService
 from tests.brokers import Broker
+from tests.conftest import MakeSettings
 from tests.fakes import {{ "FakeHomeAssistant, " if cookiecutter.include_home_assistant }}FakeMQTT
 from tests.observer import Observer
 from tests.running import running
 
 DOCUMENTS = Path(__file__).resolve().parent.parent / "docs"
 
-type MakeSettings = Callable[..., Any]
 type Run = Callable[..., Any]
 
 

@@ -161,7 +161,6 @@ class Fleet:
             service.gaps.append(now - service.seen_at)
         service.heartbeat, service.seen_at = heartbeat, now
         row = service.row
-        row.beats += 1
         row.last_seen = datetime.now(UTC)
         row.uptime_seconds, row.memory_mb = heartbeat.uptime_seconds, heartbeat.memory_mb
         row.version = heartbeat.version and heartbeat.version[:50]

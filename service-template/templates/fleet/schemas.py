@@ -38,8 +38,7 @@ class ServiceRow(BaseModel):
     uptime_seconds: float | None = None
     memory_mb: float | None = None
     version: str | None = Field(default=None, description="Commit of the deployment")
-    beats: int = Field(default=0, description="Heartbeats so far")
-    history: list[tuple[float, State]] = Field(default=[], description="Memory and state, by beat")
+    history: list[tuple[float, State]] = Field(default=[], description="Memory and state of the last heartbeats")
 
 
 class Services(BaseModel):

@@ -1,7 +1,7 @@
 """Two services and an observer, over a broker."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -10,6 +10,7 @@ from shared.config import Settings
 from shared.schemas import Command, DeadLetter
 from shared.service import BaseService
 from tests.brokers import Broker
+from tests.conftest import MakeSettings
 from tests.observer import Observer
 from tests.probes import soon
 from tests.running import running
@@ -53,7 +54,7 @@ async def observer(broker: Broker, topic_prefix: str) -> AsyncIterator[Observer]
 
 
 async def test_a_command_its_reply_and_the_event_belong_to_one_trace(
-    make_settings: Callable[..., Settings], observer: Observer
+    make_settings: MakeSettings, observer: Observer
 ) -> None:
     async with running(Thermometer(make_settings())), running(Display(make_settings())) as display:
         reply = await display.send_command("thermometer", "measure", room="kitchen")
@@ -65,7 +66,7 @@ async def test_a_command_its_reply_and_the_event_belong_to_one_trace(
 
 
 async def test_a_command_that_fails_gets_an_error_reply_and_leaves_a_dead_letter(
-    make_settings: Callable[..., Settings], observer: Observer
+    make_settings: MakeSettings, observer: Observer
 ) -> None:
     async with running(Thermometer(make_settings())), running(Display(make_settings())) as display:
         reply = await display.send_command("thermometer", "measure", room="cellar")
