@@ -129,6 +129,10 @@ class BakedProject:
             if path.is_file() and not NOT_RENDERED & set(path.relative_to(self.path).parts)
         )
 
+    def text_files(self) -> list[str]:
+        """All rendered files but pictures."""
+        return [name for name in self.files() if not name.endswith(".png")]
+
     def read(self, name: str) -> str:
         with self.file(name).open(encoding="utf-8", newline="") as stream:
             return stream.read()

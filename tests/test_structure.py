@@ -41,7 +41,7 @@ def template_text(folder: Path) -> str:
             continue
         if folder == ROOT and not relative.startswith(READ_BY_JINJA):
             continue
-        parts += [relative, path.read_text(encoding="utf-8")]
+        parts += [relative, path.read_text(encoding="utf-8", errors="replace")]
     return "\n".join(parts)
 
 
@@ -144,7 +144,7 @@ def test_file_names_work_on_every_system(bake: Bake, answers: dict[str, Any]) ->
 @pytest.mark.parametrize("answers", COMBINATIONS)
 def test_no_file_is_empty_or_a_stub(bake: Bake, answers: dict[str, Any]) -> None:
     project = bake(**answers)
-    for name in project.files():
+    for name in project.text_files():
         text = project.read(name).strip()
         assert text, f"{name} is empty"
         assert not re.search(r"\b(TODO|FIXME|XXX|TBD|lorem ipsum)\b", text), name
@@ -164,7 +164,7 @@ def test_scripts_are_executable_and_nothing_else(bake: Bake, answers: dict[str, 
 
 
 def rendered_text_files(project: BakedProject) -> list[str]:
-    return [name for name in project.files() if not name.startswith(CARRIED)]
+    return [name for name in project.text_files() if not name.startswith(CARRIED)]
 
 
 @pytest.mark.parametrize("answers", COMBINATIONS)
@@ -182,7 +182,7 @@ def test_no_jinja_is_left(bake: Bake, answers: dict[str, Any]) -> None:
 def test_lines_and_ends_of_files(bake: Bake, answers: dict[str, Any]) -> None:
     project = bake(**answers)
     problems = []
-    for name in project.files():
+    for name in project.text_files():
         text = project.read(name)
         problems += [f"{name}: CR"] * ("\r" in text)
         problems += [f"{name}: no newline at the end"] * (not text.endswith("\n"))
@@ -213,7 +213,7 @@ def test_an_option_that_is_off_leaves_no_trace(bake: Bake, answers: dict[str, An
     for option, words in TRACES.items():
         found = [
             f"{name}: {match[0]}"
-            for name in project.files()
+            for name in project.text_files()
             if name != ".cruft.json"  # It holds the answers, the negative ones too.
             for match in re.finditer(words, f"{name}\n{project.read(name)}", re.IGNORECASE)
         ]

@@ -38,7 +38,7 @@ class ServiceRow(BaseModel):
     uptime_seconds: float | None = None
     memory_mb: float | None = None
     version: str | None = Field(default=None, description="Commit of the deployment")
-    history: list[tuple[float, State]] = Field(default=[], description="Memory and state of the last heartbeats")
+    history: list[tuple[float, State]] = Field(default=[], description="Memory, state by heartbeat")
 
 
 class Services(BaseModel):
