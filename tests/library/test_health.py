@@ -155,7 +155,7 @@ def test_a_blocked_loop_lets_the_file_grow_old(
     assert age > MAX_AGE
 
 
-def test_a_loop_without_success_turns_unhealthy_within_the_maximum_age_of_its_next_round(
+def test_a_loop_without_success_turns_unhealthy_within_the_maximum_age_of_its_next_cycle(
     monitor: HealthMonitor, clock: Clock, file_age: FileAge
 ) -> None:
     monitor.expect_success_every(30)
@@ -175,7 +175,7 @@ def test_a_loop_without_success_turns_unhealthy_within_the_maximum_age_of_its_ne
     assert monitor.status(Link()).healthy
 
 
-def test_a_loop_slower_than_the_maximum_age_is_healthy_between_its_rounds(
+def test_a_loop_slower_than_the_maximum_age_is_healthy_between_its_cycles(
     monitor: HealthMonitor, clock: Clock
 ) -> None:
     monitor.expect_success_every(3600)

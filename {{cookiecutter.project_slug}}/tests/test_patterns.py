@@ -108,13 +108,13 @@ async def test_command(run: Run, observer: Observer) -> None:
         await observer.next("heater/response", status="error", command="explode")
 
 
-async def test_request_and_response(run: Run, observer: Observer) -> None:
+async def test_request_and_reply(run: Run, observer: Observer) -> None:
     code = example("Command", "Request and reply")
     async with run(code.Heater, code.Panel):
         await observer.next("panel/shown", heating=True)
 
 
-async def test_request_while_the_other_side_is_away(run: Run, observer: Observer) -> None:
+async def test_request_while_the_other_service_is_away(run: Run, observer: Observer) -> None:
     code = example("Command", "Request and reply")
     async with run(code.Panel):
         await observer.next("panel/shown", heating=None)

@@ -50,7 +50,7 @@ def test_the_example_file_names_every_setting_with_its_default(
     assert example_comments().keys() >= Settings.model_fields.keys()
 
 
-def test_the_example_file_says_of_each_setting_what_the_code_says() -> None:
+def test_the_example_file_describes_each_setting_as_the_code_does() -> None:
     comments = example_comments()
     for name, field in Settings.model_fields.items():
         assert comments[name] == field.description
