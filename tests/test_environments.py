@@ -126,7 +126,7 @@ def test_the_first_commit_holds_every_file_with_its_mode(made: BakedProject) -> 
     for name, mode in modes.items():
         is_script = made.file(name).read_bytes().startswith(b"#!")
         assert mode == ("100755" if is_script else "100644"), name
-        assert b"\r" not in made.file(name).read_bytes(), name
+        assert name.endswith(".png") or b"\r" not in made.file(name).read_bytes(), name
     assert run("git", "branch", "--show-current", cwd=made.path).stdout == "main\n"
 
 
@@ -180,7 +180,7 @@ def test_a_clone_with_crlf_for_other_repositories_has_lf(template: Path, tmp_pat
     run("git", "clone", "--quiet", "-c", "core.autocrlf=true", template, clone)
     files = [path for path in clone.rglob("*") if path.is_file() and ".git" not in path.parts]
     # The pictures are no text.
-    text = [path for path in files if path.suffix != ".png"]
+    text = [path for path in files if ".png" not in path.name]
     assert [path for path in text if b"\r\n" in path.read_bytes()] == []
 
 
