@@ -32,6 +32,8 @@ LOCAL_HOSTS = {"127.0.0.1", "localhost"}
 DEBUG_PORT = 5678
 DEBUG_ADDRESS = f"127.0.0.1:{DEBUG_PORT}"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# At most: one from the terminal, and one from uv.
+SIGNALS_OF_ONE_CTRL_C = 2
 
 
 def fail(text: str) -> NoReturn:
@@ -108,8 +110,8 @@ def run(programs: list[Path], *, debug: bool) -> int:
             # The broker is still starting, and ends with this program.
             raise SystemExit(128 + number)
         signals += 1
-        # One Ctrl-C may arrive twice, from the terminal and from uv. make repeats SIGTERM.
-        again = signals > 2 and number == signal.SIGINT
+        # uv and make repeat SIGTERM as well.
+        again = signals > SIGNALS_OF_ONE_CTRL_C and number == signal.SIGINT
         for process in processes if signals == 1 or again else []:
             process.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
 
