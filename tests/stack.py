@@ -23,12 +23,12 @@ from tests.baked import BakedProject, run, user_environment
 PATIENCE_SECONDS = 90
 
 
-def until(condition: Callable[[], bool], what: str) -> None:
+def until(condition: Callable[[], bool], what: str, seconds: float = 0.3) -> None:
     """Poll, because Docker announces none of this, and fail with `what`."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not condition():
         assert time.monotonic() < deadline, f"not within {PATIENCE_SECONDS} s: {what}"
-        time.sleep(0.3)
+        time.sleep(seconds)
 
 
 @dataclass

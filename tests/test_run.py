@@ -19,7 +19,7 @@ import pytest
 from tests.baked import BakedProject, run, user_environment
 from tests.conftest import Bake
 from tests.debug_adapter import DebugAdapter
-from tests.stack import background, until, write_env
+from tests.stack import background, replace_in, until, write_env
 from tests.tools import needs, path_without
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(180)]
@@ -101,6 +101,46 @@ def test_three_services_share_a_broker_that_ends_last(project: BakedProject) -> 
         for name in NAMES:
             assert re.search(rf"Client \S*{name}\S* .*disconnected", broker), broker
         assert not re.search(r"Client (?!<unknown>).* closed its connection", broker), broker
+
+
+def test_late_signals_do_not_change_the_exit_code(project: BakedProject) -> None:
+    environment = project.environment()
+    python = Path(str(environment["UV_PROJECT_ENVIRONMENT"])) / "bin/python"
+    env = user_environment({**environment, "MQTT_PORT": str(free_port())})
+    command = (python, "scripts/run.py", "run", SERVICE)
+    with background(*command, cwd=project.path, env=env) as output:
+        output.wait_for("mqtt_connected")
+
+        def has_ended() -> bool:
+            output.process.send_signal(signal.SIGTERM)
+            return output.process.poll() is not None
+
+        until(has_ended, "end of the program", seconds=0.001)
+        assert output.process.returncode == 0
+
+
+def test_ctrl_c_ends_a_service_that_does_not_stop(bake_copy: Bake) -> None:
+    project = bake_copy()
+    main = project.file(f"services/{SERVICE}/main.py")
+    shutdown = """
+    async def shutdown(self) -> None:
+        while True:
+            pass
+
+
+if __name__"""
+    replace_in(main, "\n\nif __name__", shutdown)
+    with start(project, "run", SERVICE, MQTT_PORT=str(free_port())) as output:
+        output.wait_for("mqtt_connected")
+        os.killpg(output.process.pid, signal.SIGINT)
+        output.wait_for("service_stopping")
+
+        def has_ended() -> bool:
+            os.killpg(output.process.pid, signal.SIGINT)
+            return output.process.poll() is not None
+
+        until(has_ended, "end of the service")
+        assert output.process.returncode == 128 + signal.SIGINT
 
 
 @needs("mosquitto", "mosquitto_sub")

@@ -16,7 +16,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn, TextIO
@@ -32,7 +31,9 @@ DATA = ROOT / ".data"
 LOCAL_HOSTS = {"127.0.0.1", "localhost"}
 DEBUG_PORT = 5678
 DEBUG_ADDRESS = f"127.0.0.1:{DEBUG_PORT}"
-SAME_SIGNAL_SECONDS = 2.0
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# At most: one from the terminal, and one from uv.
+SIGNALS_OF_ONE_CTRL_C = 2
 
 
 def fail(text: str) -> NoReturn:
@@ -100,21 +101,22 @@ def run(programs: list[Path], *, debug: bool) -> int:
     """Run the services until all have ended, and return the highest exit code."""
     environment = make_environment()
     processes: list[subprocess.Popen[bytes]] = []
-    last_signal = 0.0
+    signals = 0
 
     def stop(number: int, _frame: object) -> None:
-        """Forward a signal to each service. A second one ends a service that does not stop."""
-        nonlocal last_signal
+        """Forward a signal to each service. A third Ctrl-C ends one that does not stop."""
+        nonlocal signals
         if not processes:
             # The broker is still starting, and ends with this program.
             raise SystemExit(128 + number)
-        # One Ctrl-C may arrive twice: from the terminal, and a moment later from uv.
-        last_signal, before = time.monotonic(), last_signal
-        for process in processes if last_signal - before > SAME_SIGNAL_SECONDS else []:
+        signals += 1
+        # uv and make repeat SIGTERM as well.
+        again = signals > SIGNALS_OF_ONE_CTRL_C and number == signal.SIGINT
+        for process in processes if signals == 1 or again else []:
             process.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
 
     DATA.mkdir(exist_ok=True)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in SIGNALS:
         signal.signal(number, stop)
     with broker(environment):
         for program in programs:
@@ -252,4 +254,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    code = main()
+    # uv may repeat a signal so late that it would end this program in place of its exit code.
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    raise SystemExit(code)
