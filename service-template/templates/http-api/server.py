@@ -1,5 +1,6 @@
 """uvicorn as a part of the service, on its event loop, and what all endpoints have in common."""
 
+import asyncio
 import json
 import logging
 import socket
@@ -96,6 +97,11 @@ class RequestLayer:
                 if not status:
                     body = {"detail": "internal error", "trace_id": trace_id}
                     await JSONResponse(body, 500)(scope, receive, send_traced)
+            except asyncio.CancelledError:
+                # uvicorn cancels what is left at a stop, and would log a traceback for each.
+                if not status:
+                    body = {"detail": "the service stops", "trace_id": trace_id}
+                    await JSONResponse(body, 503)(scope, receive, send_traced)
             finally:
                 self._logger.log(
                     logging.DEBUG if 0 < status < HTTPStatus.BAD_REQUEST else logging.INFO,
