@@ -208,6 +208,14 @@ def test_send_without_a_command_shows_one(project: BakedProject) -> None:
     assert done.stderr.startswith("Run: make send SERVICE=name COMMAND=refresh\n")
 
 
+def test_send_passes_its_arguments_as_they_are(project: BakedProject) -> None:
+    fields = """{"text": "it's \\"$(id)\\" `id`"}"""
+    # make itself expands a dollar sign.
+    arguments = f"ARGS={fields.replace('$', '$$')}"
+    send = ("make", "--silent", "send", "SERVICE=lamp", "COMMAND=say", arguments)
+    assert project.run(*send, "UV=printf '%s\\n'").stdout.splitlines()[-1] == fields
+
+
 def test_without_a_broker_here_or_in_containers_watch_says_how_to_start_one(
     project: BakedProject,
 ) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -16,6 +17,7 @@ from shared.config import Settings
 from shared.schemas import Command
 from shared.service import BaseService
 from tests.brokers import Broker
+from tests.library.conftest import Mosquitto
 from tests.observer import Observer
 from tests.probes import soon
 from tests.running import running
@@ -144,6 +146,50 @@ async def test_without_heartbeats_the_reason_is_named(
     monkeypatch.setenv("HEARTBEAT_INTERVAL_SECONDS", "0")
     code, _, err = await output(await start("heartbeats"))
     assert (code, err) == (2, "HEARTBEAT_INTERVAL_SECONDS is 0, so there are no heartbeats.\n")
+
+
+@pytest.mark.parametrize("fields", ["[1]", "5", "{"])
+def test_arguments_that_are_not_an_object_are_named(
+    fields: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        console.main(["send", "lamp", "switch", fields])
+    assert capsys.readouterr().err.endswith(f"must be a JSON object, not {fields}\n")
+
+
+async def test_ctrl_c_while_it_connects_ends_it_without_a_traceback(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        monkeypatch.setenv("MQTT_PORT", str(server.getsockname()[1]))
+        process = await start("watch")
+        connection, _ = await soon(asyncio.get_running_loop().sock_accept(server))
+        with connection:
+            process.send_signal(SIGINT)
+            assert await output(process) == (130, "", "")
+
+
+async def test_a_broker_that_stops_is_named_once(
+    start: Start, mosquitto: Mosquitto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MQTT_PORT", str(mosquitto.port))
+    watching, sending = await start("watch"), await start("send", "nobody", "switch")
+    for process in (watching, sending):
+        assert process.stderr is not None
+        assert b"Waiting" in await soon(process.stderr.readline())
+    mosquitto.stop()
+    code, _, err = await output(sending)
+    assert (code, err) == (
+        2,
+        "The broker has closed the connection. Check it: make diagnose SERVICE=name\n",
+    )
+    assert watching.stderr is not None
+    lost = await soon(watching.stderr.readline())
+    assert lost == b"The broker has closed the connection. Waiting for it. Ctrl-C ends.\n"
+    watching.send_signal(SIGINT)
+    code, _, err = await output(watching)
+    assert (code, err) == (0, "")
 
 
 async def test_an_unreachable_broker_is_named(

@@ -27,6 +27,7 @@ from shared.timestamps import format_utc
 
 _TIMEOUT_SECONDS = 10.0
 _CHECK = "Check it: make diagnose SERVICE=name"
+_LOST = "The broker has closed the connection."
 _RED, _CYAN, _GREY = 31, 36, 90
 
 
@@ -37,10 +38,12 @@ class ConsoleError(Exception):
 def watch(settings: Settings, topic_filters: Sequence[str]) -> None:
     """Print the messages on these topic filters until Ctrl-C. Raises ConsoleError."""
     client = _connect(settings, topic_filters, _print_message)
+    client.on_disconnect = lambda *_: sys.stderr.write(f"{_LOST} Waiting for it. Ctrl-C ends.\n")
     sys.stderr.write(f"Waiting for messages on {', '.join(topic_filters)}. Ctrl-C ends.\n")
     try:
         client.loop_forever()
     except KeyboardInterrupt:
+        client.on_disconnect = None
         client.disconnect()
 
 
@@ -144,7 +147,11 @@ def _loop_until(client: Client, condition: Callable[[], bool], problem: str) -> 
     """Receive until the condition is true. Raises ConsoleError after 10 s or a lost connection."""
     deadline = time.monotonic() + _TIMEOUT_SECONDS
     while not condition():
+        was_connected = client.is_connected()
         is_lost = client.loop(timeout=0.2) != MQTTErrorCode.MQTT_ERR_SUCCESS
+        if is_lost and was_connected:
+            message = f"{_LOST} {_CHECK}"
+            raise ConsoleError(message)
         if is_lost or time.monotonic() > deadline:
             raise ConsoleError(problem)
 
@@ -168,6 +175,17 @@ def _printable(text: str) -> str:
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        message = f"must be a JSON object, not {text}"
+        raise argparse.ArgumentTypeError(message)
+    return value
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line. 1 for a reply with an error, 2 without a connection or a reply."""
     parser = argparse.ArgumentParser(prog="console", description="Show messages or send a command.")
@@ -179,7 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sending = commands.add_parser("send", help="send a command and print the reply")
     sending.add_argument("service")
     sending.add_argument("command")
-    sending.add_argument("fields", nargs="?", default="{}", type=json.loads, help="JSON object")
+    sending.add_argument("fields", nargs="?", default={}, type=_json_object, help="JSON object")
     options = parser.parse_args(arguments)
     try:
         settings = load_settings(Settings)
@@ -198,6 +216,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ConfigurationError, ConsoleError) as error:
         sys.stderr.write(f"{error}\n")
         return 2
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 
