@@ -45,14 +45,14 @@ ODD_SERVICE = {
     "config.py": """
 from datetime import timedelta
 from pathlib import Path
-from pydantic import Field, SecretStr
+from pydantic import AliasChoices, Field, SecretStr
 from shared.config import CommaSeparated, Settings
 
 class ServiceSettings(Settings):
     api_key: SecretStr = Field(default=SecretStr("hunter2"), validation_alias="ODD_API_KEY")
     rooms: CommaSeparated[str] = Field(default=["hall", "attic"], validation_alias="ODD_ROOMS")
     limits: dict[str, int] = Field(default_factory=lambda: {"küche": 3})
-    is_on: bool = True
+    is_on: bool = Field(default=True, validation_alias=AliasChoices("ODD_IS_ON", "OLD_IS_ON"))
     account: str = Field(description="Name of the account,\\n    without a default")
     station: Path | None = None
 """,
@@ -175,7 +175,7 @@ def test_settings_and_topics_of_any_kind_are_documented(repository: BakedProject
         "ODD_API_KEY=''",
         "ODD_ROOMS='hall, attic'",
         """LIMITS='{"küche": 3}'""",
-        "IS_ON='true'",
+        "ODD_IS_ON='true'",
         "# Name of the account, without a default",
         "ACCOUNT=''",
         "STATION=''",

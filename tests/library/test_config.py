@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from pydantic import Field, SecretStr
+from pydantic import AliasChoices, Field, SecretStr
 
 from shared.config import CommaSeparated, ConfigurationError, Settings, load_settings
 from tests.conftest import ROOT
@@ -95,6 +95,23 @@ def test_a_default_that_is_not_valid_has_the_name_of_its_variable() -> None:
         limit: int = Field(default=0, gt=0, validation_alias="OWN_LIMIT")
 
     assert problems_of(Unset) == ["OWN_LIMIT: Input should be greater than 0"]
+
+
+def test_a_setting_with_several_variables_has_the_name_of_the_first(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Several(Settings):
+        limit: int = Field(default=0, gt=0, validation_alias=AliasChoices("OWN_LIMIT", "OLD_LIMIT"))
+        key: SecretStr = Field(
+            default=SecretStr(""), validation_alias=AliasChoices("OWN_KEY", "OLD_KEY")
+        )
+
+    assert problems_of(Several) == ["OWN_LIMIT: Input should be greater than 0"]
+    (tmp_path / "key").write_text("a key", encoding="utf-8")
+    monkeypatch.setenv("OWN_KEY_FILE", str(tmp_path / "key"))
+    monkeypatch.setenv("OLD_LIMIT", "5")
+    settings = load_settings(Several)
+    assert (settings.limit, settings.key.get_secret_value()) == (5, "a key")
 
 
 def test_a_ca_certificate_is_looked_for_when_tls_is_on(monkeypatch: pytest.MonkeyPatch) -> None:

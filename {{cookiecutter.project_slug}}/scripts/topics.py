@@ -28,7 +28,7 @@ from pydantic_core import core_schema, to_jsonable_python
 
 sys.path.insert(0, str(ROOT))
 
-from shared.config import SETTING_GROUPS, CommaSeparated, Settings
+from shared.config import SETTING_GROUPS, CommaSeparated, Settings, variable_of
 from shared.files import atomic_write
 from shared.schemas import (
     LIBRARY_TOPICS,
@@ -221,8 +221,7 @@ def settings_of(model: type[Settings]) -> dict[str, str]:
     """Return the lines of .env.example for each variable."""
     lines = {}
     for name, field in model.model_fields.items():
-        alias = field.validation_alias
-        variable = alias if isinstance(alias, str) else name.upper()
+        variable = variable_of(name, field).upper()
         comment = f"# {' '.join(field.description.split())}\n" if field.description else ""
         lines[variable] = f"{comment}{variable}='{default_of(variable, field)}'\n"
     return lines

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, override
 from dotenv import dotenv_values
 from pydantic import (
     AfterValidator,
+    AliasChoices,
 {% if cookiecutter.include_home_assistant or cookiecutter.include_influxdb %}
     AnyHttpUrl,
 {% endif %}
@@ -155,7 +156,7 @@ class _SecretFileSource(PydanticBaseSettingsSource):
 
     @override
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        name = str(field.validation_alias or field_name)
+        name = variable_of(field_name, field)
         path = self._variables.get(f"{name}_file".lower())
         if field.annotation is not SecretStr or not path:
             return None, name, False
@@ -384,8 +385,14 @@ def load_settings[S: Settings](settings_class: type[S]) -> S:
 def _variable(settings_class: type[Settings], location: tuple[int | str, ...]) -> str:
     # A default that is not valid is reported by the name of its field, not by its alias.
     fields = settings_class.model_fields.items()
-    aliases = {name: field.validation_alias for name, field in fields if field.validation_alias}
-    return ".".join(str(aliases.get(str(part), part)) for part in location).upper()
+    variables = {name: variable_of(name, field) for name, field in fields}
+    return ".".join(variables.get(str(part), str(part)) for part in location).upper()
+
+
+def variable_of(name: str, field: FieldInfo) -> str:
+    """Return the environment variable of a field, the first one if it has several."""
+    alias = field.validation_alias
+    return str(alias.choices[0] if isinstance(alias, AliasChoices) else alias or name)
 
 
 def tls_context(name: str, ca_file: Path | None) -> ssl.SSLContext:
