@@ -34,9 +34,6 @@ class HomeAssistant:
         path = request.url.path
         if path == "/api/":
             return httpx.Response(200, json={"message": "API running."})
-        if path == "/api/states":
-            states = [{"entity_id": k, "state": v} for k, v in self.states.items()]
-            return httpx.Response(200, json=states)
         if path == "/api/template":
             return httpx.Response(200, text=json.loads(request.content)["template"].upper())
         if path.startswith("/api/services/"):
@@ -78,7 +75,6 @@ async def test_reads_states(server: HomeAssistant, client: HomeAssistantClient) 
     server.states = {"sensor.power": "4.5"}
     await client.ping()
     assert (await client.get_state("sensor.power"))["state"] == "4.5"
-    assert [state["entity_id"] for state in await client.get_states()] == ["sensor.power"]
     with pytest.raises(NotFoundError):
         await client.get_state("sensor.other")
 
@@ -94,6 +90,24 @@ async def test_what_is_no_state_is_an_error(logger: BoundLogger) -> None:
     async with HomeAssistantClient("http://ha.test", logger=logger, transport=transport) as client:
         with pytest.raises(APIResponseError):
             await client.get_state("sensor.power")
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"5", b'{"service_response": null}'])
+async def test_an_invalid_response_of_a_service_is_an_error(
+    logger: BoundLogger, content: bytes
+) -> None:
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, content=content))
+    async with HomeAssistantClient("http://ha.test", logger=logger, transport=transport) as client:
+        with pytest.raises(APIResponseError, match=r"ha\.test/api/services/weather/get_forecasts"):
+            await client.call_service("weather", "get_forecasts", return_response=True)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[5]", b'[{"entity_id": "light.a"}]'])
+async def test_invalid_states_are_an_error(logger: BoundLogger, content: bytes) -> None:
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, content=content))
+    async with HomeAssistantClient("http://ha.test", logger=logger, transport=transport) as client:
+        with pytest.raises(APIResponseError, match=r"ha\.test/api/services/light/turn_on"):
+            await client.call_service("light", "turn_on")
 
 
 async def test_calls_services_and_renders_templates(
@@ -201,24 +215,6 @@ async def test_writes_nothing_but_helpers(
     with pytest.raises(ValueError, match=r"light\.a"):
         await client.write_helper("light.a", "on")
     assert server.called == []
-
-
-async def test_a_check_that_cannot_be_made_is_passed_but_a_bug_is_not(
-    client: HomeAssistantClient,
-) -> None:
-    async def says(*, answer: bool) -> bool:
-        return answer
-
-    async def fails(error: Exception) -> bool:
-        raise error
-
-    assert await client.allowed(says(answer=False)) is False
-    with capture_logs() as logs:
-        assert await client.allowed(fails(APIConnectionError("down"))) is True
-    assert [log["log_level"] for log in logs] == ["warning"]
-    with pytest.raises(KeyError):
-        await client.allowed(fails(KeyError("bug")))
-    assert issubclass(APIConnectionError, APIError)
 
 
 @pytest.mark.parametrize("value", ["off", 0, 1.0])
