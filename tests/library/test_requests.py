@@ -19,6 +19,7 @@ from shared.mqtt import (
 )
 from shared.schemas import Command, CommandReply, CommandSpec
 from shared.service import BaseService
+from shared.service_status import ServiceStatus
 from tests.library.probes import LogProbe
 from tests.observer import Observer
 from tests.probes import until
@@ -191,6 +192,37 @@ async def test_the_status_of_other_services_with_the_age_of_their_heartbeat(
     earlier = panel.service_status("charger").heartbeat_age_seconds or 0
     await asyncio.sleep(0.01)
     assert (panel.service_status("charger").heartbeat_age_seconds or 0) > earlier
+
+
+async def test_a_new_birth_message_and_a_cleared_status_are_followed(
+    panel: Panel, topic_prefix: str
+) -> None:
+    async def publish(event: str, payload: dict[str, object] | None) -> None:
+        await panel.mqtt.publish(f"{topic_prefix}/{event}", payload, retain=True)
+
+    def charger() -> ServiceStatus:
+        return panel.service_status("charger")
+
+    charger()
+    await panel.mqtt.wait_connected()
+    online = {"status": "online", "timestamp": "2026-01-31T12:00:00Z"}
+    sick = {"status": "degraded", "uptime_seconds": 1, "memory_mb": 2}
+    await publish("charger/availability", online)
+    await publish("charger/heartbeat", sick)
+    await until(lambda: charger().status == "degraded")
+    # The broker repeats the retained one on each connection.
+    await publish("charger/availability", online)
+    await publish("next/availability", online)
+    await until(lambda: panel.service_status("next").status == "online")
+    assert charger().status == "degraded"
+    await publish("charger/availability", {"status": "offline"})
+    await until(lambda: charger().status == "offline")
+    await publish("charger/availability", online | {"timestamp": "2026-01-31T12:00:01Z"})
+    await until(lambda: charger().status == "online")
+    for event in ("next/availability", "charger/heartbeat", "charger/availability"):
+        await publish(event, None)
+    await until(lambda: charger() == ServiceStatus())
+    assert "charger" not in panel.service_statuses()
 
 
 def test_a_reply_is_a_command_reply_by_default() -> None:

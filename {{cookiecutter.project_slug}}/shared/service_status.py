@@ -4,6 +4,7 @@ import asyncio
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 from shared.mqtt import MQTTClient
 from shared.schemas import Availability, Heartbeat
@@ -39,11 +40,8 @@ class OtherServices:
         self._changed = asyncio.Event()
         self._subscribed_at = time.monotonic()
         # QoS 0, because the broker would queue these messages while this service is stopped.
-        for event, handler, model in (
-            ("availability", self._on_availability, Availability),
-            ("heartbeat", self._on_heartbeat, Heartbeat),
-        ):
-            client.subscribe(f"{topic_prefix}/+/{event}", handler, model=model, qos=0)
+        client.subscribe(f"{topic_prefix}/+/availability", self._on_availability, qos=0)
+        client.subscribe(f"{topic_prefix}/+/heartbeat", self._on_heartbeat, model=Heartbeat, qos=0)
 
     def names(self) -> list[str]:
         return sorted(self._availability.keys() | self._heartbeats.keys())
@@ -65,8 +63,18 @@ class OtherServices:
                     self._changed.clear()
                     await self._changed.wait()
 
-    def _on_availability(self, topic: str, availability: Availability) -> None:
-        self._availability[topic.split("/")[-2]] = availability
+    def _on_availability(self, topic: str, payload: Any) -> None:  # noqa: ANN401 - any JSON
+        name = topic.split("/")[-2]
+        if payload is None:
+            # A cleared status: the service was removed.
+            self._availability.pop(name, None)
+            self._heartbeats.pop(name, None)
+            return
+        availability = Availability.model_validate(payload)
+        if availability.status == "online" and availability != self._availability.get(name):
+            # A new birth message. The broker repeats the retained one on each connection.
+            self._heartbeats.pop(name, None)
+        self._availability[name] = availability
         self._changed.set()
 
     def _on_heartbeat(self, topic: str, heartbeat: Heartbeat) -> None:
