@@ -1,3 +1,4 @@
+import asyncio
 import errno
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -192,6 +193,47 @@ async def test_a_command_that_comes_too_late_is_answered_and_not_run(
     await send(router, command="refresh")
     assert [reply.status for reply in replies] == ["error", "ok", "ok", "ok"]
     assert (replies[0].error or "").startswith("too late: sent 70 s ago")
+
+
+async def test_an_expired_command_names_the_time_since_then(
+    router: CommandRouter, replies: list[CommandReply]
+) -> None:
+    router.register("refresh", lambda _command: None)
+    expired = datetime.now(UTC) - timedelta(seconds=70)
+    await send(router, command="refresh", expires_at=expired.isoformat())
+    assert (replies[0].error or "").startswith("too late: expired 70")
+
+
+async def test_a_cancelled_future_in_a_handler_is_answered_and_its_error_raised(
+    router: CommandRouter, replies: list[CommandReply]
+) -> None:
+    async def refresh(_command: Command) -> None:
+        future = asyncio.get_running_loop().create_future()
+        future.cancel()
+        await future
+
+    router.register("refresh", refresh)
+    with pytest.raises(asyncio.CancelledError):
+        await send(router, command="refresh", request_id="1")
+    assert [(reply.status, reply.error) for reply in replies] == [("error", "CancelledError")]
+
+
+async def test_a_handler_that_is_cancelled_at_the_stop_sends_nothing(
+    router: CommandRouter, replies: list[CommandReply]
+) -> None:
+    started = asyncio.Event()
+
+    async def refresh(_command: Command) -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    router.register("refresh", refresh)
+    handling = asyncio.create_task(send(router, command="refresh", request_id="1"))
+    await started.wait()
+    handling.cancel()
+    await asyncio.wait({handling})
+    assert handling.cancelled()
+    assert replies == []
 
 
 async def test_a_command_that_utf8_cannot_hold_is_answered(

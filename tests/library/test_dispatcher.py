@@ -98,7 +98,7 @@ async def test_what_is_too_large_to_wait_is_dropped(harness: Harness) -> None:
     harness.put(half)
     harness.put(half)
     harness.put(b"small")
-    assert harness.dispatcher.dropped == 1
+    assert harness.dispatcher._dropped == 1
     await soon(harness.dispatcher.drain(1))
     assert recorder.payloads == [half, b"small"]
 
@@ -174,11 +174,11 @@ async def test_what_handlers_wait_for_has_room_of_its_own(harness: Harness) -> N
     harness.subscribe("urgent", lambda *_: answer.set())
     for _ in range(5):
         harness.put(b"x")
-    assert harness.dispatcher.dropped == 2
+    assert harness.dispatcher._dropped == 2
     harness.put(b"x", topic="urgent")
     await soon(harness.dispatcher.drain(10))
     assert answer.is_set()
-    assert harness.dispatcher.dropped == 2
+    assert harness.dispatcher._dropped == 2
 
 
 @pytest.mark.parametrize("is_sent", [True, False])
@@ -219,7 +219,7 @@ async def test_a_flood_that_is_dropped_is_no_work_for_the_loop(harness: Harness)
     harness.subscribe("t", print)
     for _ in range(1000):
         harness.put(b"x")
-    assert harness.dispatcher.dropped == 997
+    assert harness.dispatcher._dropped == 997
     assert harness.scheduled == 2
     await harness.dispatcher.close()
 

@@ -166,7 +166,7 @@ def test_a_loop_without_success_turns_unhealthy_within_the_maximum_age_of_its_ne
     run_for(monitor, clock, Link(), 30 + MAX_AGE)
     assert monitor.status(Link()).healthy
     run_for(monitor, clock, Link(), 10)
-    assert monitor.status(Link()).reasons == ("no success of run for 340 s",)
+    assert monitor.status(Link()).reasons == ("no success of run() for 340 s",)
     age = file_age()
     assert age is not None
     assert age > MAX_AGE

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from functools import partial
@@ -256,7 +257,7 @@ async def test_a_crash_of_run_is_raised_after_the_orderly_stop(
 
     with pytest.raises(LookupError, match="broken"):
         await ended(Broken(settings))
-    await observer.next("probe/availability", status="offline", reason="stopped")
+    await observer.next("probe/availability", status="offline", reason="crashed")
 
 
 async def test_the_crash_of_a_task_ends_the_service(settings: Settings) -> None:
@@ -419,10 +420,10 @@ async def test_a_shutdown_that_hangs_is_ended_and_the_clients_are_closed(
         async def shutdown(self) -> None:
             await asyncio.Event().wait()
 
-    with structlog.testing.capture_logs() as lines:
+    with structlog.testing.capture_logs() as lines, pytest.raises(TimeoutError):
         await ended(Hanging(make_settings(shutdown_timeout_seconds=1.0)))
     assert [line["part"] for line in lines if line["event"] == "close_failed"] == ["service"]
-    await observer.next("probe/availability", status="offline")
+    await observer.next("probe/availability", status="offline", reason="crashed")
 
 
 async def test_wait_for_shutdown_tells_time_from_stop(settings: Settings) -> None:
@@ -558,6 +559,29 @@ async def test_a_cancelled_future_is_a_failed_cycle(make_settings: MakeSettings)
             await cycles.acquire()
 
 
+@pytest.mark.parametrize("then", ["every", "wait"])
+async def test_a_pause_of_run_promises_nothing(make_settings: MakeSettings, then: str) -> None:
+    class Patient(Probe):
+        def __init__(self, settings: Settings) -> None:
+            super().__init__(settings)
+            self.paused = asyncio.Event()
+
+        async def run(self) -> None:
+            self.mqtt.connect_background()
+            await self.wait_for_shutdown(0.01)
+            asyncio.get_running_loop().call_soon(self.paused.set)
+            await (self.every(0.01, self.work) if then == "every" else self.wait_for_shutdown())
+
+        async def work(self) -> None: ...
+
+    async with running(Patient(make_settings())) as service, asyncio.timeout(PATIENCE_SECONDS):
+        await service.paused.wait()
+        await service.mqtt.wait_connected()
+        later = time.monotonic() + 1000
+        service._health._clock = lambda: later
+        assert not [reason for reason in service.health.reasons if "success of run" in reason]
+
+
 async def test_waiting_in_a_task_promises_nothing(make_settings: MakeSettings) -> None:
     class Housekeeper(Probe):
         def __init__(self, settings: Settings) -> None:
@@ -686,6 +710,11 @@ class Crashing(Probe):
         raise LookupError("broken")
 
 
+class Unclosable(Ending):
+    async def shutdown(self) -> None:
+        raise LookupError("still on")
+
+
 class Unusable(Probe):
     async def run(self) -> None:
         raise ConfigurationError(["ROOM: there is no such room"])
@@ -698,6 +727,8 @@ def test_exit_codes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     [crash] = [line for line in lines if line["event"] == "service_crashed"]
     assert crash["exception"][0]["exc_value"] == "broken"
+    assert run_service(Unclosable) == 1
+    capsys.readouterr()
     assert run_service(Unusable) == 78
     assert capsys.readouterr().err == "probe: ROOM: there is no such room\n"
     monkeypatch.setenv("MQTT_PORT", "none")

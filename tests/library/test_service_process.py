@@ -245,7 +245,7 @@ async def test_a_crash_says_goodbye_tells_why_and_exits_with_1(
     start: Start, observer: Observer
 ) -> None:
     service = await start("crashing")
-    await observer.next("probe/availability", status="offline", reason="stopped")
+    await observer.next("probe/availability", status="offline", reason="crashed")
     crash = await service.logged("service_crashed")
     assert crash["exception"][0]["exc_type"] == "LookupError"
     assert await service.end() == (1, "")

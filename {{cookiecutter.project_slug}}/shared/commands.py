@@ -1,5 +1,6 @@
 """Commands from the coordinator: find the handler, run it once, reply to every request."""
 
+import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
@@ -8,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from structlog.stdlib import BoundLogger
 
+from shared.errors import is_cancellation
 from shared.mqtt.dedup import Recent, message_id
 from shared.mqtt.errors import CommandError
 from shared.redaction import redact_text
@@ -76,15 +78,17 @@ class CommandRouter:
             if command.request_id:
                 await self._send_reply(command, earlier)
             return
-        if self._is_too_late(command):
-            age = _seconds_since(command.timestamp)
-            self._logger.warning("command_too_late", command=command.command, age_seconds=age)
-            await self._send_reply(command, _failure(command, f"too late: sent {age:.0f} s ago"))
+        if lateness := self._lateness(command):
+            self._logger.warning("command_too_late", command=command.command, reason=lateness)
+            await self._send_reply(command, _failure(command, f"too late: {lateness}"))
             return
         try:
             reply = await self._run(command)
-        except Exception as error:
-            await self._send_reply(command, _failure(command, f"{type(error).__name__}: {error}"))
+        except (Exception, asyncio.CancelledError) as error:
+            if is_cancellation(error):
+                raise
+            problem = f"{type(error).__name__}: {error}".removesuffix(": ")
+            await self._send_reply(command, _failure(command, problem))
             if isinstance(error, OSError):
                 # The dispatcher would retry it, but its sender knows already that it has failed.
                 message = f"{command.command}: {type(error).__name__}: {error}"
@@ -106,9 +110,12 @@ class CommandRouter:
             command = Command.model_validate({"command": "", **short})
             await self._send_reply(command, _failure(command, f"not a valid command: {problems}"))
 
-    def _is_too_late(self, command: Command) -> bool:
-        age, limit = _seconds_since(command.timestamp), self._max_age_seconds
-        return _seconds_since(command.expires_at) > 0 or (limit > 0 and age > limit)
+    def _lateness(self, command: Command) -> str:
+        """Return why a command must not be run any more, or an empty string."""
+        age, overdue = _seconds_since(command.timestamp), _seconds_since(command.expires_at)
+        if overdue > 0:
+            return f"expired {overdue:g} s ago"
+        return f"sent {age:.0f} s ago" if 0 < self._max_age_seconds < age else ""
 
     async def _run(self, command: Command) -> Reply:
         if command.command not in self._handlers:

@@ -1,4 +1,6 @@
-"""Base class of the errors that other systems cause."""
+"""Base class of the errors that other systems cause, and a test for cancellations."""
+
+import asyncio
 
 
 class ExternalError(Exception):
@@ -6,3 +8,12 @@ class ExternalError(Exception):
 
     The errors of all clients in `shared/` derive from it. Derive those of your own clients too.
     """
+
+
+def is_cancellation(error: BaseException) -> bool:
+    """Return whether the current task is cancelled. Otherwise a CancelledError is an error.
+
+    A cancelled future raises CancelledError, too, in a task that awaits it.
+    """
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0

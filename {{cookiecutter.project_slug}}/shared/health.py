@@ -26,6 +26,9 @@ from structlog.stdlib import BoundLogger
 
 from shared.timestamps import format_utc
 
+# The loop that run() is itself. A loop of every() has the name of a function.
+_RUN = "run()"
+
 
 class BrokerConnection(Protocol):
     """Part of the MQTT client that health depends on."""
@@ -68,13 +71,17 @@ class HealthMonitor:
         """Interval of calls to `update`, far below the maximum age."""
         return min(self._max_age_seconds / 20, 5.0)
 
-    def record_success(self, work: str = "run") -> None:
+    def record_success(self, work: str = _RUN) -> None:
         self._last_success[work] = self._clock()
 
-    def expect_success_every(self, cycle_seconds: float, work: str = "run") -> None:
-        """Require a success of this work in every cycle from now on."""
-        self._cycle_seconds[work] = cycle_seconds
-        self._last_success.setdefault(work, self._clock())
+    def expect_success_every(self, cycle_seconds: float | None, work: str = _RUN) -> None:
+        """Require a success of this work in every cycle from now on, or no more with None."""
+        if cycle_seconds is None:
+            self._cycle_seconds.pop(work, None)
+            self._last_success.pop(work, None)
+        else:
+            self._cycle_seconds[work] = cycle_seconds
+            self._last_success.setdefault(work, self._clock())
 
     @contextmanager
     def expect_loop(self, cycle_seconds: float, work: str) -> Iterator[str]:
@@ -88,7 +95,7 @@ class HealthMonitor:
         try:
             yield name
         finally:
-            del self._cycle_seconds[name], self._last_success[name]
+            self.expect_success_every(None, name)
 
     def status(
         self, connection: BrokerConnection, max_disconnected_seconds: float | None = None

@@ -60,7 +60,7 @@ class Availability(Message):
     """
 
     status: Literal["online", "offline"]
-    reason: str | None = Field(default=None, description="stopped or connection_lost")
+    reason: str | None = Field(default=None, description="stopped, crashed or connection_lost")
 
 
 class Heartbeat(Message):

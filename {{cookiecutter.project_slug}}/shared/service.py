@@ -21,6 +21,7 @@ from shared.commands import CommandHandler, CommandRouter, Reply
 from shared.config import ConfigurationError, Settings, load_settings
 from shared.cycles import FailureLog, has_changed
 from shared.debugger import wait_for_debugger
+from shared.errors import is_cancellation
 from shared.health import HealthMonitor, HealthStatus
 from shared.log import get_logger
 from shared.mqtt import (
@@ -243,6 +244,9 @@ class BaseService[S: Settings](ABC):
         The log has one line without a traceback for an `ExternalError`, such as `APIError` and
         `MQTTError`, and a summary for a failure that is repeated.
         """
+        if asyncio.current_task() is self._run_task:
+            # An earlier wait of run() was a pause, not a cycle.
+            self._health.expect_success_every(None)
         function = getattr(work, "func", work)
         name = getattr(function, "__name__", type(function).__name__)
         with self._health.expect_loop(seconds, name) as loop:
@@ -252,8 +256,7 @@ class BaseService[S: Settings](ABC):
                     try:
                         await work()
                     except (Exception, asyncio.CancelledError) as error:
-                        task = asyncio.current_task()
-                        if isinstance(error, asyncio.CancelledError) and task and task.cancelling():
+                        if is_cancellation(error):
                             raise
                         failures.failed(error)
                         self._last_failure = f"{type(error).__name__}: {error}"
@@ -382,10 +385,11 @@ class BaseService[S: Settings](ABC):
     async def wait_for_shutdown(self, timeout_seconds: float | None = None) -> bool:
         """Wait until the service stops (True) or the timeout is over (False).
 
-        A `run()` that waits with a timeout is a loop. It must call `touch_healthcheck()` in every
-        successful cycle. `every()` does all of this.
+        A `run()` that waits with a timeout is a loop, until it waits without one or calls
+        `every()`. It must call `touch_healthcheck()` in every successful cycle. `every()` does all
+        of this.
         """
-        if timeout_seconds is not None and asyncio.current_task() is self._run_task:
+        if asyncio.current_task() is self._run_task:
             self._health.expect_success_every(timeout_seconds)
         return await self._wait_for_stop(timeout_seconds)
 
@@ -436,7 +440,8 @@ class BaseService[S: Settings](ABC):
     async def start(self) -> None:
         """Run the service until a signal, `stop()`, the end of `run()` or a crash.
 
-        The error of a crash is raised after the orderly stop. A second signal ends the process.
+        The error of a crash, or of `shutdown()`, is raised after the orderly stop. A second signal
+        ends the process.
         """
         with self._stopped_by_signals():
             try:
@@ -446,7 +451,8 @@ class BaseService[S: Settings](ABC):
                 await self._drain()
                 await self._end_tasks()
                 # An extended shutdown() may hang or fail before it calls that of the base class.
-                await self._close("service", self.shutdown(), self._time_left() + 1.0)
+                failure = await self._close("service", self.shutdown(), self._time_left() + 1.0)
+                self._crash = self._crash or failure
                 await BaseService.shutdown(self)
         if self._crash is not None:
             raise self._crash
@@ -463,7 +469,10 @@ class BaseService[S: Settings](ABC):
         self._closed = True
         if "mqtt" in vars(self):
             share = self._share(_SHARE_OF_BROKER)
-            await self._close("mqtt", self.mqtt.disconnect(timeout_seconds=share), share + 0.5)
+            disconnecting = self.mqtt.disconnect(
+                share, reason="crashed" if self._crash else "stopped"
+            )
+            await self._close("mqtt", disconnecting, share + 0.5)
         await self._close("clients", self._clients.aclose(), self._time_left())
 
     @contextmanager
@@ -566,12 +575,17 @@ class BaseService[S: Settings](ABC):
         elif task is self._run_task:
             self.stop("run() has ended")
 
-    async def _close(self, part: str, closing: Awaitable[None], timeout_seconds: float) -> None:
+    async def _close(
+        self, part: str, closing: Awaitable[None], timeout_seconds: float
+    ) -> Exception | None:
+        """Return the error, which was logged."""
         try:
             async with asyncio.timeout(timeout_seconds):
                 await closing
-        except Exception:
+        except Exception as error:
             self.logger.exception("close_failed", part=part)
+            return error
+        return None
 
     def _share(self, share: float) -> float:
         return self.settings.shutdown_timeout_seconds * share
@@ -659,9 +673,9 @@ def _handle_signals(handler: _SignalHandler) -> None:
 def run_service(service_class: type[BaseService[Any]]) -> int:
     """Run a service to its end and return the exit code.
 
-    The code is 0 after an orderly stop, 1 after a crash and 78 (EX_CONFIG) for invalid settings.
-    The watchdog ends the process with 70 (EX_SOFTWARE). Each problem of the settings is one line
-    on stderr.
+    The code is 0 after an orderly stop, 1 after a crash or a failed `shutdown()`, and 78
+    (EX_CONFIG) for invalid settings. The watchdog ends the process with 70 (EX_SOFTWARE). Each
+    problem of the settings is one line on stderr.
     """
     code = 1
     runner = asyncio.Runner()

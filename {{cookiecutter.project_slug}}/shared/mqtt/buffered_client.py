@@ -3,8 +3,7 @@
 paho reads a packet with three or four system calls and writes each packet with its own. Every call
 passes the GIL to the busy event loop, and gets it back only after a switch of threads.
 
-The methods of paho that are replaced here are private. The tests of the template check that a new
-version of paho still calls them.
+The methods of paho that are replaced here are private, so pyproject.toml bounds its version.
 """
 
 import os

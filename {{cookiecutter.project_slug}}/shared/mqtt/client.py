@@ -174,11 +174,6 @@ class MQTTClient:
         return self._connection.thread_ended
 
     @property
-    def dropped_messages(self) -> int:
-        """Number of messages at QoS 0 that arrived faster than they were handled."""
-        return self._dispatcher.dropped
-
-    @property
     def dead_letters_sent(self) -> int:
         """Number of messages whose handler failed."""
         return self._dead_letters_sent
@@ -211,11 +206,17 @@ class MQTTClient:
             self._end_subscriptions()
         await self._dispatcher.drain(timeout_seconds)
 
-    async def disconnect(self, timeout_seconds: float = 5.0, *, keep_status: bool = True) -> None:
+    async def disconnect(
+        self,
+        timeout_seconds: float = 5.0,
+        *,
+        keep_status: bool = True,
+        reason: str = "stopped",
+    ) -> None:
         """Drain, publish the offline message and disconnect. Never raises.
 
-        Handlers get at most half of the time. With `keep_status=False` the retained availability
-        is cleared. A second call does nothing.
+        Handlers get at most half of the time. The offline message holds the reason. With
+        `keep_status=False` the retained availability is cleared. A second call does nothing.
         """
         if self._stopping:
             return
@@ -225,7 +226,7 @@ class MQTTClient:
         await self._dispatcher.close()
         if self._connection.connected:
             # After a clean disconnect the broker does not publish the last will.
-            content = self._availability("offline", "stopped") if keep_status else b""
+            content = self._availability("offline", reason) if keep_status else b""
             remaining_seconds = max(deadline - time.monotonic(), 0.1)
             is_sent = await self._send_offline_message(content, remaining_seconds)
             if keep_status and not is_sent:

@@ -25,6 +25,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 from structlog.stdlib import BoundLogger
 
+from shared.errors import is_cancellation
 from shared.mqtt.connection import ReceivedMessage
 from shared.mqtt.dedup import RecentIds, message_id
 from shared.mqtt.errors import FatalMessageError, PayloadError
@@ -164,11 +165,6 @@ class Dispatcher:
         self._dropped_reported = 0
         self._drop_report_due = False
         self._drop_report_timer: asyncio.TimerHandle | None = None
-
-    @property
-    def dropped(self) -> int:
-        """Number of messages at QoS 0 that exceeded the limit."""
-        return self._dropped
 
     def filters(self) -> list[tuple[str, int]]:
         return [(item.topic_filter, item.qos) for item in self._subscriptions.values()]
@@ -484,11 +480,8 @@ class Dispatcher:
 
 def _is_passing(error: BaseException) -> bool:
     """Return whether the message is not to blame: a fault of this machine, or the stop."""
-    if isinstance(error, asyncio.CancelledError):
-        # A cancellation is an error of the handler, unless this worker was cancelled.
-        task = asyncio.current_task()
-        return task is not None and task.cancelling() > 0
-    return isinstance(error, OSError) and error.errno in _PASSING_FAULTS
+    is_fault = isinstance(error, OSError) and error.errno in _PASSING_FAULTS
+    return is_fault or is_cancellation(error)
 
 
 def _id(value: object) -> str:
