@@ -38,7 +38,7 @@ class ConsoleError(Exception):
 def watch(settings: Settings, topic_filters: Sequence[str]) -> None:
     """Print the messages on these topic filters until Ctrl-C. Raises ConsoleError."""
     client = _connect(settings, topic_filters, _print_message)
-    client.on_disconnect = lambda *_: sys.stderr.write(f"{_LOST} Waiting for it. Ctrl-C ends.\n")
+    client.on_disconnect = _report_lost
     sys.stderr.write(f"Waiting for messages on {', '.join(topic_filters)}. Ctrl-C ends.\n")
     try:
         client.loop_forever()
@@ -168,6 +168,10 @@ def _print_message(message: MQTTMessage) -> None:
     text = _printable(message.payload.decode(errors="backslashreplace"))
     sys.stdout.write(f"{datetime.now():%H:%M:%S}  {topic}{mark}  {text}\n")  # noqa: DTZ005 - local
     sys.stdout.flush()
+
+
+def _report_lost(*_: object) -> None:
+    sys.stderr.write(f"{_LOST} Waiting for it. Ctrl-C ends.\n")
 
 
 def _printable(text: str) -> str:
