@@ -1,7 +1,7 @@
 """Commands between services: typed, with a deadline, and the status of the other side."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -197,7 +197,7 @@ async def test_the_status_of_other_services_with_the_age_of_their_heartbeat(
 async def test_a_new_birth_message_and_a_cleared_status_are_followed(
     panel: Panel, topic_prefix: str
 ) -> None:
-    async def publish(event: str, payload: dict[str, object] | None) -> None:
+    async def publish(event: str, payload: Mapping[str, Any] | None) -> None:
         await panel.mqtt.publish(f"{topic_prefix}/{event}", payload, retain=True)
 
     def charger() -> ServiceStatus:

@@ -191,7 +191,10 @@ def _json_object(text: str) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line. 1 for a reply with an error, 2 without a connection or a reply."""
+    """Command line. 1 for a reply with an error, 2 without a connection or a reply, 130 for Ctrl-C.
+
+    Ctrl-C while messages are shown is the usual end, with 0.
+    """
     parser = argparse.ArgumentParser(prog="console", description="Show messages or send a command.")
     commands = parser.add_subparsers(dest="action", required=True)
     watching = commands.add_parser("watch", help="show messages until Ctrl-C")

@@ -11,9 +11,9 @@ class ExternalError(Exception):
 
 
 def is_cancellation(error: BaseException) -> bool:
-    """Return whether the current task is cancelled. Otherwise a CancelledError is an error.
+    """Return whether `error` is the cancellation of the current task.
 
-    A cancelled future raises CancelledError, too, in a task that awaits it.
+    A cancelled future raises CancelledError as well, in the task that awaits it.
     """
     task = asyncio.current_task()
     return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0

@@ -578,7 +578,7 @@ class BaseService[S: Settings](ABC):
     async def _close(
         self, part: str, closing: Awaitable[None], timeout_seconds: float
     ) -> Exception | None:
-        """Return the error, which was logged."""
+        """Close a part. Return the error, which is logged, or None."""
         try:
             async with asyncio.timeout(timeout_seconds):
                 await closing
