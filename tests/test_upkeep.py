@@ -198,10 +198,10 @@ def test_a_tool_that_does_not_run_is_told(bake_copy: Bake, tmp_path: Path) -> No
 
 @needs("git")
 def test_a_docker_that_hangs_holds_up_nothing(bake_copy: Bake, tmp_path: Path) -> None:
-    project = bake_copy(include_home_assistant=False)
+    project = bake_copy()
     (tmp_path / "docker").write_text("#!/bin/sh\nexec sleep 600\n")
     (tmp_path / "docker").chmod(0o755)
-    code = "import doctor, json; doctor.TOOL_SECONDS = 1.0; print(*doctor.check_swarm()); "
+    code = "import doctor, json; doctor.TOOL_SECONDS = 0.5; print(*doctor.check_swarm()); "
     code += "print(json.dumps([x._asdict() for x in doctor.check_tools()]))"
     env = {"PYTHONPATH": "scripts", "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
     done = project.run(sys.executable, "-c", code, env=env, timeout=60)
@@ -209,6 +209,19 @@ def test_a_docker_that_hangs_holds_up_nothing(bake_copy: Bake, tmp_path: Path) -
     for name in ("docker", "docker compose"):
         assert found[name]["status"] == "WARN"
         assert "does not respond" in found[name]["detail"]
+
+
+@needs("git")
+def test_containers_with_older_settings_are_told(bake_copy: Bake, tmp_path: Path) -> None:
+    project = bake_copy()
+    project.file(".env").write_text("HA_DISCOVERY_PREFIX='homeassistant'\n")
+    skipped = {"step": "discovery", "status": "SKIP", "detail": "is empty", "fix": ""}
+    (tmp_path / "docker").write_text(f"#!/bin/sh\necho '{json.dumps([skipped])}'\n")
+    (tmp_path / "docker").chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    finding = findings(project, "discovery", PATH=path)["discovery"]
+    assert (finding["status"], finding["fix"]) == ("WARN", "make up")
+    assert finding["detail"] == "the containers have older settings than .env"
 
 
 @needs("git")
