@@ -492,7 +492,7 @@ def test_a_service_that_no_list_names_comes_back(repository: BakedProject) -> No
 
 def test_removal_needs_a_terminal_or_yes(repository: BakedProject) -> None:
     assert "--yes" in rejected(repository, "scripts/remove-service.sh", "example-service")
-    assert "no service nothing" in rejected(repository, "scripts/remove-service.sh", "nothing")
+    assert "Unknown service nothing" in rejected(repository, "scripts/remove-service.sh", "nothing")
 
 
 @needs("git")
@@ -616,7 +616,7 @@ def test_a_name_that_is_not_valid_is_not_given(repository: BakedProject) -> None
     assert "taken" in rejected(
         repository, "scripts/rename-service.sh", "example-service", "patterns"
     )
-    assert "no service" in rejected(repository, "scripts/rename-service.sh", "nothing", "else")
+    assert "Unknown service" in rejected(repository, "scripts/rename-service.sh", "nothing", "else")
 
 
 # --- Packages -----------------------------------------------------------------------------------
