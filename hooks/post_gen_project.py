@@ -235,9 +235,9 @@ def record_template() -> str:
     commit = git("rev-parse", "HEAD", directory=template)
     # The record is committed, and may be published.
     address = re.sub(r"^(https?://)[^/@]*@", r"\1", address)
-    # These entries are about this run, not about this repository.
-    about_run = {"_output_dir", "_repo_dir", "_checkout"}
-    answers = {key: escape(value) for key, value in ANSWERS.items() if key not in about_run}
+    # In this order cruft writes them on an update. The other entries are about this run.
+    names = json.loads((template / "cookiecutter.json").read_text(encoding="utf-8"))
+    answers = {name: escape(ANSWERS[name]) for name in names if name in ANSWERS}
     content = {
         "template": address,
         "commit": commit,

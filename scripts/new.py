@@ -141,7 +141,10 @@ def make(output: Path, words: list[str], ask: bool) -> int:
     config = get_user_config()
     context = generate_context(str(ROOT / "cookiecutter.json"), config["default_context"], given)
     answers = collect(dict(context["cookiecutter"]), set(given), output, ask)
-    if problems := rules.find_problems(answers):
+    problems, slug = rules.find_problems(answers), answers["project_slug"]
+    if not problems and (rule := answer_problem("project_slug", slug, output)):
+        problems = [("project_slug", rule, free_name(slug, output))]
+    if problems:
         corrections = rules.report(answers, problems)
         print(f"  {command(answers, corrections, output)}\n", file=sys.stderr)
         return 1

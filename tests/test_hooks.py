@@ -325,8 +325,10 @@ def test_a_refusal_is_shown_without_a_traceback(tmp_path: Path) -> None:
     assert "influx" not in (tmp_path / "made/.env.example").read_text().lower()
     again = new(tmp_path, "project_slug=made")
     assert again.returncode == 1
-    assert again.stderr.count("\n") == 1
-    assert "already exists" in again.stderr
+    assert "already exists" in " ".join(again.stderr.split())
+    assert again.stderr.endswith(
+        f"  make new NO_INPUT=1 OUT={tmp_path} ARGS=project_slug=made-2\n\n"
+    )
 
 
 # --- after rendering: the plan of steps ---------------------------------------------------------

@@ -153,6 +153,7 @@ def test_a_broker_of_the_user_is_left_alone(project: BakedProject) -> None:
                 output.wait_for("mqtt_connected")
                 assert output.interrupt() == 0
             assert "Started" not in "".join(output.lines)
+            assert f"Using the broker on 127.0.0.1:{port}." in "".join(output.lines)
             assert broker.poll() is None
             (status,) = run(*listen, "-C", "1", "-W", "10").stdout.splitlines()
             assert json.loads(status)["status"] == "offline"
@@ -216,6 +217,59 @@ def test_send_passes_its_arguments_as_they_are(project: BakedProject) -> None:
     assert project.run(*send, "UV=printf '%s\\n'").stdout.splitlines()[-1] == fields
 
 
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("test SERVICE=nobody", "Set SERVICE to one of: example-service gateway listener"),
+        ("new-service", "Run: make new-service NAME=name TYPE=poller"),
+        ("remove-service", "Run: make remove-service NAME=name"),
+        ("rename-service NAME=listener", "Run: make rename-service NAME=name TO=new-name"),
+        ("add-package SERVICE=listener", "Run: make add-package SERVICE=name PACKAGE=name"),
+        ("remove-service NAME=a", "Unknown service a. Known services: example-service, gateway, "),
+        ("rename-service NAME=a TO=b", "Unknown service a. Known services: example-service, gat"),
+        ("add-package SERVICE=a PACKAGE=b", "Unknown service a. Known services: example-servic"),
+        ("remove-service NAME=listener", "There is no terminal to ask on. Run: scripts/remove-"),
+    ],
+)
+def test_a_wrong_argument_of_make_gives_a_message_first(
+    project: BakedProject, target: str, message: str
+) -> None:
+    done = project.run("make", "--silent", *target.split(), check=False)
+    assert done.stderr.startswith(message), done.stderr
+    assert (done.returncode, done.stdout) == (2, "")
+    assert project.file("services/listener/main.py").exists()
+
+
+@pytest.fixture
+def docker(tmp_path: Path) -> dict[str, str]:
+    """A PATH with a Docker that has one old container and logs its calls."""
+    program = tmp_path / "docker"
+    program.write_text(
+        f"#!/bin/sh\necho $* >>{tmp_path}/calls\n"
+        'case "$*" in *" ps "*) echo c1 ;; inspect*) echo 2020-01-01T00:00:00.123456789Z ;; esac\n'
+    )
+    program.chmod(0o755)
+    return {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+
+
+def test_debug_without_a_service_builds_nothing(
+    project: BakedProject, docker: dict[str, str], tmp_path: Path
+) -> None:
+    done = project.run("make", "--silent", "debug", env=docker, check=False)
+    assert done.stderr.startswith("Set SERVICE to one of: ")
+    assert "build" not in (tmp_path / "calls").read_text()
+
+
+def test_diagnose_uses_a_new_container_when_the_settings_are_newer(
+    project: BakedProject, docker: dict[str, str], tmp_path: Path
+) -> None:
+    done = project.run("make", "--silent", "diagnose", f"SERVICE={SERVICE}", env=docker)
+    reason = f".env is newer than the container of {SERVICE}, so a new container is used."
+    assert reason in done.stderr.splitlines()
+    last = (tmp_path / "calls").read_text().splitlines()[-1]
+    assert last == f"compose run --rm --no-deps {SERVICE} python diagnose.py"
+
+
 def test_without_a_broker_here_or_in_containers_watch_says_how_to_start_one(
     project: BakedProject,
 ) -> None:
@@ -252,6 +306,7 @@ def test_diagnose_on_the_host_runs_the_checks_of_one_service(project: BakedProje
     }
     assert results["data"]["detail"] == f"{project.file('.data/listener')} is writable"
     assert done.stderr.startswith("Checking what listener needs.")
+    assert f"No broker listens on 127.0.0.1:{env['MQTT_PORT']}. If yours runs in a" in done.stderr
     assert done.returncode != 0
 
 
@@ -315,11 +370,12 @@ def test_without_docker_one_line_names_the_cause(
         program = tmp_path / "bin/docker"
         program.write_text(f"#!/bin/sh\n{script}\n")
         program.chmod(0o755)
-    for target in ("up", "status", "logs", "down", "deploy", "debug"):
+    for target in ("up", "status", "logs", "down", "deploy", "debug", "diagnose"):
         done = project.run(
             *("make", "--silent", target, f"SERVICE={SERVICE}"), env={"PATH": path}, check=False
         )
         first, *rest = done.stderr.splitlines()
-        assert first == f"{message} Without Docker: make run SERVICE=name"
+        host = {name: f"make {name} SERVICE=name HOST=1" for name in ("debug", "diagnose")}
+        assert first == f"{message} Without Docker: {host.get(target, 'make run SERVICE=name')}"
         assert all(line.startswith("make: ***") for line in rest), rest
         assert (done.returncode, done.stdout) == (2, "")

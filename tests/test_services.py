@@ -492,7 +492,7 @@ def test_a_service_that_no_list_names_comes_back(repository: BakedProject) -> No
 
 def test_removal_needs_a_terminal_or_yes(repository: BakedProject) -> None:
     assert "--yes" in rejected(repository, "scripts/remove-service.sh", "example-service")
-    assert "no service nothing" in rejected(repository, "scripts/remove-service.sh", "nothing")
+    assert "Unknown service nothing" in rejected(repository, "scripts/remove-service.sh", "nothing")
 
 
 @needs("git")
@@ -588,7 +588,8 @@ def test_the_broker_retains_nothing_of_a_removed_or_renamed_service(
         doctor = repository.run(sys.executable, "scripts/doctor.py", "--json", check=False).stdout
     assert "The broker may keep" not in said
     details = {each["check"]: each["detail"] for each in json.loads(doctor)}
-    assert details.get("discovery") == ("announced: kept" if home_assistant else None)
+    assert ("discovery" in details) == home_assistant
+    assert details.get("discovery", "announced: kept (").startswith("announced: kept (")
     assert found == {topic for topic in topics if "kept" in topic}
     done = repository.uv_run("python", "scripts/retained.py", "soil", check=False)
     assert (done.returncode, "no connection" in done.stderr) == (1, True)
@@ -615,7 +616,7 @@ def test_a_name_that_is_not_valid_is_not_given(repository: BakedProject) -> None
     assert "taken" in rejected(
         repository, "scripts/rename-service.sh", "example-service", "patterns"
     )
-    assert "no service" in rejected(repository, "scripts/rename-service.sh", "nothing", "else")
+    assert "Unknown service" in rejected(repository, "scripts/rename-service.sh", "nothing", "else")
 
 
 # --- Packages -----------------------------------------------------------------------------------
@@ -635,6 +636,9 @@ def test_a_package_of_one_service_is_there_on_the_host_and_in_its_image(
     assert "humanize" not in repository.read("base/requirements.txt")
     repository.uv_run("python", "-c", "import humanize", env=own)
     repository.run("scripts/rename-service.sh", "soil-moisture", "soil", env=own)
+    repository.run("scripts/add-package.sh", "soil", "humanize", env=own)
+    groups = repository.toml("pyproject.toml")["dependency-groups"]
+    assert [name for name in groups if name.startswith("soil")] == ["soil-moisture"]
     repository.run("scripts/lock.sh", "--check", env=own)
     said = repository.run("scripts/remove-service.sh", "soil", "--yes", env=own).stdout
     assert "Delete its packages: soil-moisture in pyproject.toml" in said

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import termios
 from contextlib import suppress
+from datetime import datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -23,7 +24,7 @@ import yaml
 
 from tests.baked import ROOT, BakedProject, publish, run, user_environment
 from tests.conftest import Bake
-from tests.tools import needs
+from tests.tools import needs, path_without
 
 
 def load(name: str) -> ModuleType:
@@ -193,6 +194,117 @@ def test_a_tool_that_does_not_run_is_told(bake_copy: Bake, tmp_path: Path) -> No
     for name in ("docker", "docker compose", "age", "sops"):
         assert found[name]["status"] == "WARN"
         assert "does not run" in found[name]["detail"]
+
+
+@needs("git")
+def test_a_docker_that_hangs_holds_up_nothing(bake_copy: Bake, tmp_path: Path) -> None:
+    project = bake_copy()
+    (tmp_path / "docker").write_text("#!/bin/sh\nexec sleep 600\n")
+    (tmp_path / "docker").chmod(0o755)
+    code = "import doctor, json; doctor.TOOL_SECONDS = 0.5; print(*doctor.check_swarm()); "
+    code += "print(json.dumps([x._asdict() for x in doctor.check_tools()]))"
+    env = {"PYTHONPATH": "scripts", "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    done = project.run(sys.executable, "-c", code, env=env, timeout=60)
+    found = {finding["check"]: finding for finding in json.loads(done.stdout)}
+    for name in ("docker", "docker compose"):
+        assert found[name]["status"] == "WARN"
+        assert "does not respond" in found[name]["detail"]
+
+
+@needs("git")
+def test_containers_with_older_settings_are_told(bake_copy: Bake, tmp_path: Path) -> None:
+    project = bake_copy()
+    project.file(".env").write_text("HA_DISCOVERY_PREFIX='homeassistant'\n")
+    skipped = {"step": "discovery", "status": "SKIP", "detail": "is empty", "fix": ""}
+    (tmp_path / "docker").write_text(f"#!/bin/sh\necho '{json.dumps([skipped])}'\n")
+    (tmp_path / "docker").chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    finding = findings(project, "discovery", PATH=path)["discovery"]
+    assert (finding["status"], finding["fix"]) == ("WARN", "make up")
+    assert finding["detail"] == "the containers have older settings than .env"
+
+
+@needs("git")
+def test_a_uv_of_the_repository_is_enough(bake_copy: Bake, tmp_path: Path) -> None:
+    project = bake_copy()
+    pinned = re.search(r"pinned='uv==(\S+)", project.read("scripts/uv"))
+    assert pinned
+    program = project.file(f".tools/uv-{pinned[1]}/bin/uv")
+    program.parent.mkdir(parents=True)
+    program.write_text(f"#!/bin/sh\necho uv {pinned[1]}\n")
+    program.chmod(0o755)
+    path = path_without("uv", folder=tmp_path / "bin")
+    finding = findings(project, "tools", PATH=path)["uv"]
+    assert (finding["status"], finding["detail"]) == ("PASS", pinned[1])
+
+
+@needs("git")
+def test_make_passes_over_an_old_python(bake_copy: Bake, tmp_path: Path) -> None:
+    project = bake_copy()
+    old = "import sys; sys.version_info = (3, 9, 2); exec(sys.argv[1])"
+    (tmp_path / "python3").write_text(
+        f"#!/bin/sh\n[ \"$1\" != -c ] || exec '{sys.executable}' -c '{old}' \"$2\"\n"
+        "echo 'too old' >&2\nexit 9\n"
+    )
+    (tmp_path / "python3").chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    done = project.run("make", "--silent", "doctor", "ARGS=--help", env={"PATH": path})
+    assert "usage: " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("containers", "fix"),
+    [
+        (["example-service", "mqtt"], "make logs SERVICE=example-service, or make diagnose "),
+        (["mqtt"], "make logs SERVICE=mqtt\n"),
+        ([], "make up\n"),
+    ],
+)
+@needs("git")
+def test_status_counts_on_and_names_the_next_command(
+    bake_copy: Bake, tmp_path: Path, containers: list[str], fix: str
+) -> None:
+    project = bake_copy()
+    now = datetime.now(timezone(timedelta(hours=2)))
+    check = {"End": f"{(now - timedelta(hours=1)).isoformat()}", "Output": "timestamp 7 s ago\n"}
+    found = [
+        {
+            "Id": name,
+            "RestartCount": 0,
+            "Config": {
+                "Labels": {
+                    "com.docker.compose.oneoff": "False",
+                    "com.docker.compose.container-number": "1",
+                    "com.docker.compose.service": name,
+                }
+            },
+            "State": {
+                "Status": "running",
+                "StartedAt": f"{now.astimezone(timezone.utc):%Y-%m-%dT%H:%M:%S}.123456789Z",
+                "OOMKilled": False,
+                "Health": {"Status": "unhealthy", "Log": [check]},
+            },
+        }
+        for name in containers
+    ]
+    (tmp_path / "found.json").write_text(json.dumps(found))
+    (tmp_path / "docker").write_text(
+        f"""#!/bin/sh
+case "$*" in
+"compose config --services") echo example-service mqtt ;;
+"compose ps "*) echo {" ".join(containers)} ;;
+inspect*) cat {tmp_path}/found.json ;;
+esac
+"""
+    )
+    (tmp_path / "docker").chmod(0o755)
+    env = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    done = project.run(sys.executable, "scripts/status.py", env=env, check=False)
+    assert done.returncode == 1
+    ages = [int(age) for age in re.findall(r" (\d+) s ago ", done.stdout)]
+    assert len(ages) == len(containers)
+    assert all(3607 <= age < 3900 for age in ages)
+    assert f"Run: {fix}" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -237,6 +237,30 @@ def test_people_read_lines(
     assert capsys.readouterr().out == plain
 
 
+def test_a_terminal_wraps_texts_and_leaves_commands_whole(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands = f"run these:\nopenssl {'x' * 60}"
+
+    async def fails(_settings: Settings) -> Result:
+        return failed("word " * 20, "word " * 20)
+
+    async def explains(_settings: Settings) -> Result:
+        return failed("broken", commands)
+
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "50")
+    steps = (Step("device", fails), Step("tls", explains))
+    diagnose.main(Settings, steps, ["--step", "device", "--step", "tls"])
+    shown = capsys.readouterr().out
+    assert commands in shown
+    lines = shown.replace(commands, "").splitlines()
+    assert max(map(len, lines)) <= 50
+    assert f"{'':14}{'word ' * 7}".rstrip() in lines
+    assert f"{'':17}{'word ' * 6}".rstrip() in lines
+
+
 def test_all_is_every_step(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     _, some = run("--step", "all", MQTT_PORT="x")
     _, every = run(MQTT_PORT="x")

@@ -15,12 +15,17 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 [ $# -ge 2 ] || bad "SERVICE and PACKAGE are needed"
 service=$1
 requirements=services/$service/requirements.txt
-[ -f "$requirements" ] || bad "There is no service $service"
+[ -f "$requirements" ] || bad "Unknown service $service. Known services: $(cd services && echo *)"
+# A renamed service keeps its group. The other groups come from the template of its type.
+group=$service
+while read -r own; do
+  [ -d "templates/service/templates/$own" ] || group=$own
+done < <(sed -n 's/^# group: //p' "$requirements")
 
-scripts/uv add --quiet --no-sync --group "$service" "${@:2}"
-if ! grep -qx "# group: $service" "$requirements"; then
+scripts/uv add --quiet --no-sync --group "$group" "${@:2}"
+if ! grep -qx "# group: $group" "$requirements"; then
   # Above the exported lines, which lock.sh replaces.
-  { sed -n '/^#/!q;p' "$requirements"; echo "# group: $service"; sed '/^#/d' "$requirements"; } >"$requirements.new"
+  { sed -n '/^#/!q;p' "$requirements"; echo "# group: $group"; sed '/^#/d' "$requirements"; } >"$requirements.new"
   mv "$requirements.new" "$requirements"
 fi
 scripts/lock.sh

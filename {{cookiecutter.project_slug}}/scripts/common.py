@@ -37,10 +37,17 @@ def make_parser(
 
 def run(*command: str | Path, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
     """Run a command in the repository. Its exit code is MISSING or TIMED_OUT without a result."""
+    return run_within(TIMEOUT_SECONDS, *command, stdin=stdin, **env)
+
+
+def run_within(
+    seconds: float, *command: str | Path, stdin: str = "", **env: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a command as `run` does, with another timeout."""
     try:
         return subprocess.run(
             command, cwd=ROOT, input=stdin, env={**os.environ, **env}, capture_output=True,
-            encoding="utf-8", check=False, timeout=TIMEOUT_SECONDS,
+            encoding="utf-8", check=False, timeout=seconds,
         )  # fmt: skip
     except OSError as error:
         return subprocess.CompletedProcess(command, MISSING, "", str(error))

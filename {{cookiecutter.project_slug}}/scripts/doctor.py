@@ -5,6 +5,7 @@ Standard library only. Exit code 1 when something has failed. A warning is not a
 """
 
 import collections
+import functools
 import json
 import os
 import re
@@ -15,14 +16,15 @@ import textwrap
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from common import MISSING, ROOT, make_parser, run
+from common import MISSING, ROOT, TIMED_OUT, TIMEOUT_SECONDS, make_parser, run_within
 
 PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
 # Tool, command that prints its version, the oldest that will do, its purpose.
 TOOLS = [
     # GIT_CONFIG_COUNT, which the update of the template sets, came with 2.31.
     ("git", ["git", "--version"], "2.31", "history and hooks"),
-    ("uv", ["uv", "--version"], "0.8", "everything; scripts/uv keeps its own in .tools/"),
+    # The one on PATH, or else its own in .tools/.
+    ("uv", ["scripts/uv", "--version"], "0.8", "everything"),
     # The server's: start_interval of a health check came with 25.
     ("docker", ["docker", "version", "--format", "{{.Server.Version}}"], "25", "containers"),
     # `required` of an env_file came with 2.24.
@@ -31,6 +33,8 @@ TOOLS = [
     ("age", ["age", "--version"], "0", "secrets"),
     ("sops", ["sops", "--disable-version-check", "--version"], "3.11", "secrets"),
 ]
+# A Docker that hangs would hold up every check that asks it.
+TOOL_SECONDS = 10.0
 COLORS = {"PASS": 32, "SKIP": 90, "WARN": 33, "FAIL": 31}
 # Check, status of exit code 1, fix, and the script that does it.
 SCRIPTS = [
@@ -49,9 +53,16 @@ class Finding(NamedTuple):
     fix: str = ""
 
 
-def look(*command: str) -> subprocess.CompletedProcess[str]:
+def look(*command: str, timeout: float = TIMEOUT_SECONDS) -> subprocess.CompletedProcess[str]:
     """Run a command whose output is read."""
-    return run(*command, PATH=PATH, LC_ALL="C", GIT_TERMINAL_PROMPT="0")
+    return run_within(timeout, *command, PATH=PATH, LC_ALL="C", GIT_TERMINAL_PROMPT="0")
+
+
+@functools.cache
+def look_at_docker() -> subprocess.CompletedProcess[str]:
+    """Ask Docker about its swarm, once. The exit code is 0 if it responds."""
+    form = "{{.Swarm.ControlAvailable}} {{.Swarm.Managers}} {{.SecurityOptions}}"
+    return look("docker", "info", "--format", form, timeout=TOOL_SECONDS)
 
 
 def said(result: subprocess.CompletedProcess[str]) -> str:
@@ -62,14 +73,15 @@ def said(result: subprocess.CompletedProcess[str]) -> str:
 def check_tools() -> Iterator[Finding]:
     """Compare the versions of the tools with the oldest that will do."""
     for name, command, oldest, purpose in TOOLS:
-        result = look(*command)
+        result = look(*command, timeout=TOOL_SECONDS)
         # An address on stderr may look like a version.
         found = re.search(r"(\d+)\.(\d+)[.\d]*", result.stdout)
         if result.returncode == MISSING:
             status = "FAIL" if name == "git" else "WARN"
             yield Finding(name, status, f"missing ({purpose})", f"install {name}")
         elif result.returncode and not found:
-            yield Finding(name, "WARN", f"does not run ({purpose})", f"run {' '.join(command)}")
+            problem = "does not respond" if result.returncode == TIMED_OUT else "does not run"
+            yield Finding(name, "WARN", f"{problem} ({purpose})", f"run {' '.join(command)}")
         elif found and [*map(int, found.groups())] < [*map(int, oldest.split("."))]:
             detail = f"{found[0]} is too old ({purpose})"
             yield Finding(name, "FAIL", detail, f"install {oldest} or newer")
@@ -133,14 +145,20 @@ def check_discovery() -> Iterator[Finding]:
         return
     options = ("--json", "--step", "discovery")
     # The broker may be within reach of the containers only.
-    result = look("docker", "compose", "exec", "-T", services[0], "python", "diagnose.py", *options)
-    if not result.stdout:
+    result = look_at_docker()
+    if result.returncode == 0:
+        inside = ("docker", "compose", "exec", "-T", services[0], "python", "diagnose.py")
+        result = look(*inside, *options)
+    if result.returncode or not result.stdout:
         program = ("python", "scripts/run.py", "diagnose", f"--arguments={' '.join(options)}")
         result = look("scripts/uv", "run", "--quiet", "--frozen", *program, services[0])
     try:
         (found,) = (step for step in json.loads(result.stdout) if step["step"] == "discovery")
     except ValueError:
         found = {"status": "WARN", "detail": f"not checked: {said(result)}", "fix": "make up"}
+    # .env has the prefix, which the running service skips.
+    if found["status"] == "SKIP":
+        found |= {"detail": "the containers have older settings than .env", "fix": "make up"}
     # The repository itself is in order without a broker.
     status = "PASS" if found["status"] == "PASS" else "WARN"
     yield Finding("discovery", status, found["detail"], found["fix"])
@@ -148,8 +166,7 @@ def check_discovery() -> Iterator[Finding]:
 
 def check_swarm() -> Iterator[Finding]:
     """Check the swarm, if this Docker is a manager of one."""
-    form = "{{.Swarm.ControlAvailable}} {{.Swarm.Managers}} {{.SecurityOptions}}"
-    info = look("docker", "info", "--format", form).stdout.split(" ", 2)
+    info = look_at_docker().stdout.split(" ", 2)
     if info[0] != "true":
         return
     ids = look("docker", "service", "ls", "--quiet").stdout.split()

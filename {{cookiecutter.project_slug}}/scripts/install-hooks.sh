@@ -45,7 +45,7 @@ set -euo pipefail
 unset CDPATH
 hooks=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cd "$(git rev-parse --show-toplevel)"
-exec scripts/uv run --frozen --quiet pre-commit hook-impl --config .pre-commit-config.yaml \
+exec scripts/uv run --frozen pre-commit hook-impl --config .pre-commit-config.yaml \
   --hook-type pre-commit --hook-dir "$hooks" --skip-on-missing-config -- "$@"
 END
 chmod 755 "$new"

@@ -13,8 +13,9 @@ shopt -s nullglob
 usage() {
   sed -n '2,/^set /{/^#/s/^# \{0,1\}//p;}' "scripts/$script"
 }
-bad() { printf '%s\n\n' "$1" >&2; usage >&2; exit 2; }
-# need_docker: end with one line that names the cause when Docker or Compose does not respond
+bad() { printf '%s\n\n' "$1" >&2; usage | sed -n '1,/^$/p' >&2; exit 2; }
+# need_docker [COMMAND]: end with one line that names the cause when Docker or Compose does not
+# respond, and the command to run without them
 need_docker() {
   local reason page=engine/install/
   if ! command -v docker >/dev/null; then
@@ -30,7 +31,7 @@ need_docker() {
   else
     return 0
   fi
-  echo "$reason See https://docs.docker.com/$page. Without Docker: make run SERVICE=name" >&2
+  echo "$reason See https://docs.docker.com/$page. Without Docker: ${1:-make run SERVICE=name}" >&2
   exit 1
 }
 no_arguments() { [ $# = 0 ] || bad "Unknown argument $1"; }

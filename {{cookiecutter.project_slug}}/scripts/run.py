@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import NoReturn, TextIO
 
@@ -78,6 +79,8 @@ def broker(environment: dict[str, str]) -> Iterator[None]:
     """Start a broker when the services look for one on this machine and none listens."""
     host, port = environment["MQTT_HOST"], int(environment["MQTT_PORT"])
     if host not in LOCAL_HOSTS or listens(host, port):
+        ends = " One that another make run has started ends with it." if host in LOCAL_HOSTS else ""
+        say(f"Using the broker on {host}:{port}.{ends}")
         yield
         return
     if environment["MQTT_TLS"].lower() in {"1", "on", "t", "true", "y", "yes"}:
@@ -147,6 +150,8 @@ def debug_container(name: str) -> int:
     if not any((ROOT / f"docker-compose.override.{ending}").exists() for ending in ("yml", "yaml")):
         files = ["-f", "docker-compose.yml", "-f", "docker-compose.override.example.yml"]
     compose = ["docker", "compose", *files]
+    if code := call("scripts/build-base.sh"):
+        return code
     container = f"{ROOT.name}-{name}-debug"
     # Two instances would share the volume and its session.
     call(*compose, "stop", name)
@@ -174,16 +179,27 @@ def diagnose(name: str, arguments: list[str]) -> int:
     data = DATA / name
     data.mkdir(parents=True, exist_ok=True)
     environment = {**make_environment(), "DATA_DIR": str(data)}
+    host, port = environment["MQTT_HOST"], int(environment["MQTT_PORT"])
+    if host in LOCAL_HOSTS and not listens(host, port):
+        say(
+            f"No broker listens on {host}:{port}. If yours runs in a container, leave out HOST=1, "
+            "or publish its port as docker-compose.override.example.yml does."
+        )
     return call(sys.executable, f"services/{name}/diagnose.py", *arguments, env=environment)
 
 
 def diagnose_container(name: str, arguments: list[str]) -> int:
     """Run the checks of one service in its container, or in one that is removed at the end."""
     compose = ["docker", "compose"]
-    if run_tool(*compose, "ps", "--quiet", "--status", "running", name).stdout:
+    env, reason = ROOT / ".env", f"{name} does not run"
+    if running := run_tool(*compose, "ps", "--quiet", "--status", "running", name).stdout.split():
+        made = run_tool("docker", "inspect", "--format", "{{.Created}}", running[0]).stdout.strip()
+        is_stale = env.exists() and datetime.fromisoformat(made).timestamp() < env.stat().st_mtime
+        reason = f".env is newer than the container of {name}" if is_stale else ""
+    if not reason:
         compose += ["exec", name]
     else:
-        say(f"{name} does not run, so a new container is used.")
+        say(f"{reason}, so a new container is used.")
         # Standard output belongs to the checks.
         for build in (["scripts/build-base.sh"], [*compose, "build", name]):
             if code := call(*build, stdout=sys.stderr):
@@ -197,7 +213,7 @@ def console(arguments: list[str]) -> int:
     """Show messages or send a command, from here or from a container if only that has a broker."""
     known = [path.parent.name for path in sorted(ROOT.glob("services/*/main.py"))]
     match arguments:
-        case ["send", name, *_] if name not in known:
+        case ["send", name, *_] | ["watch", "--service", name, *_] if name not in known:
             # Services of other repositories may have the same broker.
             say(f"{name} is not a service of this repository: {', '.join(known) or 'it has none'}")
     environment = make_environment()

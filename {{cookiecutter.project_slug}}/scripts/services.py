@@ -83,6 +83,11 @@ class Service:
         return f"services/{self.name}/compose.yml" in listed_in(parse(production, COMPOSE))
 
 
+def reject_unknown(service: Service) -> NoReturn:
+    known = ", ".join(sorted(path.parent.name for path in ROOT.glob("services/*/main.py")))
+    reject(f"Unknown service {service.name}. Known services: {known or 'none'}.")
+
+
 # Compose files
 
 
@@ -283,7 +288,7 @@ def remove(options: argparse.Namespace) -> None:
     """Take a service out of the lists, and delete its code."""
     service = Service(options.name)
     if not (service.directory.is_dir() or service.is_listed or service.test.exists()):
-        reject(f"There is no service {service.name}.")
+        reject_unknown(service)
     check_nothing_needs(service)
     lists = plan_lists(remove=service.name)
     if not options.yes:
@@ -323,7 +328,8 @@ def clear_retained(service: Service) -> None:
 def confirm(service: Service) -> None:
     """Ask on the terminal. Raises ServiceError unless the user agrees."""
     if not sys.stdin.isatty():
-        reject("There is no terminal to ask on: add --yes.")
+        command = f"scripts/remove-service.sh {service.name} --yes"
+        reject(f"There is no terminal to ask on. Run: {command}")
     say(f"This deletes services/{service.name} and its test.")
     if run("git", "status", "--porcelain", str(service.directory), str(service.test)).stdout:
         say("They hold changes that are in no commit.")
@@ -348,7 +354,7 @@ def rename(options: argparse.Namespace) -> None:
     """Give a service another name, and say what stays behind."""
     old, new = Service(options.name), Service(options.new_name)
     if not old.directory.is_dir() or not old.is_listed:
-        reject(f"There is no service {old.name}.")
+        reject_unknown(old)
     if new.directory.exists():
         reject(f"services/{new.name} exists already.")
     check_name_is_free(new)

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Show every container in one table.
 
-Standard library only. LAST SUCCESS is the health timestamp that the last health check saw.
+Standard library only. LAST SUCCESS is the age of the health timestamp that the last health check
+saw.
 RESTARTS says how often the container ran out of memory, as far as Docker remembers: it keeps the
 last 256 events. ERRORS counts the lines of the last hour at level error or above. `--logs` also
 prints the last lines and the last health check of each container that is not healthy. A line on
@@ -67,11 +68,17 @@ def find_containers() -> list[dict[str, Any]]:
     return found
 
 
+def seconds_since(time_of_docker: str) -> int:
+    """Return the age of a time, which Docker gives in nanoseconds."""
+    then = datetime.strptime(re.sub(r"\.\d+", "", time_of_docker), "%Y-%m-%dT%H:%M:%S%z")
+    return int((datetime.now(then.tzinfo) - then).total_seconds())
+
+
 def last_success(container: dict[str, Any]) -> str:
-    """Return the age that the last health check has printed."""
+    """Return the age that the last health check has printed, and that of the check itself."""
     checks = container["State"].get("Health", {}).get("Log") or [{"Output": ""}]
-    found = re.search(r"\d+ s ago", checks[-1]["Output"])
-    return found[0] if found else "-"
+    found = re.search(r"(\d+) s ago", checks[-1]["Output"])
+    return f"{int(found[1]) + seconds_since(checks[-1]['End'])} s ago" if found else "-"
 
 
 def count_errors(*command: str) -> str:
@@ -85,8 +92,7 @@ def describe(container: dict[str, Any], out_of_memory: list[str]) -> tuple[str, 
     state = container["State"]
     running = state["Status"] == "running"
     health = state.get("Health", {})
-    started = datetime.fromisoformat(f"{state['StartedAt'][:19]}+00:00")
-    uptime = timedelta(seconds=int((datetime.now(started.tzinfo) - started).total_seconds()))
+    uptime = timedelta(seconds=seconds_since(state["StartedAt"]))
     # Docker forgets the flag when it restarts the container.
     kills = max(out_of_memory.count(container["Id"]), int(state["OOMKilled"]))
     return (
@@ -251,7 +257,7 @@ def show_stack(ids: list[str], options: argparse.Namespace) -> int:
     return report([service["Spec"]["Name"] for service in bad], fix)
 
 
-def report(bad: list[str], fix: str = "Run: make logs SERVICE=name, or make up") -> int:
+def report(bad: list[str], fix: str) -> int:
     """Return the exit code, and give its reason."""
     if bad:
         sys.stderr.write(f"Not running or not healthy: {', '.join(bad)}. {fix}\n")
@@ -294,7 +300,13 @@ def main() -> int:
         checks = container["State"].get("Health", {}).get("Log") or [{"Output": "none yet"}]
         sys.stdout.write(f"Restarts: {container['RestartCount']}. ")
         sys.stdout.write(f"Last health check: {checks[-1]['Output'].strip()}\n")
-    return report([row[0] for row in sorted(rows) if not is_good(row)])
+    failed = [row for row in sorted(rows) if not is_good(row)]
+    # Absent ones have no log.
+    named = [row[0].partition("/")[0] for row in failed if row[1] != "absent"]
+    fix = f"make logs SERVICE={named[0]}" if named else "make up"
+    if named and (ROOT / "services" / named[0]).is_dir():
+        fix += f", or make diagnose SERVICE={named[0]}"
+    return report([row[0] for row in failed], f"Run: {fix}")
 
 
 if __name__ == "__main__":

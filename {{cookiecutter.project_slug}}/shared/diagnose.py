@@ -8,8 +8,10 @@ import asyncio
 import json
 import os
 import secrets
+import shutil
 import sys
 import tempfile
+import textwrap
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
@@ -268,7 +270,7 @@ async def _check_entities(settings: Settings, devices: Mapping[str, str]) -> Res
 
     names = ", ".join(devices.values())
     if not settings.ha_token.get_secret_value():
-        return warned(f"announced: {names}", "set HA_TOKEN to check Home Assistant as well")
+        return passed(f"announced: {names} (Home Assistant is not checked without HA_TOKEN)")
     # The REST API has no entity registry, but templates read it.
     template = "{% raw %}{{ integration_entities('mqtt') | map('device_attr', 'identifiers') | list }}{% endraw %}"
     async with HomeAssistantClient.from_settings(settings, structlog.stdlib.get_logger()) as client:
@@ -331,6 +333,16 @@ def _print(results: Sequence[Result], *, as_json: bool) -> None:
         status = f"{result.status:<4}"
         if coloured:
             status = f"\033[{_COLOURS[result.status]}m{status}\033[0m"
-        sys.stdout.write(f"{status}  {result.step:<{width}}  {result.detail}\n")
-        if result.fix:
-            sys.stdout.write(f"{'':<{width + 8}}-> {result.fix}\n")
+        detail, fix = _wrap(result.detail, width + 8), _wrap(result.fix, width + 11)
+        sys.stdout.write(f"{status}  {result.step:<{width}}  {detail}\n")
+        if fix:
+            sys.stdout.write(f"{'':<{width + 8}}-> {fix}\n")
+
+
+def _wrap(text: str, indent: int) -> str:
+    """Wrap a text for the terminal, if there is one. Several lines hold commands to copy."""
+    if "\n" in text or not sys.stdout.isatty():
+        return text
+    width = max(shutil.get_terminal_size().columns - indent, 30)
+    lines = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
+    return f"\n{'':<{indent}}".join(lines)
