@@ -71,8 +71,9 @@ class OtherServices:
             self._heartbeats.pop(name, None)
             return
         availability = Availability.model_validate(payload)
-        if availability.status == "online" and availability != self._availability.get(name):
-            # A new birth message. The broker repeats the retained one on each connection.
+        before = self._availability.get(name)
+        if before is not None and (before.status, availability.status) == ("offline", "online"):
+            # The last heartbeat is older than this start.
             self._heartbeats.pop(name, None)
         self._availability[name] = availability
         self._changed.set()
