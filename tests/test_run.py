@@ -252,6 +252,14 @@ def docker(tmp_path: Path) -> dict[str, str]:
     return {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
 
 
+@pytest.mark.parametrize("target", ["run", "diagnose", "watch"])
+def test_a_port_that_is_no_number_is_rejected(project: BakedProject, target: str) -> None:
+    make = ("make", "--silent", target, f"SERVICE={SERVICE}", "HOST=1")
+    done = project.run(*make, env={"MQTT_PORT": "abc"}, check=False)
+    assert done.stderr.splitlines()[-2] == "MQTT_PORT must be a number, not 'abc'."
+    assert done.returncode == 2
+
+
 def test_debug_without_a_service_builds_nothing(
     project: BakedProject, docker: dict[str, str], tmp_path: Path
 ) -> None:

@@ -211,17 +211,29 @@ def test_a_docker_that_hangs_holds_up_nothing(bake_copy: Bake, tmp_path: Path) -
         assert "does not respond" in found[name]["detail"]
 
 
+@pytest.mark.parametrize(
+    ("status", "detail"),
+    [("SKIP", "the containers have older settings than .env"), ("FAIL", "no service is announced")],
+)
 @needs("git")
-def test_containers_with_older_settings_are_told(bake_copy: Bake, tmp_path: Path) -> None:
+def test_doctor_takes_the_check_of_the_container(
+    bake_copy: Bake, tmp_path: Path, status: str, detail: str
+) -> None:
     project = bake_copy()
     project.file(".env").write_text("HA_DISCOVERY_PREFIX='homeassistant'\n")
-    skipped = {"step": "discovery", "status": "SKIP", "detail": "is empty", "fix": ""}
-    (tmp_path / "docker").write_text(f"#!/bin/sh\necho '{json.dumps([skipped])}'\n")
+    own = {"SKIP": "is empty", "FAIL": detail}[status]
+    step = {"step": "discovery", "status": status, "detail": own, "fix": "make up"}
+    (tmp_path / "docker").write_text(
+        f"""#!/bin/sh
+echo '{json.dumps([step])}'
+case "$*" in compose*) exit {int(status == "FAIL")} ;; esac
+"""
+    )
     (tmp_path / "docker").chmod(0o755)
     path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
     finding = findings(project, "discovery", PATH=path)["discovery"]
     assert (finding["status"], finding["fix"]) == ("WARN", "make up")
-    assert finding["detail"] == "the containers have older settings than .env"
+    assert finding["detail"] == detail
 
 
 @needs("git")

@@ -87,6 +87,22 @@ async def test_a_request_under_way_at_the_stop_gets_a_response_within_the_time_l
     assert not [record for record in caplog.records if record.exc_info]
 
 
+async def test_an_endpoint_that_awaits_a_cancelled_future_has_failed(
+    service: StartedService, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def request(*_: Any, **__: Any) -> None:
+        future = asyncio.get_running_loop().create_future()
+        future.cancel()
+        await future
+
+    monkeypatch.setattr(service.mqtt, "request", request)
+    server = service.instance.server
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}") as client:
+        response = await client.post(COMMANDS, json={"command": "refresh"})
+    assert (response.status_code, response.json()["detail"]) == (500, "internal error")
+    assert [record for record in caplog.records if record.exc_info]
+
+
 async def test_a_signal_stops_it_in_order() -> None:
     """In a process of its own. All that uvicorn logs is in the log of the service."""
     process = await asyncio.create_subprocess_exec(

@@ -426,6 +426,24 @@ async def test_a_shutdown_that_hangs_is_ended_and_the_clients_are_closed(
     await observer.next("probe/availability", status="offline", reason="crashed")
 
 
+async def test_a_shutdown_that_awaits_a_cancelled_task_has_failed(
+    observer: Observer, settings: Settings
+) -> None:
+    class Cancelling(Probe):
+        async def run(self) -> None:
+            self.mqtt.connect_background()
+            await self.mqtt.wait_connected()
+
+        async def shutdown(self) -> None:
+            task = asyncio.create_task(asyncio.Event().wait())
+            task.cancel()
+            await task
+
+    with pytest.raises(RuntimeError, match="service was cancelled"):
+        await ended(Cancelling(settings))
+    await observer.next("probe/availability", status="offline", reason="crashed")
+
+
 async def test_wait_for_shutdown_tells_time_from_stop(settings: Settings) -> None:
     service = Probe(settings)
     assert not await service.wait_for_shutdown(0)
@@ -559,7 +577,7 @@ async def test_a_cancelled_future_is_a_failed_cycle(make_settings: MakeSettings)
             await cycles.acquire()
 
 
-@pytest.mark.parametrize("then", ["every", "wait"])
+@pytest.mark.parametrize("then", ["every", "gather", "wait"])
 async def test_a_pause_of_run_promises_nothing(make_settings: MakeSettings, then: str) -> None:
     class Patient(Probe):
         def __init__(self, settings: Settings) -> None:
@@ -570,7 +588,12 @@ async def test_a_pause_of_run_promises_nothing(make_settings: MakeSettings, then
             self.mqtt.connect_background()
             await self.wait_for_shutdown(0.01)
             asyncio.get_running_loop().call_soon(self.paused.set)
-            await (self.every(0.01, self.work) if then == "every" else self.wait_for_shutdown())
+            if then == "wait":
+                await self.wait_for_shutdown()
+            elif then == "every":
+                await self.every(0.01, self.work)
+            else:
+                await asyncio.gather(self.every(0.01, self.work), self.every(0.01, self.work))
 
         async def work(self) -> None: ...
 

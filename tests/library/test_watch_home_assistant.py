@@ -158,6 +158,23 @@ async def test_reconnects_and_yields_what_has_changed_meanwhile(
         assert await log.next("home_assistant_disconnected")
 
 
+async def test_an_entity_that_was_removed_meanwhile_is_missing_until_it_exists_again(
+    server: ScriptedServer, client: HomeAssistantClient, log: LogProbe
+) -> None:
+    entity = {"s": "1", "a": {}}
+    server.states = {"sensor.a": entity}
+    async with aclosing(client.watch("sensor.a")) as changes:
+        await soon(anext(changes))
+        following = asyncio.create_task(anext(changes))
+        await connected(server)
+        server.states.clear()
+        for connection in list(server.connections):
+            connection.transport.abort()
+        assert await log.next("entity_missing")
+        await server.event(a={"sensor.a": entity})
+        assert (await soon(following)).state == "1"
+
+
 async def test_a_server_that_is_away_at_first(logger: BoundLogger, log: LogProbe) -> None:
     server = ScriptedServer()
     server.states = {"sensor.a": {"s": "1", "a": {}}}

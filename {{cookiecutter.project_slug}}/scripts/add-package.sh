@@ -16,10 +16,12 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 service=$1
 requirements=services/$service/requirements.txt
 [ -f "$requirements" ] || bad "Unknown service $service. Known services: $(cd services && echo *)"
-# A renamed service keeps its group. The other groups come from the template of its type.
+# A renamed service keeps its group. The groups of the service types belong to the template.
+types=templates/service/templates
 group=$service
+[ ! -d "$types/$group" ] || group=$service-service
 while read -r own; do
-  [ -d "templates/service/templates/$own" ] || group=$own
+  [ -d "$types/$own" ] || group=$own
 done < <(sed -n 's/^# group: //p' "$requirements")
 
 scripts/uv add --quiet --no-sync --group "$group" "${@:2}"

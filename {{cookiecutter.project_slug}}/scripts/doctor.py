@@ -145,11 +145,12 @@ def check_discovery() -> Iterator[Finding]:
         return
     options = ("--json", "--step", "discovery")
     # The broker may be within reach of the containers only.
+    exec_in = ("docker", "compose", "exec", "-T", services[0], "python", "diagnose.py")
     result = look_at_docker()
     if result.returncode == 0:
-        inside = ("docker", "compose", "exec", "-T", services[0], "python", "diagnose.py")
-        result = look(*inside, *options)
-    if result.returncode or not result.stdout:
+        result = look(*exec_in, *options)
+    is_inside = bool(look_at_docker().returncode == 0 and result.stdout)
+    if not is_inside:
         program = ("python", "scripts/run.py", "diagnose", f"--arguments={' '.join(options)}")
         result = look("scripts/uv", "run", "--quiet", "--frozen", *program, services[0])
     try:
@@ -157,7 +158,7 @@ def check_discovery() -> Iterator[Finding]:
     except ValueError:
         found = {"status": "WARN", "detail": f"not checked: {said(result)}", "fix": "make up"}
     # .env has the prefix, which the running service skips.
-    if found["status"] == "SKIP":
+    if is_inside and found["status"] == "SKIP":
         found |= {"detail": "the containers have older settings than .env", "fix": "make up"}
     # The repository itself is in order without a broker.
     status = "PASS" if found["status"] == "PASS" else "WARN"

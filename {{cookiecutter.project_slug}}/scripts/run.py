@@ -74,10 +74,18 @@ def make_environment() -> dict[str, str]:
     }
 
 
+def broker_address(environment: dict[str, str]) -> tuple[str, int]:
+    """Return the host and the port of the broker."""
+    host, port = environment["MQTT_HOST"], environment["MQTT_PORT"]
+    if not port.isdecimal():
+        fail(f"MQTT_PORT must be a number, not {port!r}.")
+    return host, int(port)
+
+
 @contextlib.contextmanager
 def broker(environment: dict[str, str]) -> Iterator[None]:
     """Start a broker when the services look for one on this machine and none listens."""
-    host, port = environment["MQTT_HOST"], int(environment["MQTT_PORT"])
+    host, port = broker_address(environment)
     if host not in LOCAL_HOSTS or listens(host, port):
         ends = " One that another make run has started ends with it." if host in LOCAL_HOSTS else ""
         say(f"Using the broker on {host}:{port}.{ends}")
@@ -104,13 +112,13 @@ def run(programs: list[Path], *, debug: bool) -> int:
     """Run the services until all have ended, and return the highest exit code."""
     environment = make_environment()
     processes: list[subprocess.Popen[bytes]] = []
-    signals = 0
+    has_broker, signals = False, 0
 
     def stop(number: int, _frame: object) -> None:
-        """Forward a signal to each service. A third Ctrl-C ends one that does not stop."""
+        """Forward a signal to each service. A repeated Ctrl-C ends one that does not stop."""
         nonlocal signals
-        if not processes:
-            # The broker is still starting, and ends with this program.
+        if not has_broker:
+            # It is still starting, and ends with this program.
             raise SystemExit(128 + number)
         signals += 1
         # uv and make repeat SIGTERM as well.
@@ -122,6 +130,7 @@ def run(programs: list[Path], *, debug: bool) -> int:
     for number in SIGNALS:
         signal.signal(number, stop)
     with broker(environment):
+        has_broker = True
         for program in programs:
             name = program.parent.name
             data = DATA / name
@@ -139,6 +148,10 @@ def run(programs: list[Path], *, debug: bool) -> int:
                     start_new_session=True,
                 )
             )
+            if signals:
+                # The first signal came before this service could receive it.
+                processes[-1].terminate()
+                break
         codes = [process.wait() for process in processes]
     # A negative code is the signal that ended the process.
     return max(code if code >= 0 else 128 - code for code in codes)
@@ -179,7 +192,7 @@ def diagnose(name: str, arguments: list[str]) -> int:
     data = DATA / name
     data.mkdir(parents=True, exist_ok=True)
     environment = {**make_environment(), "DATA_DIR": str(data)}
-    host, port = environment["MQTT_HOST"], int(environment["MQTT_PORT"])
+    host, port = broker_address(environment)
     if host in LOCAL_HOSTS and not listens(host, port):
         say(
             f"No broker listens on {host}:{port}. If yours runs in a container, leave out HOST=1, "
@@ -192,8 +205,9 @@ def diagnose_container(name: str, arguments: list[str]) -> int:
     """Run the checks of one service in its container, or in one that is removed at the end."""
     compose = ["docker", "compose"]
     env, reason = ROOT / ".env", f"{name} does not run"
-    if running := run_tool(*compose, "ps", "--quiet", "--status", "running", name).stdout.split():
-        made = run_tool("docker", "inspect", "--format", "{{.Created}}", running[0]).stdout.strip()
+    running = run_tool(*compose, "ps", "--quiet", "--status", "running", name).stdout.split()
+    made = run_tool("docker", "inspect", "--format", "{{.Created}}", *running[:1]).stdout.strip()
+    if made:
         is_stale = env.exists() and datetime.fromisoformat(made).timestamp() < env.stat().st_mtime
         reason = f".env is newer than the container of {name}" if is_stale else ""
     if not reason:
@@ -217,7 +231,7 @@ def console(arguments: list[str]) -> int:
             # Services of other repositories may have the same broker.
             say(f"{name} is not a service of this repository: {', '.join(known) or 'it has none'}")
     environment = make_environment()
-    host, port = environment["MQTT_HOST"], int(environment["MQTT_PORT"])
+    host, port = broker_address(environment)
     command = ["python", "-m", "shared.console", *arguments]
     # The program receives Ctrl-C as well and ends by itself.
     signal.signal(signal.SIGINT, lambda *_: None)

@@ -107,7 +107,7 @@ def describe(container: dict[str, Any], out_of_memory: list[str]) -> tuple[str, 
 
 
 def is_good(row: tuple[str, ...]) -> bool:
-    """Return whether the container of this row runs and is not unhealthy."""
+    """Return whether the container of this row runs and is healthy, if it has a health check."""
     return row[1] == "running" and row[2] in {"healthy", "-"}
 
 
@@ -172,12 +172,14 @@ def describe_service(service: dict[str, Any], nodes: dict[str, str]) -> tuple[st
     """Return the row of one service of a stack."""
     label = f"label=com.docker.swarm.service.id={service['ID']}"
     here = docker("ps", "--quiet", "--filter", label).split()
+    replicas = json.loads(docker("inspect", *here)) if here else []
+    ages = [age for age in map(last_success, replicas) if age != "-"]
     return (
         service["Name"],
         f"{len(service['Running'])}/{service['Replicas']}",
         ", ".join(sorted({nodes[task["NodeID"]] for task in service["Running"]})) or "-",
         service["Update"],
-        min(map(last_success, json.loads(docker("inspect", *here)))) if here else "-",
+        min(ages, key=lambda age: int(age.split()[0]), default="-"),
         count_errors("service", "logs", "--raw", service["ID"]),
     )
 

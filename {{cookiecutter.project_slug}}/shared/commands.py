@@ -114,7 +114,7 @@ class CommandRouter:
         """Return why a command must not be run any more, or an empty string."""
         age, overdue = _seconds_since(command.timestamp), _seconds_since(command.expires_at)
         if overdue > 0:
-            return f"expired {overdue:g} s ago"
+            return f"expired {round(overdue, 1)} s ago"
         return f"sent {age:.0f} s ago" if 0 < self._max_age_seconds < age else ""
 
     async def _run(self, command: Command) -> Reply:

@@ -244,9 +244,8 @@ class BaseService[S: Settings](ABC):
         The log has one line without a traceback for an `ExternalError`, such as `APIError` and
         `MQTTError`, and a summary for a failure that is repeated.
         """
-        if asyncio.current_task() is self._run_task:
-            # An earlier wait of run() was a pause, not a cycle.
-            self._health.expect_success_every(None)
+        # An earlier wait of run() was a pause, or run() waits again after its next cycle.
+        self._health.expect_success_every(None)
         function = getattr(work, "func", work)
         name = getattr(function, "__name__", type(function).__name__)
         with self._health.expect_loop(seconds, name) as loop:
@@ -582,9 +581,12 @@ class BaseService[S: Settings](ABC):
         try:
             async with asyncio.timeout(timeout_seconds):
                 await closing
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
+            if is_cancellation(error):
+                raise
             self.logger.exception("close_failed", part=part)
-            return error
+            # A CancelledError of a task that was awaited would look like one of this task.
+            return error if isinstance(error, Exception) else RuntimeError(f"{part} was cancelled")
         return None
 
     def _share(self, share: float) -> float:

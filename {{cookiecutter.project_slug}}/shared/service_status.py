@@ -9,8 +9,8 @@ from typing import Any
 from shared.mqtt import MQTTClient
 from shared.schemas import Availability, Heartbeat
 
-# Longest wait for retained messages after a subscription.
-_RETAINED_SECONDS = 0.3
+# Longest wait for the retained message of a service.
+_RETAINED_SECONDS = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class OtherServices:
         self._availability: dict[str, Availability] = {}
         self._heartbeats: dict[str, tuple[float, Heartbeat]] = {}
         self._changed = asyncio.Event()
-        self._subscribed_at = time.monotonic()
+        self._known_at: dict[str, float] = {}
         # QoS 0, because the broker would queue these messages while this service is stopped.
         client.subscribe(f"{topic_prefix}/+/availability", self._on_availability, qos=0)
         client.subscribe(f"{topic_prefix}/+/heartbeat", self._on_heartbeat, model=Heartbeat, qos=0)
@@ -55,8 +55,9 @@ class OtherServices:
         )
 
     async def wait_known(self, name: str) -> None:
-        """Wait for the availability of a service, which the broker sends with the subscription."""
-        seconds = self._subscribed_at + _RETAINED_SECONDS - time.monotonic()
+        """Wait for the availability of a service, for 1 s after the first call at most."""
+        now = time.monotonic()
+        seconds = self._known_at.setdefault(name, now + _RETAINED_SECONDS) - now
         with suppress(TimeoutError):
             async with asyncio.timeout(max(seconds, 0)):
                 while name not in self._availability:
@@ -73,7 +74,7 @@ class OtherServices:
         availability = Availability.model_validate(payload)
         before = self._availability.get(name)
         if before is not None and (before.status, availability.status) == ("offline", "online"):
-            # The last heartbeat is older than this start.
+            # The last heartbeat may be older than this start.
             self._heartbeats.pop(name, None)
         self._availability[name] = availability
         self._changed.set()

@@ -162,6 +162,10 @@ class FakeMQTT(MQTTClient):
         self._connection.alive = alive
 
     @property
+    def disconnected(self) -> bool:
+        return self._stopping
+
+    @property
     def dead_letters(self) -> list[Any]:
         return self.payloads(f"{self._prefix}/errors/{self._service}")
 

@@ -48,6 +48,10 @@ class Alerts:
         reasons: dict[str, list[str]] = {}
         for row in rows if connected else []:
             states[row.name], reasons[row.name] = row.state, row.reasons
+        if connected:
+            for known in (self._began, self._problems):
+                for removed in known.keys() - states.keys():
+                    del known[removed]
         now = time.monotonic()
         for name, state in states.items():
             if state in _PROBLEM_STATES:

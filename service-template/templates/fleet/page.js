@@ -145,13 +145,16 @@ function takeServices(update) {
 let detail = null;
 
 async function openService(name) {
-  detail = { name, item: makeRow(name), topics: new Map(), loadedAt: 0 };
+  const opened = { name, item: makeRow(name), topics: new Map(), loadedAt: 0 };
+  detail = opened;
   setText(byId("service-title"), name);
   byId("service-row").replaceChildren(detail.item.element);
   byId("topics").replaceChildren();
   byId("commands").replaceChildren();
   const { service, commands } = await loadDetail();
-  fillRow(detail.item, service);
+  // Another service may have been opened meanwhile.
+  if (detail !== opened) return;
+  fillRow(opened.item, service);
   byId("commands").replaceChildren(...commands.map((command) => makeCommand(name, command)));
   if (!commands.length) byId("commands").append("None in its schemas.");
 }
@@ -249,9 +252,14 @@ function makeField(field, schema, required) {
 
 const filter = () => Object.fromEntries(new FormData(byId("filter")));
 
+let lastQuery = null;
+
 async function loadLetters(before = "") {
   const query = new URLSearchParams({ ...filter(), limit: 50, ...(before && { before }) });
+  lastQuery = query;
   const found = await call("GET", `/api/v1/dead-letters?${query}`);
+  // The reply to a later query may have arrived first.
+  if (lastQuery !== query) return;
   letters = before ? [...letters, ...found.letters] : found.letters;
   const select = byId("filter").kind;
   const kinds = found.kinds.map(({ kind, count }) => make("option", { value: kind, textContent: `${kind} (${count})` }));

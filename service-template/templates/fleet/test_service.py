@@ -370,4 +370,9 @@ async def test_alerts_once_and_again_after_the_recovery(
             "First dead letter of meter: ValueError: no value",
             "meter is online again",
         ]
+        row.state = "offline"
+        alerts.update([row], connected=True)
+        # It was removed before the alert was sent.
+        alerts.update([], connected=True)
+        await alerts.send()
         assert requests.empty()

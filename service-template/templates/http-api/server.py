@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.stdlib import BoundLogger
 
 from shared.config import ConfigurationError
+from shared.errors import is_cancellation
 from shared.mqtt import CommandError, MQTTError, PayloadError, RequestTimeoutError, encode
 from shared.schemas import Command
 from shared.tracing import MAX_ID_LENGTH, bind_trace_id, current_trace_id, new_trace_id
@@ -92,16 +93,15 @@ class RequestLayer:
         with bind_trace_id(trace_id):
             try:
                 await self._app(scope, receive_limited, send_traced)
-            except Exception:
-                self._logger.exception("request_failed")
-                if not status:
-                    body = {"detail": "internal error", "trace_id": trace_id}
-                    await JSONResponse(body, 500)(scope, receive, send_traced)
-            except asyncio.CancelledError:
+            except (Exception, asyncio.CancelledError) as error:
                 # uvicorn cancels what is left at a stop, and would log a traceback for each.
+                code, detail = 503, "the service stops"
+                if not is_cancellation(error):
+                    self._logger.exception("request_failed")
+                    code, detail = 500, "internal error"
                 if not status:
-                    body = {"detail": "the service stops", "trace_id": trace_id}
-                    await JSONResponse(body, 503)(scope, receive, send_traced)
+                    body = {"detail": detail, "trace_id": trace_id}
+                    await JSONResponse(body, code)(scope, receive, send_traced)
             finally:
                 self._logger.log(
                     logging.DEBUG if 0 < status < HTTPStatus.BAD_REQUEST else logging.INFO,
