@@ -11,6 +11,8 @@ import json
 import logging
 import re
 import shlex
+import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -154,13 +156,19 @@ def make(output: Path, words: list[str], ask: bool) -> int:
         # Its own configuration, because the home directory may be read-only.
         config_file = Path(folder, "config.yaml")
         config_file.write_text(json.dumps({"replay_dir": folder}), encoding="utf-8")
-        cookiecutter(
-            str(ROOT),
-            no_input=True,
-            extra_context={name: escaped(value) for name, value in answers.items()},
-            output_dir=str(output),
-            config_file=str(config_file),
-        )
+        try:
+            cookiecutter(
+                str(ROOT),
+                no_input=True,
+                extra_context={name: escaped(value) for name, value in answers.items()},
+                output_dir=str(output),
+                config_file=str(config_file),
+            )
+        except KeyboardInterrupt:
+            # uv repeats the signal. The directory did not exist before.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            shutil.rmtree(output / slug, ignore_errors=True)
+            raise
     return 0
 
 

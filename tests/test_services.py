@@ -284,6 +284,27 @@ def test_an_interrupted_removal_is_finished_by_running_it_again(repository: Bake
     assert interrupted >= 4
 
 
+INTERRUPTED = """
+import os, signal, sys
+sys.argv = ["services.py", "rename", "example-service", "soil-moisture"]
+sys.path.insert(0, "scripts")
+import services
+write_lists = services.write_lists
+def interrupted(*arguments, **options):
+    os.kill(os.getpid(), signal.SIGINT)
+    return write_lists(*arguments, **options)
+services.write_lists = interrupted
+raise SystemExit(services.main())
+"""
+
+
+def test_ctrl_c_does_not_leave_half_a_rename(repository: BakedProject) -> None:
+    repository.uv_run("python", "-c", INTERRUPTED)
+    assert not repository.file("services/example-service").exists()
+    assert repository.file("services/soil-moisture/main.py").exists()
+    repository.uv_run("python", "scripts/topics.py", "--check")
+
+
 # --- Names --------------------------------------------------------------------------------------
 
 

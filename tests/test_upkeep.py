@@ -77,7 +77,7 @@ def test_a_new_repository_is_well(bake_copy: Bake) -> None:
     shown = project.run("make", "doctor", check=False).stdout
     assert "PASS  git hooks" in shown
     assert "\033" not in shown
-    summary = r"^\d+ passed, 0 not set up, \d+ warnings, 0 failed$"
+    summary = r"^\d+ passed, 0 not set up, \d+ warned, 0 failed$"
     assert re.search(summary, shown, re.MULTILINE)
 
 

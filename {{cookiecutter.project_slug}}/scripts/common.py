@@ -8,6 +8,10 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from types import TracebackType
 
 ROOT = Path(__file__).resolve().parent.parent
 # Exit codes of commands that a shell does not find, and that `timeout` ends.
@@ -22,6 +26,17 @@ _SAME_VALUE = re.compile(
         (?: \s* [ ] \#.* )? \s*""",
     re.VERBOSE,
 )
+
+
+def show_error(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Show an error as Python does, but nothing for Ctrl-C."""
+    if kind is not KeyboardInterrupt:
+        sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = show_error
 
 
 def make_parser(

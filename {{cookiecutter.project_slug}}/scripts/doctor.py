@@ -229,7 +229,7 @@ def main() -> int:
         sys.stdout.write(json.dumps([finding._asdict() for finding in findings], indent=2) + "\n")
     else:
         good, skipped, warned, failed = (counts[status] for status in COLORS)
-        summary = f"{good} passed, {skipped} not set up, {warned} warnings, {failed} failed"
+        summary = f"{good} passed, {skipped} not set up, {warned} warned, {failed} failed"
         sys.stdout.write(f"{summary}\n")
     return int(counts["FAIL"] > 0)
 

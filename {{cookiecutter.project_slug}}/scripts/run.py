@@ -171,6 +171,9 @@ def debug_container(name: str) -> int:
     remove_container(container)
     options = ["--rm", "--name", container, "--build", "--use-aliases"]
     options += ["--publish", f"{DEBUG_ADDRESS}:{DEBUG_PORT}"]
+    if run_tool(*compose, "ps", "--quiet", "--status", "running", "mqtt").stdout:
+        # The override publishes its port, so Compose would replace it.
+        options += ["--no-deps"]
     # A published port needs all interfaces of the container.
     options += ["--env", f"DEBUG_SERVICE={name}", "--env", "DEBUG_HOST=0.0.0.0"]
     say(f"Attach the debugger to {DEBUG_ADDRESS}, in VS Code with `Attach to container`.")
@@ -233,10 +236,8 @@ def console(arguments: list[str]) -> int:
     environment = make_environment()
     host, port = broker_address(environment)
     command = ["python", "-m", "shared.console", *arguments]
-    # The program receives Ctrl-C as well and ends by itself.
-    signal.signal(signal.SIGINT, lambda *_: None)
     if host not in LOCAL_HOSTS or listens(host, port):
-        return call(*command, env=environment)
+        return call_console(*command, env=environment)
     compose = ["docker", "compose"]
     running = run_tool(*compose, "ps", "--services", "--status", "running").stdout.split()
     service = next((name for name in running if (ROOT / "services" / name).is_dir()), None)
@@ -247,7 +248,13 @@ def console(arguments: list[str]) -> int:
         )
     options = [] if sys.stdin.isatty() and sys.stdout.isatty() else ["--no-TTY"]
     options += ["--env", f"NO_COLOR={os.environ.get('NO_COLOR', '')}"]
-    return call(*compose, "exec", *options, service, *command)
+    return call_console(*compose, "exec", *options, service, *command)
+
+
+def call_console(*command: str, env: dict[str, str] | None = None) -> int:
+    """Run a program that receives Ctrl-C as well, and ends by itself."""
+    signal.signal(signal.SIGINT, lambda *_: None)
+    return call(*command, env=env)
 
 
 def say(text: str) -> None:

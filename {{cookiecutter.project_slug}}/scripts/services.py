@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -300,10 +301,15 @@ def remove(options: argparse.Namespace) -> None:
     clear_retained(service)
     say(
         f"Removed {service.name}.",
-        "Its volume keeps the data:"
-        f" docker volume ls --filter label=com.docker.compose.volume={service.volume}",
+        "Its volume keeps the data, if it has run in a container:",
+        f"  {command_of_volume(service)}",
         *(f"Delete its packages: {group} in pyproject.toml, then make lock." for group in groups),
     )
+
+
+def command_of_volume(service: Service) -> str:
+    """Return the command that shows the name of the volume."""
+    return f"docker volume ls --filter label=com.docker.compose.volume={service.volume}"
 
 
 def own_groups(service: Service) -> list[str]:
@@ -353,15 +359,8 @@ def delete_code(service: Service) -> None:
 def rename(options: argparse.Namespace) -> None:
     """Give a service another name, and say what stays behind."""
     old, new = Service(options.name), Service(options.new_name)
-    if not old.directory.is_dir() or not old.is_listed:
-        reject_unknown(old)
-    if new.directory.exists():
-        reject(f"services/{new.name} exists already.")
-    check_name_is_free(new)
-    check_nothing_needs(old)
+    check_rename(old, new)
     say(f"Renaming {old.name} to {new.name}.")
-    # The template knows which names are valid.
-    shutil.rmtree(render(new.name, "poller"))
     lists = plan_lists(add=new.name, remove=old.name)
     caches = shutil.ignore_patterns("__pycache__")
     copy = shutil.copytree(old.directory, SCRATCH / new.name, ignore=caches)
@@ -369,6 +368,9 @@ def rename(options: argparse.Namespace) -> None:
         # A package group in pyproject.toml keeps its name, which this file holds.
         if path.is_file() and path.name != "requirements.txt":
             write_renamed(path, path, old, new)
+    # An end from here on would leave both services.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     copy.rename(new.directory)
     if old.test.exists():
         write_renamed(old.test, new.test, old, new)
@@ -384,7 +386,8 @@ def rename(options: argparse.Namespace) -> None:
     delete_code(old)
     say(
         f"Renamed {old.name} to {new.name}. Start it with make up.",
-        f"The volume {old.volume} stays, since {new.name} starts with a volume of its own.",
+        f"{new.name} starts with a volume of its own. The data of {old.name} stays:",
+        f"  {command_of_volume(old)}",
     )
     clear_retained(old)
     # A hyphen is part of a name, so `grep -w` would find more.
@@ -393,6 +396,22 @@ def rename(options: argparse.Namespace) -> None:
     search = ("git", "grep", "--untracked", "-nE", "-e", word, "--", *places)
     if found := run(*search).stdout.splitlines():
         say(f"These lines still mention {old.name}:", *(f"  {line}" for line in found))
+
+
+def check_rename(old: Service, new: Service) -> None:
+    """Raise ServiceError if the service cannot get this name."""
+    if not old.directory.is_dir() or not old.is_listed:
+        reject_unknown(old)
+    if new.directory.exists():
+        cure = "" if new.is_listed else f" Nothing uses it: scripts/remove-service.sh {new.name}"
+        reject(f"services/{new.name} exists already.{cure}")
+    check_name_is_free(new)
+    check_nothing_needs(old)
+    # The template knows which names are valid.
+    try:
+        shutil.rmtree(render(new.name, "poller"))
+    except ServiceError:
+        reject(f"To rename, the command is: scripts/rename-service.sh {old.name} NEW")
 
 
 def write_renamed(source: Path, target: Path, old: Service, new: Service) -> None:

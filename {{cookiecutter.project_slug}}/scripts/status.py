@@ -30,6 +30,8 @@ from common import ROOT, make_parser
 HEADER = ("SERVICE", "STATE", "HEALTH", "UPTIME", "LAST SUCCESS", "RESTARTS", "ERRORS (1 h)")
 STACK_HEADER = ("SERVICE", "REPLICAS", "NODES", "UPDATE", "LAST SUCCESS", "ERRORS (1 h)")
 HEARTBEAT_HEADER = ("SERVICE", "INSTANCE", "NODES", "HEARTBEAT", "UPTIME", "AGE")
+# The broker counts its sessions this often, so a younger container may be missing in the number.
+BROKER_COUNT_SECONDS = 10
 _ERROR = re.compile(r'"level": ?"(error|critical)"|\[(error|critical) *\]|^[^{]*Error:')
 
 
@@ -115,6 +117,8 @@ def count_waiting_sessions(containers: list[dict[str, Any]]) -> int:
     """Return how many sessions the broker of this repository keeps for clients that are away."""
     broker = next((c for c in containers if c["Service"] == "mqtt"), None)
     if broker is None or broker["State"].get("Health", {}).get("Status") != "healthy":
+        return 0
+    if min(seconds_since(c["State"]["StartedAt"]) for c in containers) < 2 * BROKER_COUNT_SECONDS:
         return 0
     # start.sh has written the options of the client there.
     options = ("--env", "XDG_CONFIG_HOME=/run/mosquitto/.config", broker["Id"])

@@ -99,7 +99,8 @@ def send(settings: Settings, service: str, command: str, fields: dict[str, Any])
         topic = f"{settings.topic_prefix}/coordinator/command/{service}"
         client.publish(topic, json.dumps(request), qos=1)
         sys.stderr.write(f"Waiting up to {_TIMEOUT_SECONDS:g} s for the reply of {service}.\n")
-        _loop_until(client, lambda: bool(replies), f"{service} did not reply. Run: make status")
+        problem = f"{service} did not reply. Does it run? make status shows containers."
+        _loop_until(client, lambda: bool(replies), problem)
     finally:
         client.disconnect()
     reply: dict[str, Any] = json.loads(replies[0])

@@ -86,8 +86,11 @@ def main(
     options = _parse([step.name for step in all_steps], arguments)
     wanted = options.step or [step.name for step in all_steps]
     # Capture the log lines of the clients, because they would mix with the results.
-    with capture_logs():
-        results = asyncio.run(_run(settings_class, [s for s in all_steps if s.name in wanted]))
+    try:
+        with capture_logs():
+            results = asyncio.run(_run(settings_class, [s for s in all_steps if s.name in wanted]))
+    except KeyboardInterrupt:
+        return 130
     _print(results, as_json=options.json)
     return int(any(result.status is Status.FAIL for result in results))
 
