@@ -136,8 +136,6 @@ OF_THE_TEMPLATE_BY_HAND = {
     'make test ARGS="-k test_library"': "it is a part of make test",
     "make mutate": "the workflow mutation.yml runs it",
     "make bench": "a measurement of forty minutes",
-    "git clone URL": "the address of the template",
-    "cd cookiecutter-mqtt-microservices": "the tests run in the clone",
     "cd ../homelab-services": "the test knows the directory",
     "git hooks skipped": "it is a message",
     "git config --global": "it would change this machine",
