@@ -93,7 +93,7 @@ async def test_a_command_without_a_reply_is_named(
 ) -> None:
     monkeypatch.setattr(console, "_TIMEOUT_SECONDS", 0.5)
     assert await soon(asyncio.to_thread(console.main, ["send", "nobody", "switch"])) == 2
-    assert "nobody did not reply. Does it run? make status shows containers." in capsys.readouterr().err
+    assert "nobody did not reply. Does it run? make status shows" in capsys.readouterr().err
 
 
 @pytest.mark.mosquitto
