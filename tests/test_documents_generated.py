@@ -159,7 +159,7 @@ def test_a_stale_document_is_reported_and_written_again(repository: BakedProject
     assert done.stderr == "not up to date: {}. Run make docs.\n".format(", ".join(DOCUMENTS))
     assert not repository.file(".env.example").exists()
     assert topics_script(repository).returncode == 0
-    assert "| `number` | integer |  | Number of the cycle" in repository.read("docs/topics.md")
+    assert "| `number` | integer |  | Number of the reading" in repository.read("docs/topics.md")
     assert topics_script(repository, "--check").returncode == 0
     schemas.write_text(original)
     assert topics_script(repository).returncode == 0

@@ -20,7 +20,8 @@ TIMEOUT_SECONDS = 300
 SECRET_NAME = re.compile(r"(PASSWORD|PASSPHRASE|TOKEN|SECRET|KEY|CREDENTIAL)S?$", re.IGNORECASE)
 
 _LINE = re.compile(r"\s*(?:export\s+)?(?P<name>[A-Za-z_][A-Za-z0-9_.-]*)[ \t]*=[ \t]*(?P<value>.*)")
-# Compose expands `$` and both treat a backslash in their own way, except in none of these.
+# Compose and Python read these values alike. They differ in a backslash, and in a `$` that single
+# quotes do not protect.
 _SAME_VALUE = re.compile(
     r"""(?: '[^'\\]*' | "[^"\\$]*" | [^\s'"\\$#`] (?: [^\s'"\\$#`] | [ ] | (?<=\S)\# )* )?
         (?: \s* [ ] \#.* )? \s*""",

@@ -6,7 +6,8 @@
     make watch [SERVICE=name] [TOPIC=filter]
     make send SERVICE=name COMMAND=name [ARGS='{"field": 1}']
 
-`make run` starts a broker if none listens on this machine. It belongs to no service and ends last.
+`make run` starts a broker if `MQTT_HOST` is this machine or `mqtt`, and none listens here. It
+belongs to no service and ends last.
 """
 
 import argparse

@@ -202,7 +202,7 @@ def plan_lists(*, add: str = "", remove: str = "") -> dict[Path, str]:
 
 
 def write_lists(plan: dict[Path, str], *, remove_container_of: Service) -> None:
-    """Write files without a service and end its container, or do nothing if Compose rejects them.
+    """Write the lists and remove the container, or raise ServiceError and change nothing.
 
     A service that runs would publish its retained messages again.
     """

@@ -2,11 +2,10 @@
 """Show every container in one table.
 
 Standard library only. LAST SUCCESS is the age of the health timestamp that the last health check
-saw.
-RESTARTS says how often the container ran out of memory, as far as Docker remembers: it keeps the
-last 256 events. ERRORS counts the lines of the last hour at level error or above. `--logs` also
-prints the last lines and the last health check of each container that is not healthy. A line on
-stderr warns of MQTT sessions without a client.
+saw. RESTARTS is the number of restarts, with the kills for lack of memory that Docker remembers:
+it keeps the last 256 events. ERRORS counts the lines of the last hour at level error or above, and
+plain lines with `Error:`. `--logs` also prints the last lines and the last health check of each
+container that is not healthy. A line on stderr warns of MQTT sessions without a client.
 
 Services of a swarm have one line each, and exit code 1 also stands for an update that was rolled
 back. LAST SUCCESS is known for tasks on the node of the Docker context. `--wait` waits for an

@@ -216,11 +216,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return int(reply.get("status") == "error")
         if options.action == "heartbeats":
             heartbeats(settings)
-        filters = [options.topic or f"{prefix}/#"]
-        if options.service:
-            topics = ("{name}/#", "coordinator/command/{name}", "errors/{name}")
-            filters = [f"{prefix}/{topic.format(name=options.service)}" for topic in topics]
-        watch(settings, filters)
+        filters = [options.topic] if options.topic else []
+        if name := options.service:
+            topics = (f"{name}/#", f"coordinator/command/{name}", f"errors/{name}")
+            filters += [f"{prefix}/{topic}" for topic in topics]
+        watch(settings, filters or [f"{prefix}/#"])
     except (ConfigurationError, ConsoleError) as error:
         sys.stderr.write(f"{error}\n")
         return 2

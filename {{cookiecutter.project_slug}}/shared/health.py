@@ -1,6 +1,7 @@
 """Health of a service, for the heartbeat, the health file and the container health check.
 
-A service is healthy if none of these health timestamps is older than `max_age_seconds`:
+A service is healthy if none of these health timestamps is older than `max_age_seconds`. A loop
+gets its interval on top:
 
 - Event loop: a task writes the health file, so the file gets old while the loop is blocked.
   `shared/watchdog.py` ends a process whose loop is blocked for longer.

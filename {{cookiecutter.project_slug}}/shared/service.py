@@ -330,7 +330,7 @@ class BaseService[S: Settings](ABC):
         without running it twice.
 
         Raises:
-            NotConnectedError: This service is not connected. The command is not sent.
+            NotConnectedError: This service is not connected, or it disconnects during the wait.
             ServiceOfflineError: The target is offline. The command is not sent.
             RequestTimeoutError: No reply in time.
             CommandError: With a `model`, the status of the reply is `error`.

@@ -41,7 +41,8 @@ class StartService(Protocol):
 def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Keep variables, `.env` and brokers of this machine away from a test."""
     names = {name.upper() for name in Settings.model_fields}
-    for name in [name for name in os.environ if name.upper().removesuffix("_FILE") in names]:
+    names |= {f"{name}_FILE" for name in names}
+    for name in [name for name in os.environ if name.upper() in names]:
         monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DATA_DIR", str(tmp_path / "data"))

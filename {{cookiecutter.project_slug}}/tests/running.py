@@ -1,6 +1,7 @@
 """Services that run in the process of the tests."""
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from types import ModuleType, SimpleNamespace
@@ -38,7 +39,8 @@ class StartedService:
     async def command(self, name: str, **fields: Any) -> Any:
         """Send a command and return the reply."""
         reply_to = f"{self.settings.topic_prefix}/tester/response"
-        message = {"command": name, "request_id": "1", "reply_to": reply_to, **fields}
+        message = {"command": name, "request_id": secrets.token_hex(8), "reply_to": reply_to}
+        message |= fields
         await self.deliver(f"coordinator/command/{self.instance.name}", message)
         return self.mqtt.payloads(reply_to)[-1]
 

@@ -199,7 +199,9 @@ async def test_tasmota(make_settings: MakeSettings, fake_mqtt: FakeMQTT) -> None
         await fake_mqtt.deliver("stat/boiler/POWER", "ON")
         sensor = {"Time": "2026-01-01T00:00:00", "DS18B20": {"Temperature": 80.5}}
         await fake_mqtt.deliver("tele/boiler/SENSOR", sensor)
-    assert fake_mqtt.payloads(boiler.topic("switched"))[0]["is_on"] is True
+        # A broker delivers the command of the service as well.
+        await fake_mqtt.deliver("cmnd/boiler/POWER", "OFF")
+    assert [event["is_on"] for event in fake_mqtt.payloads(boiler.topic("switched"))] == [True]
     assert fake_mqtt.payloads("cmnd/boiler/POWER") == ["OFF"]
     assert fake_mqtt.dead_letters == []
 

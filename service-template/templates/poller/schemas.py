@@ -18,14 +18,14 @@ class Reading(Message):
         description="Load of the processors over one minute. Above 100, processes wait"
     )
     cycle: Annotated[int, Sensor(icon="mdi:counter", entity_category="diagnostic")] = Field(
-        description="Number of the cycle, counted over restarts"
+        description="Number of the reading, counted over restarts"
     )
 {% else %}
     value: float = Field(
         description="Load of the processors over one minute. Above 100, processes wait",
         json_schema_extra={"unit": "%"},
     )
-    cycle: int = Field(description="Number of the cycle, counted over restarts")
+    cycle: int = Field(description="Number of the reading, counted over restarts")
 {% endif %}
 
 
@@ -41,6 +41,6 @@ TOPICS = [
     Topic(
         pattern="{prefix}/{service}/reading",
         payload=Reading,
-        description="Reading of the last cycle",
+        description="Last reading",
     ),
 ]
