@@ -360,3 +360,5 @@ async def test_in_memory_a_connection_can_be_lost_and_made_again(topic_prefix: s
     await fake.wait_for(lambda: fake.payloads("a") == [1])
     fake.thread_alive = False
     assert not fake.thread_alive
+    await fake.disconnect()
+    assert fake.disconnected

@@ -481,6 +481,7 @@ async def test_a_flood_at_qos_1_is_handled_whole_and_in_order(
     await flood(mosquitto, f"{topic_prefix}/flood", 1, count)
     await soon(done.wait())
     assert list(handled) == list(range(count))
+    assert client._dispatcher._dropped == 0
     assert most_waiting <= room
 
 
@@ -504,6 +505,7 @@ async def test_a_flood_at_qos_0_is_bounded_and_counted(
     await client.publish("flush", None)
     await flood(mosquitto, f"{topic_prefix}/flood", 0)
     await end.next()
+    assert client._dispatcher._dropped == FLOOD - 100
     release.set()
     await handled.until_payload(99)
     assert handled.payloads == list(range(100))

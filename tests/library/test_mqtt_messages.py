@@ -218,6 +218,7 @@ async def assert_retained_is_handled_once(
     await soon(done.wait())
     await until_all_is_handled(client, topic_prefix)
     assert sorted(handled) == list(range(count))
+    assert client._dispatcher._dropped == 0
 
 
 @pytest.mark.parametrize(("count", "qos"), [(1500, 1), (3000, 0)])

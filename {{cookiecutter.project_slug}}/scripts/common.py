@@ -51,6 +51,11 @@ def make_parser(
     )
 
 
+def find_programs() -> dict[str, Path]:
+    """Return the program of each service by its name."""
+    return {path.parent.name: path for path in sorted(ROOT.glob("services/*/main.py"))}
+
+
 def run(*command: str | Path, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
     """Run a command in the repository. Its exit code is MISSING or TIMED_OUT without a result."""
     return run_within(TIMEOUT_SECONDS, *command, stdin=stdin, **env)

@@ -22,7 +22,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import NoReturn, TextIO
 
-from common import ROOT, make_parser, read_dotenv
+from common import ROOT, find_programs, make_parser, read_dotenv
 from common import run as run_tool
 
 sys.path.insert(0, str(ROOT))
@@ -53,7 +53,7 @@ def find_services(names: list[str], *, only_one: bool) -> list[Path]:
     """Return the programs of the services."""
     if only_one and len(names) > 1:
         fail("Set SERVICE to only one service.")
-    known = {path.parent.name: path for path in sorted(ROOT.glob("services/*/main.py"))}
+    known = find_programs()
     if not names or not known.keys() >= set(names):
         unknown = [f"Unknown service {name}. " for name in names if name not in known]
         choices = ", ".join(known) or "none exists yet"
@@ -229,7 +229,7 @@ def diagnose_container(name: str, arguments: list[str]) -> int:
 
 def console(arguments: list[str]) -> int:
     """Show messages or send a command, from here or from a container if only that has a broker."""
-    known = [path.parent.name for path in sorted(ROOT.glob("services/*/main.py"))]
+    known = find_programs()
     match arguments:
         case ["send", name, *_] | ["watch", "--service", name, *_] if name not in known:
             # Services of other repositories may have the same broker.

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from common import ROOT, make_parser, read_dotenv, run, say
+from common import ROOT, find_programs, make_parser, read_dotenv, run, say
 from cookiecutter.exceptions import CookiecutterException
 from cookiecutter.main import cookiecutter
 
@@ -85,7 +85,7 @@ class Service:
 
 
 def reject_unknown(service: Service) -> NoReturn:
-    known = ", ".join(sorted(path.parent.name for path in ROOT.glob("services/*/main.py")))
+    known = ", ".join(find_programs())
     reject(f"Unknown service {service.name}. Known services: {known or 'none'}.")
 
 
