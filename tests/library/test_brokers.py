@@ -12,7 +12,7 @@ import pytest
 from tests.brokers import HOST, EmbeddedBroker
 from tests.conftest import ROOT
 from tests.library.conftest import MakeClient
-from tests.observer import PATIENCE_SECONDS
+from tests.observer import PATIENCE_SECONDS, Observer
 from tests.probes import soon
 
 WAITING = """
@@ -62,3 +62,22 @@ async def test_a_signal_ends_the_embedded_broker_while_a_client_is_connected(
     await soon(client.wait_connected())
     broker.stop()
     assert not is_listening(broker.port)
+
+
+async def test_a_client_gets_no_retained_messages_for_subscriptions_of_another_client(
+    tmp_path: Path, make_client: MakeClient
+) -> None:
+    broker = EmbeddedBroker(tmp_path)
+    broker.start()
+    try:
+        client = make_client(broker, topic_prefix="one")
+        client.connect_background()
+        async with Observer(broker.host, broker.port, "one") as one:
+            await one.next("tested/availability")  # retained
+            async with Observer(broker.host, broker.port, "two") as two:
+                two.publish("marker", {})
+                await two.next("marker")
+            assert two.seen == ["two/marker"]
+        await client.disconnect()
+    finally:
+        broker.stop()

@@ -96,7 +96,6 @@ async def test_a_command_without_a_reply_is_named(
     assert "nobody did not reply. Does it run? make status shows" in capsys.readouterr().err
 
 
-@pytest.mark.mosquitto
 async def test_watch_shows_the_messages_of_one_service_without_control_characters(
     start: Start, broker: Broker, topic_prefix: str
 ) -> None:

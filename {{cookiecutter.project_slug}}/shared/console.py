@@ -79,13 +79,7 @@ def send(settings: Settings, service: str, command: str, fields: dict[str, Any])
     request_id = secrets.token_hex(8)
     reply_to = f"{settings.topic_prefix}/console/response/{request_id}"
     replies: list[bytes | bytearray] = []
-
-    def receive(message: MQTTMessage) -> None:
-        # The broker of the tests and of `make run` also sends retained messages of other topics.
-        if message.topic == reply_to:
-            replies.append(message.payload)
-
-    client = _connect(settings, [reply_to], receive)
+    client = _connect(settings, [reply_to], lambda message: replies.append(message.payload))
     now = datetime.now(UTC)
     request = {
         "command": command,

@@ -148,10 +148,18 @@ async def serve_embedded(port: int) -> None:
     from amqtt.broker import Broker as AmqttBroker  # noqa: PLC0415
     from amqtt.contexts import BrokerConfig, ListenerConfig, ListenerType  # noqa: PLC0415
 
-    class PatientBroker(AmqttBroker):  # type: ignore[misc]
-        """Delivers messages that came before a DISCONNECT. amqtt forgets those in its queue."""
+    class FixedBroker(AmqttBroker):  # type: ignore[misc]
+        """amqtt, with two of its faults corrected."""
+
+        async def _publish_retained_messages_for_subscription(
+            self, subscription: tuple[str, int], session: Any
+        ) -> None:
+            """Only for its own subscriptions. amqtt takes those of all clients on a connect."""
+            if any(subscriber is session for subscriber, _ in self._subscriptions[subscription[0]]):
+                await super()._publish_retained_messages_for_subscription(subscription, session)
 
         async def _handle_message_delivery(self, session: Any, handler: Any, message: Any) -> Any:
+            """Deliver messages that came before a DISCONNECT. amqtt forgets those in its queue."""
             goes_on = await super()._handle_message_delivery(session, handler, message)
             queue = session.delivered_message_queue
             while goes_on and handler._disconnect_waiter is None and not queue.empty():
@@ -162,7 +170,7 @@ async def serve_embedded(port: int) -> None:
 
     listener = ListenerConfig(type=ListenerType.TCP, bind=f"{HOST}:{port}")
     plugins = {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}}
-    broker = PatientBroker(BrokerConfig(listeners={"default": listener}, plugins=plugins))
+    broker = FixedBroker(BrokerConfig(listeners={"default": listener}, plugins=plugins))
     await broker.start()
     # A signal ends it as it is, because it keeps nothing.
     await asyncio.Event().wait()
