@@ -47,7 +47,7 @@ def find_problems(words: list[str]) -> list[str]:
     for word in words:
         name, equals, answer = word.partition("=")
         if not equals:
-            problems.append(f"{word}: must be NAME=ANSWER")
+            problems.append(f"{word}: must be NAME=ANSWER, with spaces as in NAME='My Lab'")
             continue
         if name not in questions:
             problems.append(f"{name}: must be one of {', '.join(questions)}")

@@ -185,11 +185,11 @@ def check_places(tests: dict[str, str]) -> None:
 @pytest.mark.real
 @needs("git", "age-keygen")
 def test_make_new_makes_a_repository(tmp_path: Path) -> None:
-    answers = "ARGS=project_name=Greenhouse include_influxdb=false"
+    answers = "ARGS=project_name='My Lab' include_influxdb=false"
     done = run("make", "new", "NO_INPUT=1", f"OUT={tmp_path}", answers, cwd=ROOT)
     assert done.stdout.startswith("Starting cookiecutter.")
     assert "make run SERVICE=example-service" in done.stdout
-    assert (tmp_path / "greenhouse/services/example-service/main.py").is_file()
+    assert (tmp_path / "my-lab/services/example-service/main.py").is_file()
 
 
 @pytest.mark.real

@@ -193,12 +193,13 @@ TEST_OF_THE_README = """
 async def test_publishes_and_is_healthy(start_service):
     service = await start_service("example-service")
     (reading,) = await service.next_published("reading")
-    assert reading["load"] >= 0
+    assert reading["value"] >= 0
     assert service.instance.health.healthy
 """
 
 
 @pytest.mark.real
+@pytest.mark.xdist_group("mypy")
 def test_the_service_in_the_readme_works(bake_copy: Bake) -> None:
     code, *_ = blocks((ROOT / "README.md").read_text(encoding="utf-8"), "python")
     project = bake_copy()
@@ -240,7 +241,7 @@ def test_getting_started_works_word_for_word(bake_copy: Bake) -> None:
                 elif command != "make up":
                     done = project.run("bash", "-c", command, env=env)
                     if command.startswith("make send"):
-                        assert '"free": ' in done.stdout
+                        assert '"value": ' in done.stdout
     assert "Add disk-space" in project.run("git", "log", "-1", "--format=%s").stdout
 
 

@@ -194,13 +194,16 @@ def test_lint_passes_with_an_encrypted_env_enc_and_changes_nothing(project: Bake
     assert git(project, "status", "--porcelain").stdout == "A  .env.enc\n"
 
 
+@pytest.mark.slow
 def test_lint_finds_what_no_verify_let_through(project: BakedProject) -> None:
     project.file("docs/note.md").write_text(f"{AGE_KEY}\n")
     git(project, "add", "--force", "docs/note.md", ".env")
     git(project, "commit", "--no-verify", "--message", "Slip it in")
+    project.file("docs/a new note.md").write_text(f"{AGE_KEY}\n")
     done = project.run("make", "lint", check=False, env=WITHOUT_PYTHON)
     assert done.returncode != 0
-    assert "an age secret key" in done.stdout
+    for name in ("note.md", "a new note.md"):
+        assert f"docs/{name}:1 holds an age secret key" in done.stdout
     assert "make secrets-encrypt" in done.stdout
 
 
@@ -208,7 +211,7 @@ def test_ci_runs_what_the_hook_runs(project: BakedProject) -> None:
     jobs = project.yaml(".github/workflows/ci.yml")["jobs"]
     steps = [step.get("run") for job in jobs.values() for step in job["steps"]]
     assert "make lint" in steps
-    assert "pre-commit run --all-files" in project.run("make", "--dry-run", "lint").stdout
+    assert "pre-commit run" in project.run("make", "--dry-run", "lint").stdout
 
 
 @pytest.mark.docker

@@ -93,6 +93,15 @@ def test_own_tests_of_one_service_pass(bake_copy: Bake) -> None:
     assert "test_patterns" not in done.stdout
 
 
+@needs("python3.13")
+def test_own_tests_name_a_service_whose_name_differs_from_its_directory(bake_copy: Bake) -> None:
+    project = bake_copy()
+    main = project.file("services/example-service/main.py")
+    main.write_text(main.read_text().replace('"example-service"', '"example-servise"'))
+    done = project.run("make", "test", "SERVICE=example-service", python="3.13", check=False)
+    assert "services/example-service/main.py: name must be 'example-service'" in done.stdout
+
+
 @pytest.mark.slow
 @needs("python3.12")
 def test_own_tests_pass_on_the_oldest_python(bake_copy: Bake) -> None:

@@ -847,6 +847,15 @@ def test_check_finds_missing_names_open_modes_and_odd_lines(repository: Reposito
     assert found["lines: Compose and Python read these lines differently: 1, 2, 3"] == "FAIL"
 
 
+def test_check_finds_misspelt_names_only(repository: Repository) -> None:
+    repository.write(".env", "MQTT_PASWORD=1\nMQTT_PASSWORD_FILE=/x\nMETER_PASSWORD=2\nTZ=UTC\n")
+    names = {key for key in repository.findings() if key.startswith("names: ")}
+    assert names == {
+        "names: .env has no MQTT_PASSWORD",
+        "names: MQTT_PASWORD in .env is no setting",
+    }
+
+
 def test_a_scan_finds_values_of_env_without_showing_them(repository: Repository) -> None:
     shutil.copy(repository.file(".env"), repository.file("env-backup.txt"))
     repository.write("notes.md", f"# Notes\nIt is {SECRET}, and plain\n")

@@ -6,6 +6,7 @@ Python 3.10 outside the locked environment, while a repository is generated.
 
 import argparse
 import contextlib
+import difflib
 import fcntl
 import json
 import os
@@ -462,6 +463,10 @@ def compare_env(stored: str) -> Iterator[tuple[str, str, str, str]]:
     # Other settings have a default, or their service names them at its start.
     if names := ", ".join(filter(SECRET_NAME.search, sorted(example.keys() - values.keys()))):
         yield "names", "WARN", f".env has no {names}", "copy the lines from .env.example"
+    for name in sorted(values):
+        if name.removesuffix("_FILE") not in example:
+            for setting in difflib.get_close_matches(name, example, n=1, cutoff=0.9):
+                yield "names", "WARN", f"{name} in .env is no setting", f"write {setting}"
 
 
 def check(_: argparse.Namespace) -> None:

@@ -199,8 +199,9 @@ def diagnose(name: str, arguments: list[str]) -> int:
     host, port = broker_address(environment)
     if host in LOCAL_HOSTS and not listens(host, port):
         say(
-            f"No broker listens on {host}:{port}. If yours runs in a container, leave out HOST=1, "
-            "or publish its port as docker-compose.override.example.yml does."
+            f"No broker listens on {host}:{port}. Run: make run SERVICE={name}. If yours runs in "
+            "a container, leave out HOST=1, or publish its port as "
+            "docker-compose.override.example.yml does."
         )
     return call(sys.executable, f"services/{name}/diagnose.py", *arguments, env=environment)
 

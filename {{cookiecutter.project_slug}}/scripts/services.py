@@ -395,7 +395,7 @@ def rename(options: argparse.Namespace) -> None:
     places = [f":!{name}" for name in NOT_OF_SERVICES]
     search = ("git", "grep", "--untracked", "-nE", "-e", word, "--", *places)
     if found := run(*search).stdout.splitlines():
-        say(f"These lines still mention {old.name}:", *(f"  {line}" for line in found))
+        say(f"Edit these lines if they mean {old.name}:", *(f"  {line}" for line in found))
 
 
 def check_rename(old: Service, new: Service) -> None:

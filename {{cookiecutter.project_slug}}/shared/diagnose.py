@@ -217,7 +217,7 @@ def _not_connected(error: MQTTError, log: Sequence[Mapping[str, Any]], address: 
         )
     return failed(
         f"{error}: {reasons[-1]}" if reasons else str(error),
-        f"start the broker, and check {address} (MQTT_HOST, MQTT_PORT, MQTT_TLS)",
+        f"start the broker (make up), or correct {address} (MQTT_HOST, MQTT_PORT, MQTT_TLS)",
     )
 {% if cookiecutter.include_home_assistant %}
 
@@ -313,7 +313,8 @@ async def check_influxdb(settings: Settings) -> Result:
                     "not checked: this machine does not reach the container influxdb",
                     "run make diagnose without HOST=1, or set INFLUX_URL to another server",
                 )
-            return failed(str(error), f"check that INFLUX_URL ({settings.influx_url}) is right")
+            fix = f"start it (make up), or correct INFLUX_URL ({settings.influx_url})"
+            return failed(str(error), fix)
         try:
             await client.query("buckets() |> limit(n: 1)")
         except InfluxError as error:

@@ -174,6 +174,7 @@ async def start_service(
         monkeypatch.setenv("HEALTH_PATH", str(data_dir / "healthcheck"))
         modules = load_service(name)
         created = service_class(modules.main)
+        assert created.name == name, f"services/{name}/main.py: name must be {name!r}"
         defaults = {"data_dir": data_dir, "heartbeat_interval_seconds": 0}
         # A blocked loop fails its test. The watchdog would end all tests.
         defaults["health_watchdog"] = False
