@@ -142,13 +142,20 @@ def test_library_tests_pass_with_the_newest_mosquitto(bake_copy: Bake, tmp_path:
     run_library_tests(project, "3.13", "-m", "mosquitto", env={"PATH": path})
 
 
-# The one test after the other finds the cache of mypy: see test_matrix.py.
-@pytest.mark.xdist_group("mypy")
-def test_library_tests_are_clean_under_the_rules_of_the_repository(bake_copy: Bake) -> None:
+def test_library_tests_are_clean_under_ruff(bake_copy: Bake) -> None:
+    """With the rules of the repository."""
     project = bake_copy(**EVERYTHING)
     add_library_tests(project)
     project.uv_run("ruff", "check", "--no-cache", "--no-fix", "tests/library")
     project.uv_run("ruff", "format", "--no-cache", "--check", "tests/library")
+
+
+# The one test after the other finds the cache of mypy: see test_matrix.py.
+@pytest.mark.slow
+@pytest.mark.xdist_group("mypy")
+def test_library_tests_are_clean_under_mypy(bake_copy: Bake) -> None:
+    project = bake_copy(**EVERYTHING)
+    add_library_tests(project)
     project.uv_run("mypy", "shared", "tests")
 
 

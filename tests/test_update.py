@@ -424,6 +424,7 @@ def test_an_update_whose_tests_fail_shows_the_notes(
     assert "Changes of the template from " in done.stdout
 
 
+@pytest.mark.slow
 def test_settings_of_git_do_not_keep_an_update_out(
     make: Maker, tmp_path: Path, no_make: dict[str, str | None]
 ) -> None:
