@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -644,20 +645,39 @@ def test_deploy_brings_what_is_mounted_to_another_host(stack: ServiceStack, tmp_
     told = "print('from the other side')"
     replace_in(here / "shared/log.py", "import sys\n", f"import sys\n{told}\n")
     # As under a umask of 077.
-    run("chmod", "-R", "go=", here / "shared", here / "infrastructure")
+    run("chmod", "-R", "go=", here / "shared", here / "infrastructure", here / "docs")
     stale = there / "shared/stale.py"
     stale.touch()
+    note = there / "note.txt"
+    note.touch()
+    # As on a host that had no docs/ before.
+    shutil.rmtree(there / "docs")
+    cut = tmp_path / "cut"
+    cut.mkdir()
+    (cut / "tar").write_text(f'#!/bin/sh\n{shutil.which("tar")} "$@" | head -c 20000\n')
+    (cut / "tar").chmod(0o755)
     endpoint = run("docker", "context", "inspect", "--format", "{{.Endpoints.docker.Host}}").stdout
     run("docker", "context", "create", stack.name, "--docker", f"host={endpoint.strip()}")
     deploy = 'mount --bind "$1" "$2" && cd "$2" && exec scripts/deploy.sh --context "$3"'
     try:
         with restored(there / "shared/log.py"):
-            done = stack.run(
-                *("unshare", "-rm", "sh", "-c", deploy, "sh", here, there, stack.name), timeout=600
-            )
+            command = ("unshare", "-rm", "sh", "-c", deploy, "sh", here, there, stack.name)
+            path = f"PATH={cut}:{os.environ['PATH']}"
+            interrupted = stack.run("env", path, *command, check=False, timeout=600)
+            assert interrupted.returncode != 0
+            assert "Copying" in interrupted.stdout
+            assert stale.exists()
+            assert told not in (there / "shared/log.py").read_text()
+            done = stack.run(*command, timeout=600)
             assert stack.has_logged("from the other side", SERVICE)
+            assert note.exists()
+            for page in (here / "docs").rglob("*.*"):
+                assert (there / page.relative_to(here)).read_bytes() == page.read_bytes()
+            assert (there / "docs/topics.md").stat().st_mode & 0o444 == 0o444
     finally:
         run("docker", "context", "rm", "--force", stack.name)
+        note.unlink()
+        shutil.copytree(here / "docs", there / "docs", dirs_exist_ok=True)
         stack.deploy()
     assert "Copying" in done.stdout
     assert "nothing to copy" not in done.stdout

@@ -20,8 +20,9 @@
 # The broker restarts when its configuration has changed. Images have the commit
 # as their tag.
 #
-# The containers mount shared/ and infrastructure/, so another host needs them at
-# the same path. They are copied there over the context, before anything starts.
+# The containers mount shared/, infrastructure/ and docs/, so another host needs
+# them at the same path. They are copied there over the context, before anything
+# starts. Other files in these directories on that host are deleted.
 #
 # Compose reads docker-compose.yml alone, or the files in COMPOSE_FILE, here or in
 # .env. The override of development is left out.
@@ -69,12 +70,14 @@ copy_mounted_directories() {
   trap "rm -f -- '$marker'" EXIT
   # Directories stay, because running containers have them mounted. Files that are gone here go there.
   # On macOS tar would add files of its own.
-  COPYFILE_DISABLE=1 tar -cf - --exclude __pycache__ shared infrastructure |
+  COPYFILE_DISABLE=1 tar -czf - --exclude __pycache__ shared infrastructure docs |
     docker compose run --rm --no-TTY --user 0 --volume "$PWD:/target" --workdir /target base sh -c '
       if [ -e "$1" ]; then cat >/dev/null; echo "The context leads to this directory: nothing to copy"; exit; fi
-      mkdir -p shared infrastructure && find shared infrastructure -type f -delete && tar -xf - &&
+      # Read the whole archive first, because an interrupted copy must not delete anything.
+      cat >/tmp/new.tgz && tar -tzf /tmp/new.tgz >/dev/null && mkdir -p shared infrastructure docs &&
+        find shared infrastructure docs -type f -delete && tar -xzf /tmp/new.tgz &&
         # The containers have users of their own.
-        chmod -R a+rX shared infrastructure
+        chmod -R a+rX shared infrastructure docs
     ' sh "$marker"
 }
 
@@ -151,7 +154,7 @@ for image in $(docker compose config --images "${ours[@]}"); do
 done
 if $swarm; then deploy_stack; fi
 if [ -n "${DOCKER_CONTEXT:-}" ]; then
-  echo "Copying shared/ and infrastructure/ to $PWD in the context $DOCKER_CONTEXT"
+  echo "Copying shared/, infrastructure/ and docs/ to $PWD in the context $DOCKER_CONTEXT"
   copy_mounted_directories
 fi
 

@@ -124,13 +124,13 @@ def check_scripts() -> Iterator[Finding]:
 
 def check_permissions() -> Iterator[Finding]:
     """Containers have users of their own, who have to read what is mounted."""
-    mounted = [ROOT / "infrastructure", ROOT / "shared"]
+    mounted = [ROOT / "infrastructure", ROOT / "shared", ROOT / "docs"]
     for path in [*mounted, *(path for directory in mounted for path in directory.rglob("*"))]:
         wanted = 0o005 if path.is_dir() else 0o004
         # Python does without its caches.
         if "__pycache__" not in path.parts and path.stat().st_mode & wanted != wanted:
             detail = f"containers cannot read {path.relative_to(ROOT)}"
-            fix = "chmod -R go+rX infrastructure shared services"
+            fix = "chmod -R go+rX infrastructure shared docs services"
             yield Finding("permissions", "FAIL", detail, fix)
             return
     yield Finding("permissions", "PASS", "containers can read what they mount")
