@@ -56,6 +56,12 @@ def test_no_broker(diagnose: Diagnose, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "no connection" in result["detail"]
 
 
+def test_a_ca_file_that_is_no_certificate(diagnose: Diagnose) -> None:
+    code, result = diagnose(MQTT_TLS="true", MQTT_TLS_CA_FILE=__file__)
+    assert (code, result["status"]) == (1, "FAIL")
+    assert "PEM" in result["fix"]
+
+
 def test_no_announcement(diagnose: Diagnose) -> None:
     code, result = diagnose()
     assert (code, result["status"]) == (1, "FAIL")

@@ -22,6 +22,13 @@ def test_home_assistant_that_cannot_be_reached(run: Run) -> None:
     assert "t0ken" not in str(results)
 
 
+def test_a_ca_file_that_is_no_certificate(run: Run) -> None:
+    _, results = run("--step", "home-assistant", HA_TOKEN="t0ken", HA_CA_FILE=__file__)
+    assert results["home-assistant"]["status"] == "FAIL"
+    assert "HA_CA_FILE" in results["home-assistant"]["detail"]
+    assert "PEM" in results["home-assistant"]["fix"]
+
+
 @pytest.mark.parametrize(("status", "outcome"), [(200, "PASS"), (401, "FAIL")])
 def test_home_assistant_says_whether_the_token_is_good(
     run: Run, serve_http: Callable[[int, str], str], status: int, outcome: str

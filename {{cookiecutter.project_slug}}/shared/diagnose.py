@@ -136,6 +136,8 @@ async def _guarded(step: Step, settings: Settings) -> Result:
             return await step.run(settings)
     except TimeoutError:
         return failed(f"no result in {_STEP_TIMEOUT_SECONDS:g} s", "check whether the server hangs")
+    except ConfigurationError as error:
+        return failed(str(error), "set it to a readable PEM file, or leave it empty")
     except Exception as error:  # noqa: BLE001 - reported as the result
         return failed(f"{type(error).__name__}: {error}", "correct this step in the code")
 
@@ -174,10 +176,7 @@ async def check_mqtt(settings: Settings) -> Result:
     # Use a new name, because the availability of a running service must not change.
     name = f"diagnose-{secrets.token_hex(4)}"
     settings = settings.model_copy(update={"mqtt_keepalive_seconds": _MQTT_KEEPALIVE_SECONDS})
-    try:
-        client = MQTTClient.from_settings(settings, name, structlog.stdlib.get_logger())
-    except ConfigurationError as error:
-        return failed(str(error), "set it to a readable PEM file, or leave it empty")
+    client = MQTTClient.from_settings(settings, name, structlog.stdlib.get_logger())
     received = asyncio.Event()
     topic = f"{settings.topic_prefix}/{name}/echo"
     client.subscribe(topic, lambda _topic, _payload: received.set())
