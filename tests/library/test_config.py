@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import AliasChoices, Field, SecretStr
 
-from shared.config import CommaSeparated, ConfigurationError, Settings, load_settings
+from shared.config import CommaSeparated, ConfigurationError, Secret, Settings, load_settings
 from tests.conftest import ROOT
 
 
@@ -226,12 +226,17 @@ def test_a_secret_must_not_end_in_a_line_end(monkeypatch: pytest.MonkeyPatch) ->
 
 class SecretSettings(Settings):
     meter_token: SecretStr = Field(default=SecretStr(""), validation_alias="METER_TOKEN")
+    spare_token: Secret | None = Field(default=None, validation_alias="SPARE_TOKEN")
+    plain_token: str | None = Field(default=None, validation_alias="PLAIN_TOKEN")
 
 
 def test_secrets_come_from_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "password").write_text("from a file\r\n", encoding="utf-8")
     (tmp_path / "token").write_text("a token", encoding="utf-8")
     monkeypatch.setenv("MQTT_PASSWORD_FILE", str(tmp_path / "password"))
+    assert load_settings(SecretSettings).spare_token is None
+    monkeypatch.setenv("SPARE_TOKEN_FILE", str(tmp_path / "password"))
+    monkeypatch.setenv("PLAIN_TOKEN_FILE", str(tmp_path / "password"))
     # The file wins, because a first .env has a random password.
     (tmp_path / ".env").write_text(
         f"MQTT_PASSWORD='random'\nMETER_TOKEN_FILE='{tmp_path}/token'\n", encoding="utf-8"
@@ -240,6 +245,8 @@ def test_secrets_come_from_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     settings = load_settings(SecretSettings)
     assert settings.mqtt_password.get_secret_value() == "from a file"
     assert settings.meter_token.get_secret_value() == "a token"
+    assert settings.spare_token == SecretStr("from a file")
+    assert settings.plain_token is None
 
 
 def test_a_missing_secret_file_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,8 @@ import ssl
 from collections import ChainMap
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, override
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, override
 
 from dotenv import dotenv_values
 from pydantic import (
@@ -76,10 +77,7 @@ def _one_line(value: SecretStr) -> SecretStr:
 
 {% if cookiecutter.include_home_assistant or cookiecutter.include_influxdb %}
 def _http_address(value: str) -> str:
-    try:
-        AnyHttpUrl(value)
-    except ValidationError as error:
-        raise ValueError(error.errors()[0]["msg"]) from error
+    AnyHttpUrl(value)
     return value
 
 
@@ -158,7 +156,9 @@ class _SecretFileSource(PydanticBaseSettingsSource):
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
         name = variable_of(field_name, field)
         path = self._variables.get(f"{name}_file".lower())
-        if field.annotation is not SecretStr or not path:
+        kinds = {getattr(kind, "__origin__", kind) for kind in get_args(field.annotation)}
+        is_secret = field.annotation is SecretStr or kinds == {SecretStr, NoneType}
+        if not is_secret or not path:
             return None, name, False
         try:
             content = Path(path).read_text(encoding="utf-8")
