@@ -138,7 +138,7 @@ class Topic:
     payload: type[BaseModel]
     description: str
     direction: Literal["send", "receive"] = "send"
-    qos: Literal[0, 1, 2] = 1
+    qos: Literal[0, 1] = 1
     retain: bool = False
     command: str = ""
 
@@ -184,6 +184,7 @@ LIBRARY_TOPICS = [
         pattern="{prefix}/{service}/response/{client_id}",
         payload=CommandReply,
         direction="receive",
+        qos=0,
         description="Reply to a request of this instance of the service",
     ),
     Topic(
