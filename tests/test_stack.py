@@ -19,6 +19,12 @@ pytestmark = [pytest.mark.real, pytest.mark.needs("docker")]
 
 SERVICE = "example-service"
 PASSWORD = 'p $HOME ${X} $$ #no "q" = ü'
+# Other programs than the settings of a service read these from the environment.
+FOR_OTHERS = {
+    "TZ": "Europe/Berlin",
+    "SSL_CERT_FILE": "infrastructure/certs/ca.crt",
+    "FORWARDED_ALLOW_IPS": "10.0.0.0/8",
+}
 
 
 class Converter:
@@ -62,7 +68,7 @@ def test_a_stack_keeps_what_compose_promises(
     bake_copy: Bake, tmp_path: Path, answers: dict[str, Any]
 ) -> None:
     project = bake_copy(**answers)
-    write_env(project, MQTT_PASSWORD=PASSWORD, INFLUX_TOKEN="12345678", TZ="Europe/Berlin")
+    write_env(project, MQTT_PASSWORD=PASSWORD, INFLUX_TOKEN="12345678", **FOR_OTHERS)
     converter = Converter(project, tmp_path / "files")
     stack = converter.stack()
     services = stack["services"]
@@ -87,7 +93,7 @@ def test_a_stack_keeps_what_compose_promises(
         "INSTANCE": "{{.Task.Slot}}",
         "PYTHONPATH": "/app:/app/shared.zip",
         "SERVICE_VERSION": "",
-        "TZ": "Europe/Berlin",
+        **FOR_OTHERS,
     }
     assert {mount["target"]: mount["type"] for mount in service["volumes"]} == {
         "/tmp": "tmpfs",

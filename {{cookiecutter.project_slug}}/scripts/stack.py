@@ -24,7 +24,9 @@ _KEPT = re.compile(
     "|working_dir|x-.*"
 )
 # Variables in .env that other programs than the settings of a service read.
-_FOR_OTHERS = re.compile(r"TZ|HEALTH_.*|.*_PROXY", re.IGNORECASE)
+_FOR_OTHERS = re.compile(
+    r"TZ|HEALTH_.*|.*_PROXY|SSL_CERT_(FILE|DIR)|FORWARDED_ALLOW_IPS", re.IGNORECASE
+)
 # A task counts as running once it is healthy, so the health check needs none of `monitor`.
 _UPDATE = {"order": "stop-first", "failure_action": "rollback", "monitor": "30s"}
 
