@@ -359,10 +359,11 @@ def test_the_script_shows_its_own_command(repository: BakedProject) -> None:
     assert repository.file("services/soil-moisture/api.py").is_file()
 
 
-@pytest.mark.parametrize("name", ["a/b", "../b", "/tmp/b", "."])
+@pytest.mark.parametrize("name", ["a/b", "../b", "/tmp/b", ".", ""])
 def test_a_name_leads_to_no_other_directory(repository: BakedProject, name: str) -> None:
     rejected(repository, "scripts/new-service.sh", name)
-    rejected(repository, "scripts/remove-service.sh", name, "--yes")
+    message = rejected(repository, "scripts/remove-service.sh", name, "--yes")
+    assert "is not a valid name" in message
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ class Service:
 
     def __init__(self, name: str) -> None:
         """Raise ServiceError for a name that leads to another directory."""
-        if "/" in name or name.startswith("."):
+        if not name or "/" in name or name.startswith("."):
             reject(f"{name!r} is not a valid name: use lower-case letters, digits and hyphens.")
         identifier = name.replace("-", "_")
         self.name = name
