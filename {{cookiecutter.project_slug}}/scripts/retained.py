@@ -34,7 +34,7 @@ def retained_topics(settings: Settings, name: str) -> list[str]:
     """Return the topics of the retained messages that the library publishes for a service."""
     topics = [f"{settings.topic_prefix}/{name}/availability"]
     if getattr(settings, "ha_discovery_prefix", ""):
-        # Some repositories lack this module.
+        # Only repositories with MQTT discovery have this module.
         discovery = importlib.import_module("shared.discovery")
         # First, because readers of the announcement would see an empty availability otherwise.
         topics.insert(0, discovery.config_topic(settings, name))
