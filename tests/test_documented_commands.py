@@ -26,7 +26,7 @@ make docs
 make lint
 make test
 make test SERVICE=example-service
-make test ARGS="-k reading -x"
+make test ARGS="-k retry -x"
 make secrets-encrypt
 make secrets-decrypt
 make secrets-check

@@ -485,7 +485,8 @@ class MQTTClient:
 
         Raises:
             RequestTimeoutError: No reply in time.
-            NotConnectedError: The client has disconnected.
+            NotConnectedError: The client disconnects during the wait for the reply, or has
+                disconnected before.
             ValueError: The `request_id` is not text, or another request waits with it.
         """
         if self._stopping:

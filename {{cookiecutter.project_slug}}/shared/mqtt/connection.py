@@ -480,7 +480,7 @@ class Connection:
     @_guarded
     def _on_sent(self, mid: int) -> None:
         # At QoS 0 `publish` has mostly not waited.
-        if mid in self._pending or self._publishing:
+        if self._publishing or mid in self._pending:
             self._published.append(mid)
             if not self._wake_up_scheduled:
                 self._wake_up_scheduled = True
