@@ -276,8 +276,7 @@ async def replay(service: Service, letter: Letter) -> Outcome:
     """Send the message to every subscriber of its topic again, and delete the letter."""
     if letter.rejection:
         raise HTTPException(409, letter.rejection)
-    await service.replay(letter)
-    return service.outcome(1, letter.kind)
+    return service.outcome(await service.replay(letter), letter.kind)
 
 
 @router.delete("/api/v1/dead-letters/{letter_id}", responses={404: {"model": Problem}})

@@ -1,5 +1,6 @@
 """Shows the state of all services on one page, keeps dead letters and replays them."""
 
+import asyncio
 import errno
 import sqlite3
 from typing import Any
@@ -46,6 +47,7 @@ class {{ cookiecutter.__class }}(BaseService[ServiceSettings]):
             self.alerts = Alerts(url, after_seconds=after, state=state, logger=self.logger)
         self.server = EmbeddedServer(create_app(self), settings.http_host, settings.http_port)
         self._storage_problem = ""
+        self._replaying = asyncio.Lock()
 
     async def run(self) -> None:
         prefix = self.settings.topic_prefix
@@ -74,16 +76,21 @@ class {{ cookiecutter.__class }}(BaseService[ServiceSettings]):
         letter.rejection = rejection(letter, prefix, max_age_seconds)
         return letter
 
-    async def replay(self, letter: KeptLetter) -> None:
+    async def replay(self, letter: KeptLetter) -> int:
         """Publish the message of a letter again, and delete the letter once the broker has it.
 
-        Raises MQTTError.
+        Return the number of replayed letters, 0 if the letter is gone. Raises MQTTError.
         """
-        payload = replayed_payload(letter, self.settings.topic_prefix)
-        await self.mqtt.publish(letter.original_topic, payload)
-        self.letters.discard(letter.id)
+        # Two requests at the same time would publish a letter twice otherwise.
+        async with self._replaying:
+            if self.letters.get(letter.id) is None:
+                return 0
+            payload = replayed_payload(letter, self.settings.topic_prefix)
+            await self.mqtt.publish(letter.original_topic, payload)
+            self.letters.discard(letter.id)
         self.logger.info("letter_replayed", topic=letter.original_topic, letter=letter.id)
         self.fleet.touch()
+        return 1
 
     async def replay_kind(self, kind: str) -> Outcome:
         """Replay letters of a kind, oldest first and as many as subscribers can take at once.
@@ -97,8 +104,7 @@ class {{ cookiecutter.__class }}(BaseService[ServiceSettings]):
             if reason := self.with_rejection(letter).rejection:
                 rejected.add(reason)
             else:
-                await self.replay(letter)
-                done += 1
+                done += await self.replay(letter)
         return self.outcome(done, kind, rejected)
 
     def outcome(self, done: int, kind: str, rejected: set[str] | None = None) -> Outcome:

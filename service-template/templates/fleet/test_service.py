@@ -168,6 +168,22 @@ async def test_replays_with_the_old_trace_and_a_mark(
     assert [message["topic"].rpartition("/")[2] for message in trace.json()] == ["meter", "reading"]
 
 
+async def test_requests_at_the_same_time_replay_a_letter_once(service: StartedService) -> None:
+    await fail(service, "garden/reading", {"value": 3})
+    fleet, mqtt = service.instance, service.mqtt
+    (letter,) = fleet.letters.find()
+    # No acknowledgement arrives before all three have started.
+    mqtt.connected = False
+    replays = asyncio.gather(
+        fleet.replay(letter), fleet.replay(letter), fleet.replay_kind(letter.kind)
+    )
+    await mqtt.wait_for(lambda: mqtt.payloads(letter.original_topic) != [])
+    mqtt.connected = True
+    first, second, third = await replays
+    assert (first, second, third.done) == (1, 0, 0)
+    assert len(mqtt.payloads(letter.original_topic)) == 1
+
+
 async def test_a_letter_stays_until_its_replay_is_acknowledged(
     service: StartedService, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
