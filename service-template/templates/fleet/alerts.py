@@ -83,7 +83,7 @@ class Alerts:
         except httpx.HTTPError as error:
             self._failed(type(error).__name__)
             return
-        if response.is_error:
+        if not response.is_success:
             self._failed(f"status {response.status_code}")
             return
         self.problem = ""

@@ -139,8 +139,7 @@ class Fleet:
                 self.touch()
             return
         availability = _parse(Availability, payload)
-        service = self._get(name)
-        if service is None or availability is None:
+        if availability is None or (service := self._get(name)) is None:
             return
         if availability.status == "offline":
             service.row.last_seen = availability.timestamp or service.row.last_seen
@@ -153,8 +152,7 @@ class Fleet:
 
     def _on_heartbeat(self, name: str, payload: bytes) -> None:
         heartbeat = _parse(Heartbeat, payload)
-        service = self._get(name)
-        if service is None or heartbeat is None:
+        if heartbeat is None or (service := self._get(name)) is None:
             return
         now = time.monotonic()
         if service.heartbeat is not None:

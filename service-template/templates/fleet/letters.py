@@ -112,7 +112,9 @@ class Letters:
         self, *, kind: str = "", text: str = "", before: int | None = None, limit: int = 50
     ) -> list[KeptLetter]:
         """Return letters with an id below `before`, whose content holds a text."""
-        pattern = f"%{text.replace('\\', '\\\\').replace('%', '\\%').replace('_', '\\_')}%"
+        # The content is JSON, in which quotes, backslashes and line ends are escaped.
+        escaped = json.dumps(text, ensure_ascii=False)[1:-1]
+        pattern = f"%{escaped.replace('\\', '\\\\').replace('%', '\\%').replace('_', '\\_')}%"
         rows = self._database.execute(
             "SELECT id, received_at, kind, content FROM letters"
             " WHERE (:kind = '' OR kind = :kind) AND (:before IS NULL OR id < :before)"

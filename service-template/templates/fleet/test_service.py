@@ -88,6 +88,11 @@ async def test_shows_the_state_of_each_service(
     await service.deliver("meter/availability", "")
     rows = (await client.get("/api/v1/services")).json()["services"]
     assert [(row["name"], row["version"]) for row in rows] == [(NAME, None), ("other", "1.2")]
+    # Other programs use such topics as well.
+    for topic, payload in (("heatpump/availability", "online"), ("boiler/heartbeat", "17")):
+        await service.deliver(topic, payload)
+        response = await client.get(f"/api/v1/services/{topic.split('/')[0]}")
+        assert response.status_code == 404, topic
 
 
 async def test_a_service_without_heartbeats_becomes_stale(start_service: StartService) -> None:
@@ -156,7 +161,7 @@ async def test_replays_with_the_old_trace_and_a_mark(
     service: StartedService, client: httpx.AsyncClient
 ) -> None:
     await fail(service, "garden/reading", {"value": 3})
-    (letter,) = await letters(client)
+    (letter,) = await letters(client, text='{"value": 3}')
     response = await client.post(f"/api/v1/dead-letters/{letter['id']}/replay")
     assert response.json() == {"done": 1, "rejected": [], "remaining": 0}
     (sent,) = service.mqtt.payloads(letter["original_topic"])
@@ -356,12 +361,13 @@ async def test_alerts_once_and_again_after_the_recovery(
     load_service: LoadService, tmp_path: Path, logger: BoundLogger
 ) -> None:
     requests: asyncio.Queue[Any] = asyncio.Queue()
+    statuses = iter(["302 Found", "204 No Content", "204 No Content"])
 
     async def receive(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
         length = int(head.partition("content-length: ")[2].partition("\r\n")[0])
         requests.put_nowait(json.loads(await reader.readexactly(length)))
-        writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+        writer.write(f"HTTP/1.1 {next(statuses)}\r\n\r\n".encode())
         writer.close()
 
     async with await asyncio.start_server(receive, "127.0.0.1", 0) as server:
@@ -370,18 +376,20 @@ async def test_alerts_once_and_again_after_the_recovery(
         modules.alerts.INTERVAL_SECONDS = 0
         row = modules.schemas.ServiceRow(name="meter", state="degraded", since=datetime.now(UTC))
         row.reasons = ["no disk"]
-        for _ in range(2):
-            # The second one is that of a restart.
+        for problem in ("alerts cannot be sent: status 302", "", ""):
+            # Each one is that of a restart. The last one has nothing to report.
             alerts = modules.alerts.Alerts(url, after_seconds=0, state=state, logger=logger)
             alerts.update([row], connected=True)
             await alerts.send()
+            assert alerts.problem == problem
         alerts.on_first_letter("meter: ValueError", "no value")
         row.state = "online"
         for connected in (False, True, True):
             alerts.update([row], connected=connected)
         await alerts.send()
         line = "meter is degraded: no disk"
-        assert requests.get_nowait() == {"title": line, "message": line}
+        for _ in range(2):
+            assert requests.get_nowait() == {"title": line, "message": line}
         assert requests.get_nowait()["message"].splitlines() == [
             "First dead letter of meter: ValueError: no value",
             "meter is online again",
