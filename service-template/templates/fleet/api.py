@@ -145,8 +145,7 @@ async def read_summary(service: Service) -> Summary:
     fleet = service.fleet
     rows = fleet.rows()
     count = Counter(row.state for row in rows)
-    fine = {"online", "unknown"}
-    problems = [f"{row.name}: {row.state}" for row in rows if row.state not in fine]
+    problems = [f"{row.name}: {row.state}" for row in rows if row.state != "online"]
     problems += [] if fleet.connected else ["no connection to the broker"]
     letters = service.letters.count()
     return Summary(

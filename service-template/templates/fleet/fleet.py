@@ -26,7 +26,7 @@ HISTORY_LENGTH = 60
 @dataclass(eq=False, slots=True)
 class _Service:
     row: ServiceRow
-    change: int = 0
+    change: int
     availability: Availability | None = None
     heartbeat: Heartbeat | None = None
     seen_at: float = 0.0
@@ -169,8 +169,9 @@ class Fleet:
         if name not in self._services:
             if len(self._services) >= MAX_SERVICES:
                 return None
-            row = ServiceRow(name=name, state="unknown", since=datetime.now(UTC))
-            self._services[name] = _Service(row)
+            row = ServiceRow(name=name, state="offline", since=datetime.now(UTC))
+            self.touch()
+            self._services[name] = _Service(row, self.change)
         return self._services[name]
 
     def _update(self, service: _Service, *, has_changed: bool = False) -> None:
@@ -194,7 +195,7 @@ class Fleet:
             return "stale", [f"no heartbeat for {MISSING_HEARTBEATS} intervals of {interval:.0f} s"]
         if heartbeat is not None and heartbeat.status != "online":
             return "degraded", heartbeat.reasons or [heartbeat.status]
-        return ("unknown", []) if availability is None and heartbeat is None else ("online", [])
+        return "online", []
 
     @staticmethod
     def _usual_gap(service: _Service) -> list[float]:

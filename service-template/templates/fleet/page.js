@@ -136,7 +136,7 @@ function takeServices(update) {
     }
   }
   const states = Object.groupBy([...rows.values()], ({ row }) => row.state);
-  const order = ["online", "degraded", "offline", "stale", "unknown"].filter((state) => states[state]);
+  const order = ["online", "degraded", "offline", "stale"].filter((state) => states[state]);
   setText(byId("services-summary"), order.map((state) => `${states[state].length} ${state}`).join(", ") || "No service was seen yet.");
 }
 

@@ -22,7 +22,7 @@ TOPICS = [
         description="Dead letters, kept until they are replayed or discarded",
     ),
 ]
-State = Literal["online", "degraded", "offline", "stale", "unknown"]
+State = Literal["online", "degraded", "offline", "stale"]
 # Pydantic rejects a lone surrogate in a string only if the string has a constraint.
 Text = Annotated[str, Field(max_length=100_000)]
 

@@ -79,13 +79,15 @@ async def test_shows_the_state_of_each_service(
     assert await state_of(client, "meter") == ("degraded", ["no disk"])
     await service.deliver("meter/availability", {"status": "offline", "reason": "stopped"})
     assert await state_of(client, "meter") == ("offline", ["stopped"])
+    await service.deliver("gone/availability", {"status": "offline"})
     await service.deliver("other/heartbeat", beat(version="1.2"))
     summary = (await client.get("/api/v1/summary")).json()
     # The fleet service sees itself as well.
-    assert (summary["online"], summary["offline"], summary["status"]) == (2, 1, "problem")
+    assert (summary["online"], summary["offline"], summary["status"]) == (2, 2, "problem")
     metrics = (await client.get("/metrics")).text
     assert 'fleet_service_state{service="meter",state="offline"} 1.0' in metrics
-    await service.deliver("meter/availability", "")
+    for name in ("gone", "meter"):
+        await service.deliver(f"{name}/availability", "")
     rows = (await client.get("/api/v1/services")).json()["services"]
     assert [(row["name"], row["version"]) for row in rows] == [(NAME, None), ("other", "1.2")]
     # Other programs use such topics as well.
