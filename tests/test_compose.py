@@ -202,6 +202,16 @@ def test_development_adds_live_code_and_local_ports(
     assert set(services["mqtt"]["networks"]) == {"internal", "egress"}
 
 
+def test_another_port_on_this_machine_does_not_move_that_of_the_container(
+    projects: tuple[BakedProject, BakedProject], compose: tuple[str, ...]
+) -> None:
+    with restored(projects[1].file(".env")) as env:
+        env.write_text(f"{env.read_text()}GATEWAY_HTTP_PORT='8001'\n")
+        gateway = model(projects[1], compose, *DEVELOPMENT)["services"]["gateway"]
+    (port,) = gateway["ports"]
+    assert gateway["environment"]["GATEWAY_HTTP_PORT"] == str(port["target"])
+
+
 @pytest.fixture
 def override(projects: tuple[BakedProject, BakedProject]) -> Iterator[Path]:
     path = projects[1].file("docker-compose.override.yml")

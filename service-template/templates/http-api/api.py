@@ -53,7 +53,7 @@ async def show_documentation(request: Request) -> HTMLResponse:
     )
 
 
-def get_service(request: Request) -> "{{ cookiecutter.__class }}":
+async def get_service(request: Request) -> "{{ cookiecutter.__class }}":
     """Return the service, for the endpoints."""
     service: {{ cookiecutter.__class }} = request.app.state.service
     return service

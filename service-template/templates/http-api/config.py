@@ -16,7 +16,7 @@ class ServiceSettings(Settings):
         ge=0,
         le=65535,
         validation_alias="{{ cookiecutter.__env }}_HTTP_PORT",
-        description="Port to listen on",
+        description="Port to listen on, 8000 inside a container",
     )
     http_allowed_hosts: CommaSeparated[str] = Field(
         default=["localhost", "127.0.0.1"],
