@@ -314,7 +314,8 @@ def test_diagnose_on_the_host_runs_the_checks_of_one_service(project: BakedProje
     }
     assert results["data"]["detail"] == f"{project.file('.data/listener')} is writable"
     assert done.stderr.startswith("Checking what listener needs.")
-    assert f"No broker listens on 127.0.0.1:{env['MQTT_PORT']}. If yours runs in a" in done.stderr
+    assert f"No broker listens on 127.0.0.1:{env['MQTT_PORT']}" in done.stderr
+    assert "Run: make run SERVICE=listener" in done.stderr
     assert done.returncode != 0
 
 

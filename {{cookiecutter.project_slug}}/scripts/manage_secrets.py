@@ -464,7 +464,7 @@ def compare_env(stored: str) -> Iterator[tuple[str, str, str, str]]:
     if names := ", ".join(filter(SECRET_NAME.search, sorted(example.keys() - values.keys()))):
         yield "names", "WARN", f".env has no {names}", "copy the lines from .env.example"
     for name in sorted(values):
-        if name.removesuffix("_FILE") not in example:
+        if not {name, name.removesuffix("_FILE")} & example.keys():
             for setting in difflib.get_close_matches(name, example, n=1, cutoff=0.9):
                 yield "names", "WARN", f"{name} in .env is no setting", f"write {setting}"
 
