@@ -41,11 +41,6 @@ class Cookiecutter(Protocol):
     ) -> subprocess.CompletedProcess[str]: ...
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """One more than there are cores, because tests wait for processes a quarter of their time."""
-    return (os.cpu_count() or 1) + 1
-
-
 def pytest_runtest_setup(item: pytest.Item) -> None:
     for marker in item.iter_markers("needs"):
         require(*marker.args)

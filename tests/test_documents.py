@@ -199,16 +199,26 @@ async def test_publishes_and_is_healthy(start_service):
 
 
 @pytest.mark.real
-@pytest.mark.xdist_group("mypy")
 def test_the_service_in_the_readme_works(bake_copy: Bake) -> None:
+    readme_service(bake_copy).uv_run("pytest", "tests/test_readme.py")
+
+
+@pytest.mark.real
+@pytest.mark.slow
+@pytest.mark.xdist_group("mypy")
+def test_the_service_in_the_readme_has_types(bake_copy: Bake) -> None:
+    readme_service(bake_copy).uv_run(
+        "mypy", "services/example-service/main.py", env={"MYPYPATH": "services/example-service"}
+    )
+
+
+def readme_service(bake_copy: Bake) -> BakedProject:
+    """Return a repository with the service in the README and a test."""
     code, *_ = blocks((ROOT / "README.md").read_text(encoding="utf-8"), "python")
     project = bake_copy()
     project.file("services/example-service/main.py").write_text(code, encoding="utf-8")
     project.file("tests/test_readme.py").write_text(TEST_OF_THE_README, encoding="utf-8")
-    project.uv_run("pytest", "tests/test_readme.py")
-    project.uv_run(
-        "mypy", "services/example-service/main.py", env={"MYPYPATH": "services/example-service"}
-    )
+    return project
 
 
 # Commands that run until Ctrl-C, with the text that shows that they work.

@@ -610,7 +610,7 @@ def test_a_terminal_that_cannot_print_the_path_loses_nothing(
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("output", ["closed", "pipe without reader"])
+@pytest.mark.parametrize("output", slow_after_first(["closed", "pipe without reader"]))
 def test_nobody_reads_the_table(tmp_path: Path, output: str) -> None:
     redirection = ">&-" if output == "closed" else "| :"
     script = f'"$@" {redirection}'

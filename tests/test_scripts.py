@@ -11,7 +11,7 @@ import pytest
 
 from tests.baked import ROOT, TEMPLATE, run
 from tests.conftest import Bake
-from tests.tools import path_without
+from tests.tools import path_without, slow_after_first
 
 SCRIPTS = sorted(
     path.name for path in TEMPLATE.glob("scripts/*.sh") if not path.name.endswith("lib.sh")
@@ -109,7 +109,7 @@ def test_cdpath_leads_no_script_elsewhere(bake: Bake, tmp_path: Path) -> None:
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("with_pip", [True, False])
+@pytest.mark.parametrize("with_pip", slow_after_first([True, False]))
 def test_uv_comes_from_pypi(bake_copy: Bake, tmp_path: Path, with_pip: bool) -> None:
     """Debian's python3 has no pip."""
     project, folder = bake_copy(), tmp_path / "bin"

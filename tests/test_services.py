@@ -146,7 +146,10 @@ def own_list(newline: str) -> Callable[[str], str]:
     return change
 
 
-@pytest.mark.parametrize("newline", ["\n", "\r\n"], ids=["LF", "CRLF"])
+@pytest.mark.parametrize(
+    "newline",
+    [pytest.param("\r\n", id="CRLF"), pytest.param("\n", id="LF", marks=pytest.mark.slow)],
+)
 def test_every_other_byte_of_an_edited_compose_file_stays(
     repository: BakedProject, newline: str
 ) -> None:
@@ -645,7 +648,8 @@ def test_a_name_that_is_not_valid_is_not_given(repository: BakedProject) -> None
 
 
 @needs("python3.13")
-@pytest.mark.parametrize("kind", slow_after_first(["http-api", "poller"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["http-api", "poller"])
 def test_a_package_of_one_service_is_there_on_the_host_and_in_its_image(
     repository: BakedProject, tmp_path: Path, kind: str
 ) -> None:

@@ -366,6 +366,7 @@ def test_without_the_template_nothing_happens(make: Maker, tmp_path: Path, targe
     assert "there is no .cruft.json" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_commit_that_the_template_has_no_more_is_told_in_few_words(
     make: Maker, tmp_path: Path
 ) -> None:
@@ -464,15 +465,14 @@ def test_a_file_of_the_users_with_the_name_of_a_new_one_is_a_visible_conflict(
 NO_NETWORK = "echo 'fatal: Could not resolve host' >&2; exit 128"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("clone", "does", "code", "said"),
     # The first clone brings the program, and cruft makes the second one.
     [
         ("clone -v", 'kill -INT -- "-$(cat "${0%/bin/git}/leader")"', 130, "Interrupted."),
-        pytest.param(
-            "clone --quiet", NO_NETWORK, 2, "Could not resolve host", marks=pytest.mark.slow
-        ),
-        pytest.param("clone -v", NO_NETWORK, 2, "Could not resolve host", marks=pytest.mark.slow),
+        ("clone --quiet", NO_NETWORK, 2, "Could not resolve host"),
+        ("clone -v", NO_NETWORK, 2, "Could not resolve host"),
     ],
     ids=["Ctrl-C", "no network at first", "no network"],
 )
