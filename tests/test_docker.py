@@ -23,6 +23,7 @@ import yaml
 from tests.baked import BakedProject, run, user_environment
 from tests.conftest import Bake
 from tests.stack import Stack, replace_in, restored, stack_of, until, write_env
+from tests.test_documents import blocks
 from tests.tools import needs
 
 pytestmark = [pytest.mark.real, pytest.mark.docker, pytest.mark.xdist_group("docker")]
@@ -460,6 +461,21 @@ def test_state_outlives_the_containers(stack: ServiceStack) -> None:
     assert stack.messages(f"{SERVICE}/reading")[0]["cycle"] > last
 
 
+def test_the_data_of_the_broker_is_copied_as_documented(stack: ServiceStack) -> None:
+    commands = blocks(stack.project.read("docs/upgrading.md"), "bash")[-1]
+    copy = f"{stack.name}_mqtt_copy"
+    commands = commands.replace(stack.project.path.name, stack.name).replace("mqtt_copy", copy)
+    mount = ("--volume", f"{copy}:/to")
+    try:
+        stack.run("bash", "-ec", commands)
+        found = run("docker", "run", "--rm", *mount, "eclipse-mosquitto:2", "ls", "/to").stdout
+    finally:
+        stack.compose("start", "mqtt")
+        run("docker", "volume", "rm", "--force", copy)
+    assert "mosquitto.db" in found
+    until(lambda: stack.is_healthy(SERVICE), "healthy again")
+
+
 def test_a_change_of_the_shared_library_is_live_without_a_build(stack: ServiceStack) -> None:
     log = stack.project.file("shared/service.py")
     log.write_text(log.read_text().replace('"service_starting"', '"service_starting_anew"'))
@@ -626,8 +642,11 @@ def test_deploy_goes_through_a_context(stack: ServiceStack) -> None:
         assert stack.exec(SERVICE, "pwd") == "/app\n"
         assert not stack.inspect("mqtt")["HostConfig"]["PortBindings"]
         deployed = stack.started_at(SERVICE)
+        env = {**stack.env, "DOCKER_CONTEXT": stack.name}
+        status = stack.project.run("make", "--silent", "status", env=env).stdout
     finally:
         run("docker", "context", "rm", "--force", stack.name)
+    assert ROW_OF_A_HEALTHY_SERVICE.search(status)
     assert f"in the context {stack.name}" in done.stdout
     assert "nothing to copy" in done.stdout
     assert ROW_OF_A_HEALTHY_SERVICE.search(done.stdout)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,6 +57,7 @@ def stack(bake: Bake, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stac
 @pytest.mark.parametrize("compose", COMPOSES, ids=lambda compose: Path(compose[0]).name)
 def test_every_edit_is_live_in_all_services(stack: Stack, compose: tuple[str, ...]) -> None:
     stack.up("--build")
+    assert re.fullmatch(r"127\.0\.0\.1:80\d\d\n", stack.compose("port", "two", "8000"))
     project = stack.project
     with (
         restored(project.file("shared/log.py")) as library,

@@ -14,7 +14,7 @@ from tests.test_documents import blocks, code_spans, documents
 from tests.tools import needs
 
 PROGRAM = re.compile(
-    r"(make|git|docker \S+|kubectl|openssl|curl|brew|apt|cp|echo|\w+=\S+ make|scripts/\S+) \S"
+    r"(make|git|docker \S+|kubectl|openssl|curl|brew|apt|cp|echo|(\w+=\S+ )+make|scripts/\S+) \S"
 )
 SETTING = re.compile(r"[A-Z_]+='[^']*'")
 
@@ -77,16 +77,23 @@ ELSEWHERE = {
     "make doctor": "test_upkeep.py::test_a_new_repository_is_well",
     "make deploy": "test_images.py::test_a_deployment_takes_the_images_of_its_commit",
     'make deploy ARGS="--context attic"': f"{DOCKER}deploy_goes_through_a_context",
+    "DOCKER_CONTEXT=attic make status": f"{DOCKER}deploy_goes_through_a_context",
     'make deploy ARGS="--swarm': "test_swarm.py::test_nodes_as_documented",
     "docker swarm": "test_swarm.py::test_nodes_as_documented",
     "docker node update": "test_swarm.py::test_nodes_as_documented",
     "docker context create manager": "test_swarm.py::test_nodes_as_documented",
     "docker --context manager service create": "test_swarm.py::test_nodes_as_documented",
     "COMPOSE_FILE=attic.yml make deploy": "test_swarm.py::test_a_service_on_another_host",
+    "COMPOSE_FILE=attic.yml DOCKER_CONTEXT=attic": "test_swarm.py::test_a_service_on_another_host",
     "docker context create attic": "test_swarm.py::test_a_service_on_another_host",
     "git checkout": "test_images.py::test_a_deployment_takes_the_images_of_its_commit",
     "docker compose watch": "test_docker_development.py::test_every_edit_is_live",
     "docker compose up": "test_docker_development.py::test_every_edit_is_live",
+    "docker compose port <name> 8000": "test_docker_development.py::test_every_edit_is_live",
+    "docker compose stop mqtt": f"{DOCKER}the_data_of_the_broker_is_copied_as_documented",
+    "docker run --rm --user 0 --entrypoint cp": (
+        f"{DOCKER}the_data_of_the_broker_is_copied_as_documented"
+    ),
     "docker compose restart": f"{DOCKER}a_change_of_the_shared_library_is_live_without_a_build",
     "docker compose up --detach --force-recreate mqtt": (
         "test_secrets.py::test_the_documented_account_reaches_its_own_topics_alone"

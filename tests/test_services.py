@@ -655,7 +655,10 @@ def test_a_package_of_one_service_is_there_on_the_host_and_in_its_image(
 ) -> None:
     add(repository, "soil-moisture", kind)
     own = {"UV_PROJECT_ENVIRONMENT": str(tmp_path / "environment")}
-    repository.run("scripts/add-package.sh", "soil-moisture", "humanize", env=own)
+    package = "PACKAGE=humanize>=4"
+    repository.run("make", "add-package", "SERVICE=soil-moisture", package, env=own)
+    assert "humanize>=4" in repository.read("pyproject.toml")
+    assert not repository.file("=4").exists()
     requirements = repository.read("services/soil-moisture/requirements.txt")
     assert "\nhumanize==" in requirements
     assert ("\nfastapi==" in requirements) == (kind == "http-api")

@@ -523,7 +523,10 @@ def test_a_service_on_another_host_as_documented(
         there = {"COMPOSE_PROJECT_NAME": name, "COMPOSE_FILE": "attic.yml:here.yml"}
         try:
             done = project.run("scripts/deploy.sh", "--context", name, env=there, timeout=300)
-            assert re.search(r"^meter +running +healthy ", done.stdout, re.MULTILINE)
+            elsewhere = {**there, "DOCKER_CONTEXT": name}
+            shown = project.run("make", "--silent", "status", env=elsewhere).stdout
+            for output in (done.stdout, shown):
+                assert re.search(r"^meter +running +healthy ", output, re.MULTILINE)
             topic = f"{project.path.name}/meter/availability"
             subscriber = f"mosquitto_sub -h 127.0.0.1 -C 1 -W 20 -t {topic}"
             home = "XDG_CONFIG_HOME=/run/mosquitto/.config"
