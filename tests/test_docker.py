@@ -673,7 +673,8 @@ def test_deploy_brings_what_is_mounted_to_another_host(stack: ServiceStack, tmp_
     shutil.rmtree(there / "docs")
     cut = tmp_path / "cut"
     cut.mkdir()
-    (cut / "tar").write_text(f'#!/bin/sh\n{shutil.which("tar")} "$@" | head -c 20000\n')
+    script = f'#!/bin/sh\n{shutil.which("tar")} "$@"\ntruncate --size 20000 "$2"\n'
+    (cut / "tar").write_text(script)
     (cut / "tar").chmod(0o755)
     endpoint = run("docker", "context", "inspect", "--format", "{{.Endpoints.docker.Host}}").stdout
     run("docker", "context", "create", stack.name, "--docker", f"host={endpoint.strip()}")

@@ -848,7 +848,8 @@ def test_check_finds_missing_names_open_modes_and_odd_lines(repository: Reposito
 
 
 def test_check_finds_misspelt_names_only(repository: Repository) -> None:
-    repository.write(".env", "MQTT_PASWORD=1\nMQTT_PASSWORD_FILE=/x\nMETER_PASSWORD=2\nTZ=UTC\n")
+    lines = "MQTT_PASWORD=1\nMQTT_PASSWORD_FILE=/x\nHA_TOKEN_FILE=/y\nMETER_PASSWORD=2\nTZ=UTC\n"
+    repository.write(".env", lines)
     names = {key for key in repository.findings() if key.startswith("names: ")}
     assert names == {
         "names: .env has no MQTT_PASSWORD",

@@ -29,6 +29,13 @@ def test_influxdb_that_cannot_be_reached(run: Run) -> None:
     assert "INFLUX_URL" in results["influxdb"]["fix"]
 
 
+def test_a_ca_file_that_is_no_certificate(run: Run) -> None:
+    _, results = run("--step", "influxdb", INFLUX_TOKEN="t0ken", INFLUX_CA_FILE=__file__)
+    assert results["influxdb"]["status"] == "FAIL"
+    assert "INFLUX_CA_FILE" in results["influxdb"]["detail"]
+    assert "PEM" in results["influxdb"]["fix"]
+
+
 @pytest.mark.parametrize(("status", "outcome"), [(200, "PASS"), (401, "FAIL")])
 def test_influxdb_says_whether_the_token_is_good(
     run: Run, serve_http: Callable[[int, str], str], status: int, outcome: str

@@ -20,8 +20,8 @@
 # The broker restarts when its configuration has changed. Images have the commit
 # as their tag.
 #
-# The containers mount shared/, infrastructure/ and docs/, so another host needs
-# them at the same path. They are copied there over the context, before anything
+# The containers mount shared/ and infrastructure/, and fleet mounts docs/, so another
+# host needs them at the same path. They are copied there over the context, before anything
 # starts. Other files in these directories on that host are deleted.
 #
 # Compose reads docker-compose.yml alone, or the files in COMPOSE_FILE, here or in
@@ -63,22 +63,24 @@ export IMAGE_TAG
 
 # copy_mounted_directories: bring what the containers mount to the host of the context
 copy_mounted_directories() {
-  local marker
+  local marker archive
   # A context may well lead to this machine, where the copy would overwrite what it reads.
   marker=$(mktemp .deploy.XXXXXX)
-  # shellcheck disable=SC2064  # the name of now
-  trap "rm -f -- '$marker'" EXIT
+  archive=$(mktemp)
+  # shellcheck disable=SC2064  # the names of now
+  trap "rm -f -- '$marker' '$archive'" EXIT
   # Directories stay, because running containers have them mounted. Files that are gone here go there.
   # On macOS tar would add files of its own.
-  COPYFILE_DISABLE=1 tar -czf - --exclude __pycache__ shared infrastructure docs |
-    docker compose run --rm --no-TTY --user 0 --volume "$PWD:/target" --workdir /target base sh -c '
-      if [ -e "$1" ]; then cat >/dev/null; echo "The context leads to this directory: nothing to copy"; exit; fi
-      # Read the whole archive first, because an interrupted copy must not delete anything.
-      cat >/tmp/new.tgz && tar -tzf /tmp/new.tgz >/dev/null && mkdir -p shared infrastructure docs &&
-        find shared infrastructure docs -type f -delete && tar -xzf /tmp/new.tgz &&
-        # The containers have users of their own.
-        chmod -R a+rX shared infrastructure docs
-    ' sh "$marker"
+  # A file that cannot be read ends this before anything is copied.
+  COPYFILE_DISABLE=1 tar -czf "$archive" --exclude __pycache__ shared infrastructure docs
+  docker compose run --rm --no-TTY --user 0 --volume "$PWD:/target" --workdir /target base sh -c '
+    if [ -e "$1" ]; then cat >/dev/null; echo "The context leads to this directory: nothing to copy"; exit; fi
+    # Read the whole archive first, because an interrupted copy must not delete anything.
+    cat >/tmp/new.tgz && tar -tzf /tmp/new.tgz >/dev/null && mkdir -p shared infrastructure docs &&
+      find shared infrastructure docs -type f -delete && tar -xzf /tmp/new.tgz &&
+      # The containers have users of their own.
+      chmod -R a+rX shared infrastructure docs
+  ' sh "$marker" <"$archive"
 }
 
 # broker_has_old_configuration: whether it started with another one than it would now, if start.sh

@@ -124,7 +124,10 @@ def check_scripts() -> Iterator[Finding]:
 
 def check_permissions() -> Iterator[Finding]:
     """Containers have users of their own, who have to read what is mounted."""
-    mounted = [ROOT / "infrastructure", ROOT / "shared", ROOT / "docs"]
+    mounted = [ROOT / "infrastructure", ROOT / "shared"]
+    # Services of the type fleet mount it.
+    if any("docs:/app/docs" in path.read_text() for path in ROOT.glob("services/*/compose.yml")):
+        mounted.append(ROOT / "docs")
     for path in [*mounted, *(path for directory in mounted for path in directory.rglob("*"))]:
         wanted = 0o005 if path.is_dir() else 0o004
         # Python does without its caches.
@@ -141,7 +144,10 @@ def check_discovery() -> Iterator[Finding]:
     env = ROOT / ".env"
     is_set = re.compile(r"(?m)^HA_DISCOVERY_PREFIX=['\"]?\w")
     services = sorted(path.parent.name for path in ROOT.glob("services/*/diagnose.py"))
-    if not services or not env.is_file() or not is_set.search(env.read_text(encoding="utf-8")):
+    # Only repositories with MQTT discovery have this module.
+    if not (ROOT / "shared/discovery.py").is_file() or not services:
+        return
+    if not env.is_file() or not is_set.search(env.read_text(encoding="utf-8")):
         return
     options = ("--json", "--step", "discovery")
     # The broker may be within reach of the containers only.

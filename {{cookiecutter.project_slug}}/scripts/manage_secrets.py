@@ -460,13 +460,17 @@ def compare_env(stored: str) -> Iterator[tuple[str, str, str, str]]:
         detail = f"Compose and Python read these lines differently: {odd}"
         yield "lines", "FAIL", detail, "write NAME='value', without ' and \\ in the value"
     values, example = (read_dotenv(path, warn=False) for path in (ENV, EXAMPLE))
+    # Compose passes these two to the broker and to InfluxDB, which read no file.
+    in_files = {name.removesuffix("_FILE") for name in values} - {"MQTT_PASSWORD", "INFLUX_TOKEN"}
+    missing = sorted(example.keys() - values.keys() - in_files)
     # Other settings have a default, or their service names them at its start.
-    if names := ", ".join(filter(SECRET_NAME.search, sorted(example.keys() - values.keys()))):
+    if names := ", ".join(filter(SECRET_NAME.search, missing)):
         yield "names", "WARN", f".env has no {names}", "copy the lines from .env.example"
     for name in sorted(values):
         if not {name, name.removesuffix("_FILE")} & example.keys():
             for setting in difflib.get_close_matches(name, example, n=1, cutoff=0.9):
-                yield "names", "WARN", f"{name} in .env is no setting", f"write {setting}"
+                fix = f"write {setting} if you mean that, or else delete the line"
+                yield "names", "WARN", f"{name} in .env is no setting", fix
 
 
 def check(_: argparse.Namespace) -> None:

@@ -43,7 +43,7 @@ class Alerts:
         self._kinds[kind] = f"First dead letter of {kind}: {error[:200]}"
 
     def update(self, rows: Iterable[ServiceRow], *, connected: bool) -> None:
-        """Collect the alerts that are due. Services are unknown while the broker is away."""
+        """Collect the alerts that are due. While the broker is away, only it has a state."""
         states = {_BROKER: "online" if connected else "offline"}
         reasons: dict[str, list[str]] = {}
         for row in rows if connected else []:

@@ -275,7 +275,9 @@ async def replay(service: Service, letter: Letter) -> Outcome:
     """Send the message to every subscriber of its topic again, and delete the letter."""
     if letter.rejection:
         raise HTTPException(409, letter.rejection)
-    return service.outcome(await service.replay(letter), letter.kind)
+    if not (done := await service.replay(letter)):
+        raise HTTPException(404, f"there is no dead letter {letter.id}")
+    return service.outcome(done, letter.kind)
 
 
 @router.delete("/api/v1/dead-letters/{letter_id}", responses={404: {"model": Problem}})

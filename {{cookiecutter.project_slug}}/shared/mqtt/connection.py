@@ -479,7 +479,8 @@ class Connection:
 
     @_guarded
     def _on_sent(self, mid: int) -> None:
-        # At QoS 0 `publish` has mostly not waited.
+        # At QoS 0 `publish` has mostly not waited. Read the flag first, because the event loop adds
+        # the message to `_pending` before it resets the flag.
         if self._publishing or mid in self._pending:
             self._published.append(mid)
             if not self._wake_up_scheduled:
