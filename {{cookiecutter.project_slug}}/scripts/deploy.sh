@@ -20,9 +20,10 @@
 # The broker restarts when its configuration has changed. Images have the commit
 # as their tag.
 #
-# The containers mount shared/ and infrastructure/, and fleet mounts docs/, so another
-# host needs them at the same path. They are copied there over the context, before anything
-# starts. Other files in these directories on that host are deleted.
+# The containers mount shared/ and infrastructure/, and fleet mounts docs/, so
+# another host needs them at the same path. They are copied there over the
+# context, before anything starts. Other files in these directories on that host
+# are deleted.
 #
 # Compose reads docker-compose.yml alone, or the files in COMPOSE_FILE, here or in
 # .env. The override of development is left out.

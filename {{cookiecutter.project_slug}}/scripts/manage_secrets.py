@@ -460,8 +460,8 @@ def compare_env(stored: str) -> Iterator[tuple[str, str, str, str]]:
         detail = f"Compose and Python read these lines differently: {odd}"
         yield "lines", "FAIL", detail, "write NAME='value', without ' and \\ in the value"
     values, example = (read_dotenv(path, warn=False) for path in (ENV, EXAMPLE))
-    # Compose passes these two to the broker and to InfluxDB, which read no file.
-    in_files = {name.removesuffix("_FILE") for name in values} - {"MQTT_PASSWORD", "INFLUX_TOKEN"}
+    # Compose passes this password to the broker, which reads no file.
+    in_files = {name.removesuffix("_FILE") for name in values} - {"MQTT_PASSWORD"}
     missing = sorted(example.keys() - values.keys() - in_files)
     # Other settings have a default, or their service names them at its start.
     if names := ", ".join(filter(SECRET_NAME.search, missing)):
