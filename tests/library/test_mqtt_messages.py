@@ -95,6 +95,21 @@ async def test_a_message_that_timed_out_is_not_sent_when_the_broker_returns(
     assert not client._connection._client._out_messages
 
 
+async def test_a_publish_returns_when_paho_no_longer_holds_the_message(
+    broker: Any, make_client: MakeClient, topic_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    removing = Client._do_on_publish
+
+    def remove_slowly(*args: Any) -> Any:
+        time.sleep(0.1)  # on the network thread
+        return removing(*args)
+
+    monkeypatch.setattr(Client, "_do_on_publish", remove_slowly)
+    client = await connected(make_client(broker))
+    await client.publish(f"{topic_prefix}/door", [])
+    assert not client._connection._client._out_messages
+
+
 async def test_a_message_that_waits_behind_the_window_is_withdrawn_as_well(
     make_mosquitto: MakeMosquitto, make_client: MakeClient, topic_prefix: str
 ) -> None:

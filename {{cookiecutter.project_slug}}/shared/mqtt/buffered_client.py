@@ -104,8 +104,10 @@ class BufferedClient(Client):
             self._easy_log(LogLevel.MQTT_LOG_DEBUG, "Received PUBACK (Mid: %d)", mid)
             with self._out_message_mutex:
                 if mid in self._out_messages:
+                    code = self._do_on_publish(mid, _SUCCESS, _NO_PROPERTIES)
+                    # Only now, so that paho no longer holds a message whose `publish` has returned.
                     self.on_sent(mid)
-                    return self._do_on_publish(mid, _SUCCESS, _NO_PROPERTIES)
+                    return code
         else:
             self._in_packet["command"] = command
             self._in_packet["remaining_length"] = len(body)
