@@ -108,5 +108,12 @@ def test_services_come_talk_and_go(repository: BakedProject, cookiecutter: Cooki
     assert {"example-service", "gateway", "moisture"} <= running
     assert "listener" not in running
     assert command(repository, "moisture", "refresh")["status"] == "ok"
+    # CI does not ask a service that no list includes.
+    lists = repository.file("docker-compose.yml")
+    lists.write_text(lists.read_text().replace("  - services/gateway/compose.yml\n", ""))
+    steps = repository.yaml(".github/workflows/ci.yml")["jobs"]["containers"]["steps"]
+    (diagnose,) = [step["run"] for step in steps if step.get("name") == "Diagnose every service"]
+    checked = repository.run("bash", "-e", "-c", diagnose).stdout
+    assert checked.count(" mqtt ") == 2
     repository.run("make", "down")
     assert not repository.run("docker", "compose", "ps", "--all", "--quiet").stdout

@@ -213,6 +213,19 @@ def test_ci_runs_what_the_hook_runs(project: BakedProject) -> None:
     assert "pre-commit run" in project.run("make", "--dry-run", "lint").stdout
 
 
+def test_ci_gives_the_containers_a_first_env(project: BakedProject) -> None:
+    project.run("scripts/new-service.sh", "page", "--type", "fleet")
+    project.run("scripts/secrets-encrypt.sh")
+    project.file(".env").unlink()
+    project.file(".sops/age-key.txt").unlink()
+    steps = project.yaml(".github/workflows/ci.yml")["jobs"]["containers"]["steps"]
+    (prepare, start) = [step["run"] for step in steps if "run" in step][:2]
+    assert start == "make up"
+    project.run("bash", "-e", "-c", prepare)
+    for name in ("MQTT_PASSWORD", "PAGE_PASSWORD"):
+        assert re.search(rf"^{name}='[0-9a-f]{{32}}'$", project.read(".env"), re.MULTILINE)
+
+
 @pytest.mark.docker
 def test_without_sops_and_age_all_else_works(bake_copy: Bake, tmp_path: Path) -> None:
     """Commits, checks, tests and builds, on a machine that has neither of them."""

@@ -1,4 +1,4 @@
-"""Clear the retained messages of a service: its announcement and its availability.
+"""Clear the retained messages of a service: its announcement, and all on topics of its own.
 
     scripts/uv run --frozen python scripts/retained.py NAME
 
@@ -18,54 +18,72 @@ sys.path.insert(0, str(ROOT))
 
 from shared.config import ConfigurationError, Settings, load_settings
 from shared.mqtt import MQTTClient, MQTTError
+from tests.brokers import listens
 
 COMMAND = "scripts/uv run --frozen python scripts/retained.py"
 TIMEOUT_SECONDS = 5.0
-# Publishes empty retained messages in the broker's container, which holds the password.
-_CLEAR = """\
+# Nothing marks the end of the retained messages that a broker sends.
+RECEIVE_SECONDS = 2
+# Runs in the broker's container, which holds the password, and ends with a timeout.
+_CLEAR = f"""\
 export XDG_CONFIG_HOME=/run/mosquitto/.config
-mkdir -p "$XDG_CONFIG_HOME"
-ln -sf mosquitto_sub "$XDG_CONFIG_HOME/mosquitto_pub"
-for topic in "$@"; do mosquitto_pub -h 127.0.0.1 -q 1 -r -n -t "$topic" || exit 1; done
+mosquitto_sub -h 127.0.0.1 --retained-only --remove-retained -W {RECEIVE_SECONDS} "$@" >/dev/null
+[ $? = 27 ]
 """
 
 
-def retained_topics(settings: Settings, name: str) -> list[str]:
-    """Return the topics of the retained messages that the library publishes for a service."""
-    topics = [f"{settings.topic_prefix}/{name}/availability"]
+def retained_by(settings: Settings, name: str) -> list[str]:
+    """Return filters for the topics on which only this service has retained messages."""
+    filters = [f"{settings.topic_prefix}/{name}/#"]
     if getattr(settings, "ha_discovery_prefix", ""):
         # Only repositories with MQTT discovery have this module.
         discovery = importlib.import_module("shared.discovery")
         # First, because readers of the announcement would see an empty availability otherwise.
-        topics.insert(0, discovery.config_topic(settings, name))
-    return topics
+        filters.insert(0, discovery.config_topic(settings, name))
+    return filters
 
 
 def clear(name: str) -> str:
     """Clear the retained messages of a service that is stopped. Return why that failed, or ""."""
+    # The client would log its connection.
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     try:
         settings = load_settings(Settings)
-        topics = retained_topics(settings, name)
+        filters = retained_by(settings, name)
         if settings.mqtt_host == "mqtt":
-            return _clear_in_container(topics)
-        asyncio.run(_publish_empty(settings, topics))
+            problem = _clear_in_container(filters)
+            if not problem or not listens("127.0.0.1", settings.mqtt_port):
+                return problem
+            # The broker of `make run`.
+            settings = settings.model_copy(update={"mqtt_host": "127.0.0.1"})
+        asyncio.run(_clear_from_here(settings, filters))
     except (ConfigurationError, MQTTError) as error:
         return str(error)
     return ""
 
 
-def _clear_in_container(topics: list[str]) -> str:
+def _clear_in_container(filters: list[str]) -> str:
     shell = ("docker", "compose", "exec", "-T", "mqtt", "sh", "-c", _CLEAR, "sh")
-    done = run(*shell, *topics)
+    done = run(*shell, *(word for topic_filter in filters for word in ("-t", topic_filter)))
     return " ".join(done.stderr.split()) if done.returncode else ""
 
 
-async def _publish_empty(settings: Settings, topics: list[str]) -> None:
+async def _clear_from_here(settings: Settings, filters: list[str]) -> None:
+    topics: list[str] = []
+
+    def receive(topic: str, payload: bytes) -> None:
+        # Not the empty messages that are sent below.
+        if payload:
+            topics.append(topic)
+
     name = f"clear-{secrets.token_hex(4)}"
     client = MQTTClient.from_settings(settings, name, structlog.stdlib.get_logger())
+    for topic_filter in filters:
+        client.subscribe(topic_filter, receive, payload_format="bytes")
     client.connect_background()
     try:
         await client.wait_connected(TIMEOUT_SECONDS)
+        await asyncio.sleep(RECEIVE_SECONDS)
         for topic in topics:
             await client.publish(topic, None, retain=True)
     finally:
@@ -83,6 +101,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    # The clients log each attempt otherwise.
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     raise SystemExit(main())

@@ -394,7 +394,8 @@ def rename(options: argparse.Namespace) -> None:
     word = rf"(^|[^[:alnum:]_-]){old.name}([^[:alnum:]_-]|$)"
     places = [f":!{name}" for name in NOT_OF_SERVICES]
     search = ("git", "grep", "--untracked", "-nE", "-e", word, "--", *places)
-    if found := run(*search).stdout.splitlines():
+    kept = re.compile(rf"pyproject\.toml:\d+:({'|'.join(own_groups(new))}) = ")
+    if found := [line for line in run(*search).stdout.splitlines() if not kept.match(line)]:
         say(f"Edit these lines if they mean {old.name}:", *(f"  {line}" for line in found))
 
 

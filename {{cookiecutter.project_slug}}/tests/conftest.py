@@ -42,8 +42,14 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Keep variables, `.env` and brokers of this machine away from a test."""
     names = {name.upper() for name in Settings.model_fields}
     names |= {f"{name}_FILE" for name in names}
-    for name in [name for name in os.environ if name.upper() in names]:
-        monkeypatch.delenv(name)
+    # The settings of services begin with their names.
+    prefixes = tuple(
+        path.name.upper().replace("-", "_") + "_" for path in (ROOT / "services").iterdir()
+    )
+    for name in list(os.environ):
+        upper = name.upper()
+        if upper in names or upper.startswith(prefixes) or upper.endswith("_PROXY"):
+            monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DATA_DIR", str(tmp_path / "data"))
     monkeypatch.setenv("HEALTH_PATH", str(tmp_path / "data" / "healthcheck"))

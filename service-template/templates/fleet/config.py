@@ -35,7 +35,7 @@ class ServiceSettings(Settings):
     password: Secret = Field(
         default=SecretStr(""),
         validation_alias="{{ cookiecutter.__env }}_PASSWORD",
-        description="Password of the page and of the API. May be empty on a loopback address only",
+        description="Password of the page, random in a first .env. May be empty on 127.0.0.1 only",
     )
     max_dead_letters: int = Field(
         default=10_000,
