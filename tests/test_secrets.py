@@ -831,6 +831,12 @@ def test_check_finds_nothing_until_env_and_env_enc_differ(repository: Repository
         said = repository.do("stale").stdout
         assert said.startswith(f"WARN  .env is {state} than .env.enc, and has other values")
         assert f"make secrets-{way}" in said
+    # Another recipient is no newer value, nor is an editor that changes nothing.
+    os.utime(repository.file(".env"), (present + 10, present + 10))
+    repository.do("recipients", "add", ADA)
+    assert "make secrets-decrypt" not in repository.do("edit", EDITOR="true").stdout
+    os.utime(repository.file(".env"), (present + 0.01, present + 0.01))
+    assert "make secrets-encrypt" in repository.do("stale").stdout
     shutil.rmtree(repository.file(".sops"))
     assert repository.do("stale").stdout == ""
 

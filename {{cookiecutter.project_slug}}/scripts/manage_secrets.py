@@ -351,21 +351,25 @@ def edit(_: argparse.Namespace) -> None:
     try:
         if not shutil.which(editor[0]) or subprocess.call([*editor, draft]) != 0:
             fail(f"The editor {editor[0]} is missing or failed. .env.enc was not changed")
-        store(read(draft), before, read(CONFIG))
+        text = read(draft)
+        store(text, before, read(CONFIG))
     except BaseException:
         if read(draft) != before:
             kept = ROOT / f".env.rejected-{secrets.token_hex(4)}"
             replace(kept, read(draft))
             sys.stderr.write(f"Your text is kept in {kept.name}\n")
         raise
-    say("Now update .env: make secrets-decrypt")
+    if without_blank_lines(text) != before:
+        say("Now update .env: make secrets-decrypt")
 
 
 def change_recipients(config: str) -> None:
     """Encrypt .env.enc for the recipients in `config`, and make that the new .sops.yaml."""
     if ENCRYPTED.is_file():
-        values = open_values()
+        values, before = open_values(), ENCRYPTED.stat()
         store(values, values, config)
+        # The values are as old as they were, which `compare_env` reads.
+        os.utime(ENCRYPTED, ns=(before.st_atime_ns, before.st_mtime_ns))
     replace(CONFIG, config)
 
 
@@ -465,7 +469,7 @@ def compare_env(stored: str) -> Iterator[tuple[str, str, str, str]]:
     missing = sorted(example.keys() - values.keys() - in_files)
     # Other settings have a default, or their service names them at its start.
     if names := ", ".join(filter(SECRET_NAME.search, missing)):
-        yield "names", "WARN", f".env has no {names}", "copy the lines from .env.example"
+        yield "names", "WARN", f".env has no {names}", "set it in .env. .env.previous may hold it"
     for name in sorted(values):
         if not {name, name.removesuffix("_FILE")} & example.keys():
             for setting in difflib.get_close_matches(name, example, n=1, cutoff=0.9):
