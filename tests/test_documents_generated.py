@@ -87,6 +87,7 @@ COMMANDS = [
 ]
 TOPICS = [
     Topic(pattern="{prefix}/{service}/pets", payload=Pets, description="Pets at home"),
+    Topic(pattern="{prefix}/pets", payload=Pets, description="Pets of all"),
     Topic(pattern="{prefix}/+/pets/#", payload=Pets, direction="receive", description="Pets away"),
     Topic(pattern="zigbee/{room}/lamp", payload=Cat, direction="receive", description="A lamp"),
 ]
@@ -187,8 +188,8 @@ def test_settings_and_topics_of_any_kind_are_documented(repository: BakedProject
     assert "\n| `power?` | number | W | Of the lamp \\| the fan |\n" in page
     channels = repository.json("docs/asyncapi.json")["channels"]
     addresses = [channel["address"] for channel in channels.values()]
-    assert addresses[-6:] == [
-        *("{prefix}/odd/pets", "{prefix}/+/pets/#", "zigbee/{room}/lamp"),
+    assert addresses[-7:] == [
+        *("{prefix}/odd/pets", "{prefix}/pets", "{prefix}/+/pets/#", "zigbee/{room}/lamp"),
         *("{prefix}/coordinator/command/odd", "{prefix}/odd/response"),
         "{prefix}/coordinator/command/odd",
     ]

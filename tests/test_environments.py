@@ -272,6 +272,7 @@ def test_a_lock_that_cannot_be_checked_is_not_called_stale(bake_copy: Bake) -> N
     done = project.run("scripts/lock.sh", "--check", env=env, check=False)
     assert done.returncode == 3
     assert "No interpreter found for Python 3.99" in done.stderr
+    assert project.run("scripts/lock.sh", env=env, check=False).returncode == 1
     finding = findings(project, "scripts", **env)["lock"]
     assert finding["status"] == "WARN"
     assert "No interpreter found for Python 3.99" in finding["detail"]

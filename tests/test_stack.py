@@ -68,7 +68,8 @@ def test_a_stack_keeps_what_compose_promises(
     bake_copy: Bake, tmp_path: Path, answers: dict[str, Any]
 ) -> None:
     project = bake_copy(**answers)
-    write_env(project, MQTT_PASSWORD=PASSWORD, INFLUX_TOKEN="12345678", **FOR_OTHERS)
+    own = {"SERVICE_VERSION": "1.2", "INFLUX_TOKEN": "12345678"}
+    write_env(project, MQTT_PASSWORD=PASSWORD, **own, **FOR_OTHERS)
     converter = Converter(project, tmp_path / "files")
     stack = converter.stack()
     services = stack["services"]
@@ -92,7 +93,6 @@ def test_a_stack_keeps_what_compose_promises(
         "DEBUG_SERVICE": "",
         "INSTANCE": "{{.Task.Slot}}",
         "PYTHONPATH": "/app:/app/shared.zip",
-        "SERVICE_VERSION": "",
         **FOR_OTHERS,
     }
     assert {mount["target"]: mount["type"] for mount in service["volumes"]} == {

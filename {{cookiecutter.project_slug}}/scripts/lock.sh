@@ -42,7 +42,7 @@ if $check && [ "$code" = 1 ]; then
   exit 1
 elif [ "$code" != 0 ]; then
   printf '%s\n' "$reason" >&2
-  exit 3
+  if $check; then exit 3; else exit 1; fi
 fi
 
 # export_to FILE UV-ARGUMENTS...: FILE keeps its own comment lines at the top

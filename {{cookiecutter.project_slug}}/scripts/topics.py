@@ -135,6 +135,9 @@ def describe(service: str, topics: list[Topic], settings: type[Settings]) -> Par
         key, address = channel_key(service, topic), topic.pattern
         if service != LIBRARY:
             address = address.replace("{service}", service)
+        while key in channels and channels[key]["address"] != address:
+            # {prefix}/alarm, beside {prefix}/{service}/alarm
+            key += ".2"
         if key in channels:
             message = f"{service}: TOPICS lists {topic.pattern} twice"
             raise ValueError(message)

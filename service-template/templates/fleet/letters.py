@@ -124,14 +124,16 @@ class Letters:
         return [_kept(*row) for row in rows]
 
     def get(self, letter_id: int) -> KeptLetter | None:
-        found = self.find(before=letter_id + 1, limit=1)
-        return found[0] if found and found[0].id == letter_id else None
+        query = "SELECT id, received_at, kind, content FROM letters WHERE id = ?"
+        row = self._database.execute(query, [letter_id]).fetchone()
+        return _kept(*row) if row else None
 
     def oldest_first(self, kind: str) -> Iterator[KeptLetter]:
-        rows = self._database.execute(
-            "SELECT id, received_at, kind, content FROM letters WHERE kind = ? ORDER BY id", [kind]
-        )
-        return (_kept(*row) for row in rows.fetchall())
+        """Yield the letters of a kind that still exist when their turn comes."""
+        query = "SELECT id FROM letters WHERE kind = ? ORDER BY id"
+        # One letter in memory at a time: each may have 64 KiB.
+        ids = self._database.execute(query, [kind]).fetchall()
+        return (letter for (letter_id,) in ids if (letter := self.get(letter_id)))
 
     def discard(self, letter_id: int) -> int:
         return self._database.execute("DELETE FROM letters WHERE id = ?", [letter_id]).rowcount

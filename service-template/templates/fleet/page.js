@@ -407,7 +407,7 @@ function takeUpdate(event) {
     reloading = setTimeout(attempt(() => {
       reloading = 0;
       if (letters.length <= 50) return loadLetters();
-    }), 500);
+    }), 1000);
   }
 }
 

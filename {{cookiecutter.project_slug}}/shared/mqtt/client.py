@@ -324,7 +324,10 @@ class MQTTClient:
             self._send_subscribe([(topic, qos)])
 
     def unsubscribe(self, topic: str) -> None:
-        """End a subscription. Messages that have arrived are still handled."""
+        """End a subscription. Messages that have arrived are still handled.
+
+        The filter of a shared one is `$share/{service}/{topic}`.
+        """
         self._confirmed.discard(topic)
         if self._dispatcher.remove(topic) and self._connection.connected:
             self._send_unsubscribe([topic])
