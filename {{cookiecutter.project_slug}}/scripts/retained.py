@@ -72,7 +72,7 @@ async def _clear_from_here(settings: Settings, filters: list[str]) -> None:
     topics: list[str] = []
 
     def receive(topic: str, payload: bytes) -> None:
-        # Not the empty messages that are sent below.
+        # The empty messages that are sent below arrive as well.
         if payload:
             topics.append(topic)
 
