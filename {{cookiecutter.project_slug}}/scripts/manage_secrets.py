@@ -293,13 +293,22 @@ def store(text: str, before: str, config: str) -> None:
     say(f"Encrypted .env.enc for {len(recipients)} recipient(s). Commit it")
 
 
+def first_env(example: str) -> str:
+    """Return a .env with the secrets alone. A copy of a default would hide its later changes."""
+    lines = ["# .env.example lists all settings with their defaults. Set others here.\n"]
+    for comment, name in re.findall(r"^(#.*\n)?(\w+)=", example, re.MULTILINE):
+        is_random = "random in a first .env" in comment
+        if is_random or SECRET_NAME.search(name):
+            lines.append(f"{comment}{name}='{secrets.token_hex(16) if is_random else ''}'\n")
+    return "".join(lines)
+
+
 @locked()
 def init(_: argparse.Namespace) -> None:
     """Make what is missing of a first .env, the age key and .sops.yaml."""
     made = []
     if not ENV.exists() and not ENCRYPTED.exists() and EXAMPLE.is_file():
-        marked = re.compile(r"^(#.*random in a first \.env.*\n\w+=).*", re.MULTILINE)
-        replace(ENV, marked.sub(lambda line: f"{line[1]}'{secrets.token_hex(16)}'", read(EXAMPLE)))
+        replace(ENV, first_env(read(EXAMPLE)))
         made.append(".env with random secrets for the containers")
     if not KEY.exists() and not key_variables():
         replace(KEY, make_key())

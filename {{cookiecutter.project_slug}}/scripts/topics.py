@@ -50,9 +50,9 @@ PARAMETERS = {
 }
 MODES: dict[str, JsonSchemaMode] = {"send": "serialization", "receive": "validation"}
 SETTINGS_INTRODUCTION = """\
-# All settings with their defaults, written by `make docs`. Copy this file to .env and set values
-# there. Put each value in single quotes: Docker Compose and Python read those in the same way.
-# An empty value stands for the default. Headings separate the blocks, since sops drops blank lines.
+# All settings with their defaults, written by `make docs`. Set values in .env, each in single
+# quotes: Docker Compose and Python read those in the same way. An empty value stands for the
+# default. Headings separate the blocks, since sops drops blank lines.
 """
 TOPICS_INTRODUCTION = """\
 # Topics
