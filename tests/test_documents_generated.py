@@ -79,6 +79,7 @@ class Pets(Message):
     rooms: dict[str, list[int]] = {}
 
 class Feed(BaseModel):
+    status: str
     grams: float = Field(json_schema_extra={"unit": "g"})
 
 COMMANDS = [
@@ -202,6 +203,19 @@ def test_settings_and_topics_of_any_kind_are_documented(repository: BakedProject
     assert "\n| `power?` | number | kW | Of the lamp \\| the fan |\n" in repository.read(
         "docs/topics.md"
     )
+
+
+@pytest.mark.real
+def test_fleet_offers_every_argument_of_a_command(repository: BakedProject) -> None:
+    add_odd_service(repository)
+    add_service(repository, "fleet", "fleet")
+    assert topics_script(repository).returncode == 0
+    program = (
+        "from catalog import Catalog; print([*Catalog().commands('odd')[0].arguments['required']])"
+    )
+    path = {"PYTHONPATH": f"{repository.path}:{repository.file('services/fleet')}"}
+    done = repository.run(python_of(repository), "-c", program, env=path)
+    assert done.stdout == "['status', 'grams']\n"
 
 
 @pytest.mark.real

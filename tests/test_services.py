@@ -82,7 +82,8 @@ def test_adds_a_directory_a_test_and_a_line_to_each_list(
     repository: BakedProject, kind: str
 ) -> None:
     before = tree(repository)
-    add(repository, "soil-moisture", kind, "--description", "Watches the soil")
+    command = ("scripts/new-service.sh", "soil-moisture", "--type", kind)
+    said = repository.run(*command, "--description", "Watches the soil").stdout
     changed = {name for name, content in tree(repository).items() if before.get(name) != content}
     outside = {name for name in changed if not name.startswith("services/soil-moisture")}
     documents = {".env.example", "docs/topics.md", "docs/asyncapi.json"}
@@ -97,12 +98,14 @@ def test_adds_a_directory_a_test_and_a_line_to_each_list(
     port = ["127.0.0.1:${SOIL_MOISTURE_HTTP_PORT:-8090}:8090"] if kind == "fleet" else None
     assert service.get("ports") == port
     assert "# Watches the soil\n" in repository.read("services/soil-moisture/compose.yml")
+    assert ("Set SOIL_MOISTURE_PASSWORD in .env" in said) == (kind == "fleet")
     assert "SOIL_MOISTURE_" in repository.read(".env.example")
     repository.uv_run("python", "scripts/topics.py", "--check")
 
 
 def test_make_fleet_adds_the_page_with_a_password_once(repository: BakedProject) -> None:
     said = repository.run("make", "fleet").stdout
+    assert "Set FLEET_PASSWORD" not in said
     assert "http://127.0.0.1:8090" in said
     assert included(repository, LISTS[0])[-1] == "services/fleet/compose.yml"
     assert re.search(r"^FLEET_PASSWORD='[\w-]{16}'\n\Z", repository.read(".env"), re.MULTILINE)

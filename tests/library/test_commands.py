@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import structlog
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from shared.commands import CommandRouter
 from shared.mqtt import CommandError
 from shared.mqtt.dedup import Recent
-from shared.schemas import Command, CommandReply
+from shared.schemas import Command, CommandReply, Message
 
 
 @pytest.fixture
@@ -290,3 +290,15 @@ def test_a_command_has_one_handler(router: CommandRouter) -> None:
     router.register("refresh", lambda _command: None)
     with pytest.raises(ValueError, match="'refresh' already has a handler"):
         router.register("refresh", lambda _command: None)
+
+
+def test_an_argument_that_cannot_arrive_is_rejected(router: CommandRouter) -> None:
+    class Restart(BaseModel):
+        service: str
+
+    class Feed(Message):
+        grams: float
+
+    with pytest.raises(ValueError, match="command 'restart': service cannot be an argument"):
+        router.register("restart", lambda _arguments: None, Restart)
+    router.register("feed", lambda _arguments: None, Feed)

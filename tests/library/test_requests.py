@@ -40,6 +40,7 @@ class Charging(BaseModel):
 
 class TracedCharge(Command):
     power_kw: float
+    target: str = ""
 
 
 CHARGE = CommandSpec(name="charge", arguments=Charge, reply=Charging, description="charge the car")
@@ -63,7 +64,8 @@ class Charger(BaseService[Settings]):
         return Charging(energy_kwh=2 * arguments.power_kw)
 
     def traced(self, command: TracedCharge) -> dict[str, Any]:
-        return {"power_kw": command.power_kw, "asked_by": command.service}
+        asked_by = command.service
+        return {"power_kw": command.power_kw, "asked_by": asked_by, "target": command.target}
 
 
 class Panel(BaseService[Settings]):
@@ -95,8 +97,8 @@ async def test_arguments_and_results_are_models(panel: Panel, charger: Charger) 
 async def test_a_model_of_the_whole_command_has_its_envelope(
     panel: Panel, charger: Charger
 ) -> None:
-    reply = await panel.send_command("charger", "traced", power_kw=1)
-    assert (reply["power_kw"], reply["asked_by"]) == (1.0, "panel")
+    reply = await panel.send_command("charger", "traced", power_kw=1, target="car")
+    assert (reply["power_kw"], reply["asked_by"], reply["target"]) == (1.0, "panel", "car")
 
 
 async def test_arguments_that_are_not_valid_get_an_error_reply_without_a_dead_letter(

@@ -43,6 +43,11 @@ class CommandRouter:
         if name in self._handlers:
             message = f"command {name!r} already has a handler"
             raise ValueError(message)
+        required = {key for key, field in model.model_fields.items() if field.is_required()}
+        taken = required & Command.model_fields.keys()
+        if taken and not issubclass(model, Command):
+            message = f"command {name!r}: {', '.join(sorted(taken))} cannot be an argument"
+            raise ValueError(message)
         self._handlers[name] = handler, model
 
 {% if cookiecutter.include_home_assistant %}

@@ -360,7 +360,7 @@ class Settings(BaseSettings):
 def load_settings[S: Settings](settings_class: type[S]) -> S:
     """Read the settings, and redact their secrets in the log from now on.
 
-    Raises ConfigurationError, which never contains a value.
+    Raises ConfigurationError, which contains no value but a path or an address.
     """
     try:
         settings = settings_class()

@@ -299,6 +299,7 @@ class BaseService[S: Settings](ABC):
         self,
         target: str,
         command: str,
+        /,
         *,
         model: type[R],
         timeout_seconds: float = 5.0,
@@ -309,6 +310,7 @@ class BaseService[S: Settings](ABC):
         self,
         target: str,
         command: str,
+        /,
         *,
         model: None = None,
         timeout_seconds: float = 5.0,
@@ -318,6 +320,7 @@ class BaseService[S: Settings](ABC):
         self,
         target: str,
         command: str,
+        /,
         *,
         model: type[BaseModel] | None = None,
         timeout_seconds: float = 5.0,
@@ -327,7 +330,8 @@ class BaseService[S: Settings](ABC):
 
         If no `model` is set, an error reply does not raise, so check its `status`. The target does
         not start a command after `timeout_seconds`. Pass the same `request_id` to repeat a command
-        without running it twice.
+        without running it twice. The `fields` are the arguments of the command, with
+        any names but `model` and `timeout_seconds`.
 
         Raises:
             NotConnectedError: This service is not connected, or it disconnects during the wait.

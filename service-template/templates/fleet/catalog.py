@@ -8,11 +8,10 @@ from typing import Any
 from schemas import CommandInfo
 
 import shared
-from shared.schemas import Command, CommandReply
+from shared.schemas import Command
 
 # Beside shared/, in a container as on the host.
 FILE = Path(shared.__file__).parents[1] / "docs" / "asyncapi.json"
-_ENVELOPE = Command.model_fields.keys() | CommandReply.model_fields.keys()
 
 
 class Catalog:
@@ -43,7 +42,7 @@ class Catalog:
             properties = {
                 field: self._resolve(one)
                 for field, one in schema["properties"].items()
-                if field not in _ENVELOPE
+                if field not in Command.model_fields
             }
             required = [field for field in schema.get("required", []) if field in properties]
             arguments = {"type": "object", "properties": properties, "required": required}

@@ -74,6 +74,9 @@ class ServiceSettings(Settings):
         if not password.get_secret_value() and not _is_loopback(host):
             message = f"must be set in .env to listen on {host}"
             raise ValueError(message)
+        if not password.get_secret_value().isascii():
+            message = "must be ASCII, as HTTP Basic sends it"
+            raise ValueError(message)
         return password
 
 

@@ -357,6 +357,8 @@ def test_needs_a_password_beyond_this_machine(
     with pytest.raises(ValidationError, match=r"must be set in \.env"):
         make_settings(settings, http_host=host)
     assert make_settings(settings, http_host=host, password=SecretStr(PASSWORD))
+    with pytest.raises(ValidationError, match="must be ASCII"):
+        make_settings(settings, http_host=host, password=SecretStr("größe"))
 
 
 async def test_alerts_once_and_again_after_the_recovery(

@@ -29,7 +29,7 @@ from shared.tracing import MAX_ID_LENGTH, bind_trace_id, current_trace_id, new_t
 GRACEFUL_STOP_SECONDS = 1
 MAX_BODY_BYTES = 1_000_000
 # Fields of a command itself, and parameters of send_command().
-_RESERVED = Command.model_fields.keys() | {"model", "self", "target", "timeout_seconds"}
+_RESERVED = Command.model_fields.keys() | {"model", "timeout_seconds"}
 
 
 class CommandRequest(BaseModel):
