@@ -246,8 +246,9 @@ def docker(tmp_path: Path) -> dict[str, str]:
     program = tmp_path / "docker"
     program.write_text(
         f"#!/bin/sh\necho $* >>{tmp_path}/calls\n"
-        'case "$*" in *" ps "*) echo c1 ;; inspect*) echo 2020-01-01T00:00:00.123456789Z ;; esac\n'
+        f'case "$*" in *" ps "*) echo c1 ;; inspect*) cat {tmp_path}/container ;; esac\n'
     )
+    (tmp_path / "container").write_text("2020-01-01T00:00:00.123456789Z healthy\n")
     program.chmod(0o755)
     return {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
 
@@ -268,14 +269,33 @@ def test_debug_without_a_service_builds_nothing(
     assert "build" not in (tmp_path / "calls").read_text()
 
 
-def test_diagnose_uses_a_new_container_when_the_settings_are_newer(
-    project: BakedProject, docker: dict[str, str], tmp_path: Path
+@pytest.mark.parametrize(
+    ("container", "reason"),
+    [
+        ("2020-01-01T00:00:00.1Z healthy", f".env is newer than the container of {SERVICE}"),
+        # One that ends and starts again would take the checks with it.
+        ("2199-01-01T00:00:00.1Z starting", f"{SERVICE} is starting"),
+        ("2199-01-01T00:00:00.1Z unhealthy", f"{SERVICE} is unhealthy"),
+    ],
+)
+def test_diagnose_uses_a_new_container_when_the_other_one_is_not_good(
+    project: BakedProject, docker: dict[str, str], tmp_path: Path, container: str, reason: str
 ) -> None:
+    (tmp_path / "container").write_text(container)
     done = project.run("make", "--silent", "diagnose", f"SERVICE={SERVICE}", env=docker)
-    reason = f".env is newer than the container of {SERVICE}, so a new container is used."
-    assert reason in done.stderr.splitlines()
+    assert f"{reason}, so a new container is used." in done.stderr.splitlines()
     last = (tmp_path / "calls").read_text().splitlines()[-1]
     assert last == f"compose run --rm --no-deps {SERVICE} python diagnose.py"
+
+
+@pytest.mark.parametrize("health", ["", " healthy"])
+def test_diagnose_uses_the_container_that_runs(
+    project: BakedProject, docker: dict[str, str], tmp_path: Path, health: str
+) -> None:
+    (tmp_path / "container").write_text(f"2199-01-01T00:00:00.123456789Z{health}")
+    project.run("make", "--silent", "diagnose", f"SERVICE={SERVICE}", env=docker)
+    last = (tmp_path / "calls").read_text().splitlines()[-1]
+    assert last == f"compose exec {SERVICE} python diagnose.py"
 
 
 def test_without_a_broker_here_or_in_containers_watch_says_how_to_start_one(

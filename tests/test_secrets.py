@@ -839,6 +839,10 @@ def test_check_finds_nothing_until_env_and_env_enc_differ(repository: Repository
     assert "make secrets-decrypt" not in repository.do("edit", EDITOR="true").stdout
     os.utime(repository.file(".env"), (present + 0.01, present + 0.01))
     assert "make secrets-encrypt" in repository.do("stale").stdout
+    repository.file(".env").rename(repository.file(".env.previous"))
+    found = json.loads(repository.do("check").stdout)
+    assert {each["check"]: each["fix"] for each in found}[".env"] == "make secrets-decrypt"
+    repository.file(".env.previous").rename(repository.file(".env"))
     shutil.rmtree(repository.file(".sops"))
     assert repository.do("stale").stdout == ""
 

@@ -441,7 +441,8 @@ def findings() -> Iterator[tuple[str, str, str, str]]:
     """Yield check, status, detail and fix, as scripts/doctor.py shows them. No value is shown."""
     for name, path in {".env": ENV, **({} if key_variables() else {"age key": KEY})}.items():
         if not path.is_file():
-            yield name, "WARN", "missing", "make setup"
+            is_stored = path is ENV and ENCRYPTED.is_file()
+            yield name, "WARN", "missing", "make secrets-decrypt" if is_stored else "make setup"
         elif path.stat().st_mode & 0o077:
             yield name, "FAIL", "others can read it", f"chmod 600 {os.path.relpath(path, ROOT)}"
         else:

@@ -211,10 +211,14 @@ def diagnose_container(name: str, arguments: list[str]) -> int:
     compose = ["docker", "compose"]
     env, reason = ROOT / ".env", f"{name} does not run"
     running = run_tool(*compose, "ps", "--quiet", "--status", "running", name).stdout.split()
-    made = run_tool("docker", "inspect", "--format", "{{.Created}}", *running[:1]).stdout.strip()
-    if made:
+    fields = "{{.Created}} {{with .State.Health}}{{.Status}}{{end}}"
+    if found := run_tool("docker", "inspect", "--format", fields, *running[:1]).stdout.split():
+        made, *health = found
         is_stale = env.exists() and datetime.fromisoformat(made).timestamp() < env.stat().st_mtime
         reason = f".env is newer than the container of {name}" if is_stale else ""
+        if health in (["starting"], ["unhealthy"]):
+            # It may end during the checks, and start again.
+            reason = f"{name} is {health[0]}"
     if not reason:
         compose += ["exec", name]
     else:

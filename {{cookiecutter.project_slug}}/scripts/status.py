@@ -297,7 +297,7 @@ def main() -> int:
     if waiting := count_waiting_sessions(containers):
         sys.stderr.write(
             f"MQTT sessions without a client: {waiting}. The broker collects their messages for a"
-            " day. Start those services, or scale back up.\n"
+            " day. Start those services, scale back up, or wait if they were removed.\n"
         )
     for container in bad if options.logs else []:
         sys.stdout.write(f"\n=== last lines of {container['Row']}\n")
