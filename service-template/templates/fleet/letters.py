@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from schemas import KeptLetter, Kind
 
 from shared.config import ConfigurationError
-from shared.mqtt import encode
+from shared.mqtt import PayloadError, encode
 from shared.mqtt.topics import matches, validate_topic
 from shared.schemas import Command, DeadLetter
 
@@ -197,4 +197,8 @@ def replayed_payload(letter: KeptLetter, topic_prefix: str) -> bytes:
         return payload
     trace_id = content.get("trace_id") or letter.trace_id
     replay_id = f"{letter.id}-{secrets.token_hex(8)}"
-    return encode({**content, "trace_id": trace_id, "replay_id": replay_id})
+    try:
+        return encode({**content, "trace_id": trace_id, "replay_id": replay_id})
+    except PayloadError:
+        # Python reads a NaN, which JSON does not have.
+        return payload

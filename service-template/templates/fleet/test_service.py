@@ -211,11 +211,12 @@ async def test_replays_text_and_bytes_as_they_were(
 ) -> None:
     await fail(service, "garden/reading", "on")
     await fail(service, "garden/reading", "/wA=", encoding="base64")
+    await fail(service, "garden/reading", '{"value": NaN}')
     (kind,) = {letter["kind"] for letter in await letters(client)}
     response = await client.post("/api/v1/dead-letters/replay", json={"kind": kind})
-    assert response.json() == {"done": 2, "rejected": [], "remaining": 0}
+    assert response.json() == {"done": 3, "rejected": [], "remaining": 0}
     topic = f"{service.settings.topic_prefix}/garden/reading"
-    assert service.mqtt.payloads(topic) == ["on", b"\xff\x00"]
+    assert service.mqtt.payloads(topic) == ["on", b"\xff\x00", '{"value": NaN}']
 
 
 async def test_rejects_letters_that_a_replay_cannot_repeat(
