@@ -969,17 +969,30 @@ def test_the_documented_account_reaches_its_own_topics_alone(
 ) -> None:
     project = bake_copy(topic_prefix="home")
     page = project.read("docs/secrets.md")
-    blocks = dict(re.findall(r"^```(sh|text|yaml)\n(.*?)^```", page, re.MULTILINE | re.DOTALL))
-    start = project.file("infrastructure/mosquitto/start.sh")
-    start.write_text(
-        start.read_text().replace("unset MQTT_PASSWORD\n", blocks["sh"] + "unset MQTT_PASSWORD\n")
+    blocks = dict(
+        re.findall(r"^```(python|sh|text|yaml)\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     )
+    start = project.file("infrastructure/mosquitto/start.sh")
+    start.write_text(start.read_text().replace("else\n", f"{blocks['sh']}else\n"))
+    config = project.file("services/example-service/config.py")
+    imports = "from pydantic import SecretStr\nfrom shared.config import Secret\n"
+    docstring, rest = config.read_text().split("\n", 1)
+    field = blocks["python"].removeprefix("class ServiceSettings(Settings):\n")
+    config.write_text(f"{docstring}\n{imports}{rest}\n{field}")
+    project.uv_run("python", "scripts/topics.py")
+    # As CI does.
+    project.file(".env").unlink()
+    project.run("make", "setup")
     acl = project.file("infrastructure/mosquitto/acl.conf")
     acl.write_text(blocks["text"])
     for path in (acl.parent, acl):
         path.chmod(path.stat().st_mode | 0o055)
     with project.file(".env").open("a") as env:
-        env.write("METER_PASSWORD='meter-password'\nOTHER_TOKEN='of-another-service'\n")
+        env.write("OTHER_TOKEN='of-another-service'\n")
+    own, shared = (
+        re.findall(f"^{name}='(.*)'$", project.read(".env"), re.MULTILINE)[0]
+        for name in ("METER_PASSWORD", "MQTT_PASSWORD")
+    )
     meter = "services: {meter: {image: none, env_file: .env, networks: [internal]}}\n"
     project.file("meter.yml").write_text(meter)
     project.file("example.yml").write_text(blocks["yaml"])
@@ -988,11 +1001,8 @@ def test_the_documented_account_reaches_its_own_topics_alone(
     compose = ("docker", "compose", "-p", name, *files)
     model = json.loads(project.run(*compose, "config", "--format", "json").stdout)
     assert model["services"]["meter"]["environment"] == {
-        "MQTT_USERNAME": "meter", "MQTT_PASSWORD": "meter-password",
+        "MQTT_USERNAME": "meter", "MQTT_PASSWORD": own,
     }  # fmt: skip
-
-    password = re.search("^MQTT_PASSWORD='(.*)'$", project.read(".env"), re.MULTILINE)
-    assert password
 
     def client(tool: str, user: str, password: str, *options: str, check: bool = True) -> str:
         inside = (*compose, "exec", "-T", "mqtt", f"mosquitto_{tool}", "-u", user, "-P", password)
@@ -1000,8 +1010,8 @@ def test_the_documented_account_reaches_its_own_topics_alone(
 
     def arrives(topic: str) -> bool:
         """Publish on a topic as `meter`, and return whether the message reaches `services`."""
-        client("pub", "meter", "meter-password", "-t", topic, "-m", "it", "-r", "-q", "1")
-        services = ("services", password[1])
+        client("pub", "meter", own, "-t", topic, "-m", "it", "-r", "-q", "1")
+        services = ("services", shared)
         client("pub", *services, "-t", "home/end", "-m", "end", "-r", "-q", "1")
         first = client("sub", *services, "-t", topic, "-t", "home/end", "-C", "1", "-W", "10")
         return first == "it"
@@ -1014,6 +1024,6 @@ def test_the_documented_account_reaches_its_own_topics_alone(
         assert arrives("home/diagnose-1/echo")
         assert not arrives("home/other/data")
         hidden = ("-t", "home/end", "-t", "home/meter/data", "-C", "1", "-W", "10")
-        assert client("sub", "meter", "meter-password", *hidden) == "it"
+        assert client("sub", "meter", own, *hidden) == "it"
     finally:
         project.run(*compose, "down", "--volumes", check=False)

@@ -481,7 +481,7 @@ def test_a_service_on_another_host_as_documented(
         )
         account = re.findall(r"```sh\n(.*?)```", secrets, re.S)[0]
         start = project.file("infrastructure/mosquitto/start.sh")
-        replace_in(start, "unset MQTT_PASSWORD", f"{account}unset MQTT_PASSWORD")
+        replace_in(start, "else\n", f"{account}else\n")
         access = re.findall(r"```text\n(.*?)```", secrets, re.S)[0]
         project.file("infrastructure/mosquitto/acl.conf").write_text(access)
         with project.file("infrastructure/mosquitto/mosquitto.conf").open("a") as config:
