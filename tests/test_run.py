@@ -54,7 +54,8 @@ def project(bake: Bake, tmp_path_factory: pytest.TempPathFactory) -> BakedProjec
     project = BakedProject(path, original.answers, original.environments)
     project.run("scripts/new-service.sh", "listener", "--type", "subscriber")
     project.run("scripts/new-service.sh", "gateway", "--type", "http-api")
-    write_env(project, GATEWAY_HTTP_PORT=str(free_port()))
+    # Only `make debug` waits for a debugger.
+    write_env(project, GATEWAY_HTTP_PORT=str(free_port()), DEBUG_SERVICE=SERVICE)
     return project
 
 

@@ -79,7 +79,8 @@ def corrected_command(answers: dict[str, str], examples: dict[str, str]) -> str:
             words += ["--description", values["description"]]
         return shlex.join(words)
     template = str(answers.get("_template") or "templates/service")
-    # `_template` names the repository, and `_repo_dir` the directory of this template in it.
+    # `_template` names the repository, and `_repo_dir` the directory of this template in it. It is
+    # `service-template` when cookiecutter takes it from the repository of the templates.
     directory = "service-template"
     is_inside = Path(answers.get("_repo_dir", "")).name == directory != Path(template).name
     inside = ["--directory", directory] if is_inside else []

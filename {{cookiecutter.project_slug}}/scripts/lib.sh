@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Beginning of every script. Sourcing this file changes to the repository's root, prints the
+# Beginning of every longer script in Bash. Sourcing this file changes to the repository's root, prints the
 # script's first comment on --help, and defines the functions below.
 set -euo pipefail
 

@@ -139,7 +139,8 @@ def run(programs: list[Path], *, debug: bool) -> int:
             own = {
                 "DATA_DIR": str(data),
                 "HEALTH_PATH": str(data / "healthcheck"),
-                "DEBUG_SERVICE": name if debug else "",
+                # No service has this name. An empty variable would leave the one in .env.
+                "DEBUG_SERVICE": name if debug else "-",
             }
             processes.append(
                 subprocess.Popen(

@@ -177,7 +177,7 @@ class _SecretFileSource(PydanticBaseSettingsSource):
 class Settings(BaseSettings):
     """Settings of all services. A service adds its own fields in a subclass.
 
-    A variable that is set but empty gets the default.
+    An empty variable counts as not set: `.env` applies, then the default.
     """
 
     model_config = SettingsConfigDict(

@@ -454,8 +454,8 @@ class MQTTClient:
         the acknowledgement of the broker.
 
         A message that times out is withdrawn. The broker may still receive it if it was written to
-        the connection before, because MQTT cannot take a message back. With `keep_trying`, it is
-        sent on the next connections until the process ends.
+        the connection before, because MQTT cannot take a message back. With `keep_trying`, the
+        error is raised as well, and it is sent on the next connections until the process ends.
 
         Raises:
             PublishTimeoutError: No acknowledgement in time.
@@ -535,7 +535,9 @@ class MQTTClient:
         except (AttributeError, TypeError, ValueError) as error:
             message = f"reply_to is not a valid topic: {topic!r}"
             raise PayloadError(message) from error
-        await self.publish(topic, {**payload, "request_id": request.get("request_id")})
+        request_id = request.get("request_id")
+        known = {} if request_id is None else {"request_id": request_id}
+        await self.publish(topic, {**payload, **known})
 
     def _on_reply(self, _topic: str, payload: Any) -> None:  # noqa: ANN401 - any JSON
         request_id = payload.get("request_id") if isinstance(payload, dict) else None
