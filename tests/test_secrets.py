@@ -975,9 +975,8 @@ def test_the_documented_account_reaches_its_own_topics_alone(
     start = project.file("infrastructure/mosquitto/start.sh")
     start.write_text(start.read_text().replace("else\n", f"{blocks['sh']}else\n"))
     config = project.file("services/example-service/config.py")
-    imports = "from pydantic import SecretStr\nfrom shared.config import Secret\n"
+    imports, field = blocks["python"].split("class ServiceSettings(Settings):\n")
     docstring, rest = config.read_text().split("\n", 1)
-    field = blocks["python"].removeprefix("class ServiceSettings(Settings):\n")
     config.write_text(f"{docstring}\n{imports}{rest}\n{field}")
     project.uv_run("python", "scripts/topics.py")
     # As CI does.
