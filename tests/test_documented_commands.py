@@ -102,6 +102,7 @@ ELSEWHERE = {
     "make lock docs lint test": "test_update.py::test_dependencies_of_both_sides_stay",
     "make template-check": "test_update.py::test_to_next_years",
     "make template-update": "test_update.py::test_to_next_years",
+    "scripts/uv run --frozen cruft update": "test_update.py::test_an_answer_is_changed_later",
     "scripts/add-package.sh": "test_services.py::test_a_package_of_one_service",
     "make add-package": "test_services.py::test_a_package_of_one_service",
     "make secrets-edit": "test_secrets.py::test_edit_changes_env_enc",

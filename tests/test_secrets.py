@@ -839,6 +839,13 @@ def test_check_finds_nothing_until_env_and_env_enc_differ(repository: Repository
     assert "make secrets-decrypt" not in repository.do("edit", EDITOR="true").stdout
     os.utime(repository.file(".env"), (present + 0.01, present + 0.01))
     assert "make secrets-encrypt" in repository.do("stale").stdout
+    # A colleague has added MORE, and this .env has another line.
+    repository.do("encrypt")
+    repository.write(".env", repository.read(".env").replace("MORE=1", "OTHER=1"))
+    said = repository.do("stale").stdout
+    assert ".env lacks MORE, which .env.enc has" in said
+    assert "make secrets-decrypt" in said
+    assert "Removed MORE." in repository.do("encrypt").stdout
     repository.file(".env").rename(repository.file(".env.previous"))
     found = json.loads(repository.do("check").stdout)
     assert {each["check"]: each["fix"] for each in found}[".env"] == "make secrets-decrypt"

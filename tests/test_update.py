@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -364,6 +365,27 @@ def test_without_the_template_nothing_happens(make: Maker, tmp_path: Path, targe
     done = project.run("make", target, check=False)
     assert done.returncode != 0
     assert "there is no .cruft.json" in done.stderr
+
+
+@pytest.mark.slow
+def test_an_answer_is_changed_later_as_documented(
+    cookiecutter: Cookiecutter, tmp_path: Path, environments: Path
+) -> None:
+    origin = Published(tmp_path / "template")
+    output = tmp_path / "output"
+    done = cookiecutter(output=output, template=origin.address, include_home_assistant=False)
+    assert done.returncode == 0, done.stderr
+    project = BakedProject(output / SLUG, environments=environments)
+    page = project.read("docs/upgrading.md")
+    (command,) = re.findall(r"^scripts/uv run --frozen (cruft update .*)$", page, re.MULTILINE)
+    assert not project.file("shared/home_assistant.py").exists()
+    project.uv_run(*shlex.split(command))
+    assert project.file("shared/home_assistant.py").exists()
+    assert project.file("docs/home-assistant.md").exists()
+    assert [name for name in project.files() if name.endswith(".rej")] == []
+    answers = project.json(".cruft.json")["context"]["cookiecutter"]
+    assert str(answers["include_home_assistant"]).lower() == "true"
+    project.run("scripts/lock.sh", "--check")
 
 
 @pytest.mark.slow

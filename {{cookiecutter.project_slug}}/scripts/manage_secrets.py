@@ -125,6 +125,12 @@ def without_blank_lines(text: str) -> str:
     return "".join(f"{line}\n" for line in text.split("\n") if line.strip())
 
 
+def names_without(text: str, stored: str) -> str:
+    """Return the names in a stored dotenv text that another one lacks, such as `A, B`."""
+    names = re.compile(r"^(?:export\s+)?(\w+)\s*=", re.MULTILINE)
+    return ", ".join(sorted({*names.findall(stored)} - {*names.findall(text)}))
+
+
 def lines_unlike(pattern: re.Pattern[str], text: str) -> str:
     """Return the numbers of the lines that do not match, such as `2, 5`."""
     lines = enumerate(text.split("\n"), 1)
@@ -333,7 +339,10 @@ def init(_: argparse.Namespace) -> None:
 def encrypt(_: argparse.Namespace) -> None:
     """Encrypt .env to .env.enc for the recipients in .sops.yaml."""
     # Replacing values that this key cannot read would lose them.
-    store(read(ENV), open_values() if ENCRYPTED.is_file() else "", read(CONFIG))
+    before = open_values() if ENCRYPTED.is_file() else ""
+    store(read(ENV), before, read(CONFIG))
+    if removed := names_without(read(ENV), before):
+        say(f"Removed {removed}. If you want to keep that: git restore .env.enc")
 
 
 @locked()
@@ -469,7 +478,11 @@ def compare_env(stored: str) -> Iterator[tuple[str, str, str, str]]:
         newer = ENV.stat().st_mtime > ENCRYPTED.stat().st_mtime
         state, way = ("newer", "encrypt") if newer else ("older", "decrypt")
         detail = f".env is {state} than .env.enc, and has other values"
-        yield "values", "WARN", detail, f"make secrets-{way}"
+        fix = f"make secrets-{way}"
+        if absent := names_without(read(ENV), stored):
+            detail = f".env lacks {absent}, which .env.enc has"
+            fix = "make secrets-decrypt, and take your lines from .env.previous"
+        yield "values", "WARN", detail, fix
     if odd := ", ".join(map(str, find_ambiguous(read(ENV)))):
         detail = f"Compose and Python read these lines differently: {odd}"
         yield "lines", "FAIL", detail, "write NAME='value', without ' and \\ in the value"
