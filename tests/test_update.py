@@ -379,13 +379,20 @@ def test_an_answer_is_changed_later_as_documented(
     page = project.read("docs/upgrading.md")
     (command,) = re.findall(r"^scripts/uv run --frozen (cruft update .*)$", page, re.MULTILINE)
     assert not project.file("shared/home_assistant.py").exists()
-    project.uv_run(*shlex.split(command))
+    option = command.replace('"python_version": "3.14"', '"include_home_assistant": "true"')
+    assert option != command
+    project.uv_run(*shlex.split(option))
     assert project.file("shared/home_assistant.py").exists()
     assert project.file("docs/home-assistant.md").exists()
     assert [name for name in project.files() if name.endswith(".rej")] == []
     answers = project.json(".cruft.json")["context"]["cookiecutter"]
     assert str(answers["include_home_assistant"]).lower() == "true"
     project.run("scripts/lock.sh", "--check")
+    commit(project, "With Home Assistant")
+    project.uv_run(*shlex.split(command))
+    assert project.read(".python-version") == "3.14\n"
+    assert "3.14" in project.read("base/Dockerfile")
+    assert project.file("shared/home_assistant.py").exists()
 
 
 @pytest.mark.slow
