@@ -287,7 +287,8 @@ def test_nothing_but_code_goes_to_docker(stack: ServiceStack, tmp_path: Path) ->
     sizes = re.findall(rf"^{step} transferring context: ([\d.]+)([kMG]?)B", progress, re.MULTILINE)
     assert sizes, progress
     factors = {"": 1, "k": 1_000, "M": 1_000_000, "G": 1_000_000_000}
-    assert 1_000 < max(float(size) * factors[unit] for size, unit in sizes) < 500_000
+    # Docker transfers only what it has not got from an earlier build.
+    assert max(float(size) * factors[unit] for size, unit in sizes) < 500_000
 
 
 def test_age_keys_do_not_go_to_docker_and_a_garage_keypad_does(
