@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# Beginning of every longer script in Bash. Sourcing this file changes to the repository's root, prints the
-# script's first comment on --help, and defines the functions below.
+# Beginning of the longer scripts in Bash. Sourcing this file changes to the repository's root,
+# prints the script's first comment on --help, and defines the functions below.
 set -euo pipefail
 
 # Exported by the user, these would lead to another directory or another repository.

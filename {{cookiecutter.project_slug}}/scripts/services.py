@@ -250,11 +250,12 @@ def add(options: argparse.Namespace) -> None:
     for path, text in lists.items():
         atomic_write(path, text)
     password = f"{service.prefix}PASSWORD"
-    is_open = options.type == "fleet" and not read_dotenv(ROOT / ".env", warn=False).get(password)
+    values = read_dotenv(ROOT / ".env", warn=False)
+    needs_password = options.type == "fleet" and not values.get(password)
     say(
         f"Added services/{service.name} and {service.test.relative_to(ROOT)},",
         f"with one line each in {COMPOSE} and {EXAMPLE}.",
-        *([f"Set {password} in .env, which its container needs."] if is_open else []),
+        *([f"Set {password} in .env, which its container needs."] if needs_password else []),
         f"Next: make test SERVICE={service.name}, make run SERVICE={service.name}, or make up.",
     )
 

@@ -330,8 +330,8 @@ class BaseService[S: Settings](ABC):
 
         If no `model` is set, an error reply does not raise, so check its `status`. The target does
         not start a command after `timeout_seconds`. Pass the same `request_id` to repeat a command
-        without running it twice. The `fields` are the arguments of the command, with
-        any names but `model`, `timeout_seconds` and the fields of `Command`.
+        without running it twice. The `fields` are the arguments of the command, with any names but
+        `model`, `timeout_seconds` and the fields of `Command`.
 
         Raises:
             NotConnectedError: This service is not connected, or it disconnects during the wait.

@@ -43,9 +43,7 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     names = {name.upper() for name in Settings.model_fields}
     names |= {f"{name}_FILE" for name in names}
     # The settings of services begin with their names.
-    prefixes = tuple(
-        path.name.upper().replace("-", "_") + "_" for path in (ROOT / "services").iterdir()
-    )
+    prefixes = tuple(path.name.upper().replace("-", "_") + "_" for path in ROOT.glob("services/*"))
     for name in list(os.environ):
         upper = name.upper()
         if upper in names or upper.startswith(prefixes) or upper.endswith("_PROXY"):

@@ -105,7 +105,7 @@ class BufferedClient(Client):
             with self._out_message_mutex:
                 if mid in self._out_messages:
                     code = self._do_on_publish(mid, _SUCCESS, _NO_PROPERTIES)
-                    # Only now, so that paho no longer holds a message whose `publish` has returned.
+                    # Last, so that paho no longer holds a message whose `publish` has returned.
                     self.on_sent(mid)
                     return code
         else:
