@@ -66,9 +66,13 @@ class ScriptedBroker:
         self.drop_connection()
         await self._server.wait_closed()
 
+    async def first(self) -> Packet:
+        """Return the next packet of any kind."""
+        return await soon(self._received.get())
+
     async def next(self, kind: Kind) -> Packet:
         """Return the next packet of this kind, and skip all others."""
-        while (packet := await soon(self._received.get())).kind is not kind:
+        while (packet := await self.first()).kind is not kind:
             pass
         return packet
 

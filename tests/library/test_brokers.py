@@ -1,5 +1,7 @@
 """Brokers of a test run: none outlives it."""
 
+import asyncio
+import itertools
 import os
 import socket
 import subprocess
@@ -8,6 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
+from paho.mqtt.client import Client
+from paho.mqtt.enums import CallbackAPIVersion
 
 from tests.brokers import HOST, EmbeddedBroker
 from tests.conftest import ROOT
@@ -81,3 +85,27 @@ async def test_a_client_gets_no_retained_messages_for_subscriptions_of_another_c
         await client.disconnect()
     finally:
         broker.stop()
+
+
+async def test_a_client_connects_again_while_another_one_subscribes(tmp_path: Path) -> None:
+    broker = EmbeddedBroker(tmp_path)
+    broker.start()
+    try:
+        async with Observer(broker.host, broker.port, "one") as one:
+            numbers = itertools.count()
+            one._client.on_subscribe = lambda client, *_: client.subscribe(f"two/{next(numbers)}")
+            one._client.subscribe("two")
+            for number in range(20):
+                kept = Client(CallbackAPIVersion.VERSION2, "kept", clean_session=False)
+                connected = asyncio.Event()
+                kept.on_subscribe = lambda *_, event=connected: one._call(event.set)
+                kept.connect(broker.host, broker.port)
+                kept.loop_start()
+                kept.subscribe("kept/#")
+                await soon(connected.wait())
+                kept.publish(f"kept/{number}", "x", retain=True)
+                kept.disconnect()
+                await asyncio.to_thread(kept.loop_stop)
+    finally:
+        broker.stop()
+    assert "RuntimeError" not in broker.log.read_text()

@@ -2,6 +2,7 @@
 
 import asyncio
 import struct
+import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from shared.mqtt import MQTTClient
 from tests.library.conftest import MakeClient
 from tests.library.probes import LogProbe, Recorder
 from tests.library.scripted_broker import Kind, ScriptedBroker
+from tests.observer import PATIENCE_SECONDS
 from tests.probes import soon, until
 
 COUNT = 50
@@ -145,3 +147,55 @@ async def test_a_message_is_written_at_once(scripted: ScriptedBroker, client: MQ
         for number in range(COUNT):
             await client.publish("out", number, qos=0)
             await scripted.next_publish("out")
+
+
+@pytest.mark.parametrize("moment", ["on_pre_connect", "on_socket_open"])
+async def test_a_message_that_is_published_while_the_client_reconnects(
+    scripted: ScriptedBroker, client: MQTTClient, moment: str
+) -> None:
+    paho: Any = client._connection._client
+    loop, published = asyncio.get_running_loop(), threading.Event()
+    callback: Callable[..., None] = getattr(paho, moment)
+
+    def publish(number: int) -> None:
+        tasks.append(asyncio.create_task(client.publish("out", str(number))))
+        loop.call_soon(published.set)
+
+    def pause(*arguments: Any) -> None:
+        callback(*arguments)
+        loop.call_soon_threadsafe(publish, 3)
+        assert published.wait(PATIENCE_SECONDS)
+
+    tasks: list[asyncio.Task[None]] = []
+    scripted.silent_on = {Kind.PUBLISH}
+    for number in range(3):
+        publish(number)
+        await scripted.next_publish("out")
+    published.clear()
+    setattr(paho, moment, pause)
+    scripted.silent_on = set()
+    scripted.drop_connection()
+    assert (await scripted.first()).kind is Kind.CONNECT
+    numbers = [int((await scripted.next_publish("out")).body[7:]) for _ in range(4)]
+    assert numbers == [0, 1, 2, 3]
+    await soon(asyncio.gather(*tasks))
+
+
+async def test_connect_comes_before_what_a_lost_connection_has_left(
+    scripted: ScriptedBroker, make_client: MakeClient
+) -> None:
+    client = make_client(scripted)
+    paho: Any = client._connection._client
+    callback: Callable[..., None] = paho.on_socket_open
+
+    def acknowledge_late(*arguments: Any) -> None:
+        callback(*arguments)
+        paho.acknowledge([1])
+
+    paho.on_socket_open = acknowledge_late
+    client.connect_background()
+    await soon(client.wait_connected())
+    await client.disconnect()
+    kinds = await scripted.rest_of_connection()
+    assert kinds[0] is Kind.CONNECT
+    assert Kind.PUBACK not in kinds

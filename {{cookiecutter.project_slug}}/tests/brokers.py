@@ -149,14 +149,18 @@ async def serve_embedded(port: int) -> None:
     from amqtt.contexts import BrokerConfig, ListenerConfig, ListenerType  # noqa: PLC0415
 
     class FixedBroker(AmqttBroker):  # type: ignore[misc]
-        """amqtt, with two of its faults corrected."""
+        """amqtt, with three of its faults corrected."""
 
         async def _publish_retained_messages_for_subscription(
             self, subscription: tuple[str, int], session: Any
         ) -> None:
-            """Only for its own subscriptions. amqtt takes those of all clients on a connect."""
+            """Only for its own subscriptions. amqtt takes those of all clients on a connect.
+
+            It does not wait, because amqtt goes through a table meanwhile, which must not change.
+            """
             if any(subscriber is session for subscriber, _ in self._subscriptions[subscription[0]]):
-                await super()._publish_retained_messages_for_subscription(subscription, session)
+                publish = super()._publish_retained_messages_for_subscription
+                self._tasks_queue.append(asyncio.create_task(publish(subscription, session)))
 
         async def _handle_message_delivery(self, session: Any, handler: Any, message: Any) -> Any:
             """Deliver messages that came before a DISCONNECT. amqtt forgets those in its queue."""

@@ -133,6 +133,9 @@ class BufferedClient(Client):
         qos: int,
         info: MQTTMessageInfo | None = None,
     ) -> MQTTErrorCode:
+        if command == MessageType.CONNECT:
+            # CONNECT must come first (section 3.1), and the others belong to a lost connection.
+            self._out_packet.clear()
         self._out_packet.append(
             {
                 "command": command,

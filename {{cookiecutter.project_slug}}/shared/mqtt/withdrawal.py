@@ -2,7 +2,7 @@
 
 from typing import Any, override
 
-from paho.mqtt.enums import MessageState, MQTTErrorCode
+from paho.mqtt.enums import ConnackCode, MessageState, MQTTErrorCode
 
 from shared.mqtt.buffered_client import BufferedClient
 
@@ -12,7 +12,7 @@ class WithdrawingClient(BufferedClient):
 
     MQTT 3.1.1 can only reject a message by closing the connection. After a lost connection, the
     messages that were in flight are sent one at a time. The rejected message is then the first one
-    without an acknowledgement.
+    without an acknowledgement. A message that is published during the connect follows in order.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 - those of paho
@@ -45,6 +45,25 @@ class WithdrawingClient(BufferedClient):
                 self._max_inflight_messages = 1
                 for message in messages[1:]:
                     message.state = MessageState.MQTT_MS_QUEUED
+
+    @override
+    def _send_publish(self, *message: Any, **options: Any) -> MQTTErrorCode:
+        # paho has a socket before it sends CONNECT. A broker closes a connection on which a message
+        # comes first.
+        if not self.is_connected():
+            return MQTTErrorCode.MQTT_ERR_NO_CONN
+        return super()._send_publish(*message, **options)
+
+    @override
+    def _handle_connack(self) -> MQTTErrorCode:
+        # The second byte is the return code (section 3.2.2.3).
+        if self._in_packet["packet"][1:2] != bytes([ConnackCode.CONNACK_ACCEPTED]):
+            return super()._handle_connack()
+        with self._out_message_mutex:
+            # paho would never send a message that was published since it began to connect and that
+            # follows a queued one.
+            self._messages_reconnect_reset_out()
+            return super()._handle_connack()
 
     @override
     def _do_on_publish(self, mid: int, *details: Any) -> MQTTErrorCode:
