@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +18,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from playwright.sync_api import Browser, sync_playwright
 
 from tests.baked import ROOT, BakedProject, user_environment
-from tests.stack import replace_in, until
+from tests.stack import PATIENCE_SECONDS, replace_in, until
 from tests.test_run import free_port
 
 PASSWORD = "correct horse"
@@ -80,13 +79,11 @@ class FleetStack:
                 start_new_session=True,
             )
 
-    def stop(self, name: str) -> float:
-        """Stop a process in order and return the seconds that it took."""
-        started = time.monotonic()
+    def stop(self, name: str) -> None:
+        """Stop a process in order."""
         process = self.processes.pop(name)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=20) == 0, self.log(name)
-        return time.monotonic() - started
+        assert process.wait(timeout=PATIENCE_SECONDS) == 0, self.log(name)
 
     def break_listener(self) -> None:
         """Restart the subscriber with a handler that fails for every reading."""

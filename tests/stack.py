@@ -72,6 +72,10 @@ class Stack:
         found: dict[str, Any] = json.loads(run("docker", "inspect", self.ids()[service]).stdout)[0]
         return found
 
+    def exit_code(self, service: str) -> int:
+        code: int = self.inspect(service)["State"]["ExitCode"]
+        return code
+
     def started_at(self, service: str) -> str:
         started: str = self.inspect(service)["State"]["StartedAt"]
         return started

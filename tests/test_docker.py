@@ -33,6 +33,8 @@ SERVICE = "example-service"
 ROW_OF_A_HEALTHY_SERVICE = re.compile(rf"^{SERVICE} +running +healthy ", re.MULTILINE)
 PUBLISH_TIMEOUT = timedelta(seconds=10)
 HEALTH_MAX_AGE_SECONDS = 8
+# The exit code of a container that Docker had to kill, 10 s after the signal.
+KILLED = 137
 # Hard values for .env: compose expands, python-dotenv unquotes.
 PASSWORD = 'p $HOME ${X} #no "q" = ü'
 USERNAME = 'the $1 #2 "user"'
@@ -437,27 +439,24 @@ def test_messages_that_wait_are_not_written_again_with_every_other(stack: Servic
     stack.end_session("flooded")
 
 
-def test_a_stop_is_quick_and_leaves_the_offline_status(stack: ServiceStack) -> None:
-    before = time.monotonic()
+def test_a_stop_kills_nothing_and_leaves_the_offline_status(stack: ServiceStack) -> None:
     stack.compose("stop", SERVICE)
-    assert time.monotonic() - before < 5
+    assert stack.exit_code(SERVICE) == 0
     (status,) = stack.messages(f"{SERVICE}/availability", retained=True)
     assert (status["status"], status["reason"]) == ("offline", "stopped")
     # While it starts as well, before it has a handler for the signal.
     stack.compose("start", SERVICE)
-    before = time.monotonic()
     stack.compose("stop", SERVICE)
-    assert time.monotonic() - before < 5
+    assert stack.exit_code(SERVICE) != KILLED
     stack.compose("start", SERVICE)
     until(lambda: stack.is_healthy(SERVICE), "healthy after the start")
 
 
 def test_state_outlives_the_containers(stack: ServiceStack) -> None:
     last = stack.messages(f"{SERVICE}/reading")[0]["cycle"]
-    before = time.monotonic()
+    stack.compose("stop")
+    assert KILLED not in {stack.exit_code(service) for service in stack.ids()}
     stack.compose("down")
-    # Nobody has to be killed after 10 s, the broker neither.
-    assert time.monotonic() - before < 10
     stack.up()
     assert stack.messages(f"{SERVICE}/reading")[0]["cycle"] > last
 
@@ -603,12 +602,11 @@ def test_deploy_starts_everything_and_shows_what_is_unhealthy(stack: ServiceStac
     for fault in (dies, hangs):
         with restored(main):
             main.write_text(fault)
-            before = time.monotonic()
             done = stack.deploy("--timeout", "10", check=False)
-            # The start period alone is 2 minutes.
-            assert time.monotonic() - before < 90
         assert done.returncode != 0
         assert "broken on purpose" in done.stdout.split(f"=== last lines of {SERVICE}\n")[1]
+    # It has not waited for the start period of the one that hangs, which is 2 minutes.
+    assert stack.inspect(SERVICE)["State"]["Health"]["Status"] == "starting"
     stack.deploy()
 
 
