@@ -181,20 +181,22 @@ async def test_a_message_that_is_published_while_the_client_reconnects(
     await soon(asyncio.gather(*tasks))
 
 
-async def test_connect_comes_before_what_a_lost_connection_has_left(
+async def test_connect_comes_first_and_what_a_lost_connection_has_left_is_dropped(
     scripted: ScriptedBroker, make_client: MakeClient
 ) -> None:
     client = make_client(scripted)
     paho: Any = client._connection._client
     callback: Callable[..., None] = paho.on_socket_open
 
-    def acknowledge_late(*arguments: Any) -> None:
+    def act_late(*arguments: Any) -> None:
         callback(*arguments)
         paho.acknowledge([1])
+        paho.close_connection()
 
-    paho.on_socket_open = acknowledge_late
+    paho.on_socket_open = act_late
     client.connect_background()
     await soon(client.wait_connected())
+    assert scripted.connections == 1
     await client.disconnect()
     kinds = await scripted.rest_of_connection()
     assert kinds[0] is Kind.CONNECT

@@ -60,7 +60,6 @@ class BufferedClient(Client):
     def reconnect(self) -> MQTTErrorCode:
         # The rest of a packet belongs to the lost connection.
         self._received = bytearray()
-        self._closing = self._half_closed = False
         return super().reconnect()
 
     def loop_read(self, max_packets: int = 1) -> MQTTErrorCode:  # noqa: ARG002 - as paho names it
@@ -134,8 +133,10 @@ class BufferedClient(Client):
         info: MQTTMessageInfo | None = None,
     ) -> MQTTErrorCode:
         if command == MessageType.CONNECT:
-            # CONNECT must come first (section 3.1), and the others belong to a lost connection.
+            # CONNECT must come first (section 3.1). Whatever the event loop has queued since the
+            # end of the last connection belongs to that one.
             self._out_packet.clear()
+            self._closing = self._half_closed = False
         self._out_packet.append(
             {
                 "command": command,
