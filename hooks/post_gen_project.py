@@ -324,7 +324,7 @@ def main() -> int:
     outcome = run(plan()[0])
     if outcome.status != "done":
         print(f"{outcome.step.title}: {outcome.detail}", file=sys.stderr)
-    print("Rendered for cruft. Run `git init` and `make setup` for its keys and hooks.")
+    print("Rendered by cruft. Only a new repository needs `git init` and `make setup` next.")
     return 0
 
 

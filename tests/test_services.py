@@ -656,9 +656,9 @@ def is_retained(topic: str, port: int) -> bool:
 
 
 def test_a_name_that_is_not_valid_is_not_given(repository: BakedProject) -> None:
-    assert "NAME: must be" in rejected(
-        repository, "scripts/rename-service.sh", "example-service", "No"
-    )
+    said = rejected(repository, "scripts/rename-service.sh", "example-service", "No")
+    assert "NEW: must be" in said
+    assert said.endswith("\n  scripts/rename-service.sh example-service soil-moisture\n\n")
     assert "taken" in rejected(
         repository, "scripts/rename-service.sh", "example-service", "patterns"
     )

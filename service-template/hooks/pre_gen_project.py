@@ -26,8 +26,10 @@ RESERVED = {
 }
 MAX_NAME, MAX_TITLE, MAX_DESCRIPTION = 40, 60, 100
 
-# scripts/new-service.sh renders elsewhere and names its repository here.
+# scripts/new-service.sh renders elsewhere and names its repository here. For a new name,
+# scripts/rename-service.sh names the service as well.
 REPOSITORY = os.environ.get("SERVICE_REPOSITORY")
+OLD_NAME = os.environ.get("SERVICE_OLD_NAME")
 
 
 def name_problem(value: str) -> str | None:
@@ -69,9 +71,11 @@ def find_problems(answers: dict[str, str]) -> list[tuple[str, str, str]]:
 
 
 def corrected_command(answers: dict[str, str], examples: dict[str, str]) -> str:
-    """Return the command that adds the service, with the examples in place of the bad answers."""
+    """Return the command to run, with the examples in place of the bad answers."""
     asked = ("service_name", "service_slug", "description", "service_type")
     values = {name: examples.get(name, answers[name]) for name in asked}
+    if OLD_NAME:
+        return shlex.join(["scripts/rename-service.sh", OLD_NAME, values["service_slug"]])
     if REPOSITORY:
         words = ["scripts/new-service.sh", values["service_slug"], "--type", values["service_type"]]
         # Its default is made from the name.
@@ -93,13 +97,14 @@ def corrected_command(answers: dict[str, str], examples: dict[str, str]) -> str:
 def find_refusal() -> list[str]:
     """Return the lines that say why nothing can be rendered, none when all is well."""
     if problems := find_problems(ANSWERS):
-        names = {"service_slug": "NAME", "description": "--description"} if REPOSITORY else {}
+        name = "NEW" if OLD_NAME else "NAME"
+        names = {"service_slug": name, "description": "--description"} if REPOSITORY else {}
         return [
             "These answers are not valid:",
             *(
-                f"  - {names.get(name, name)}: {rule}"
-                f" (got {ANSWERS[name]!r}, for example {example!r})"
-                for name, rule, example in problems
+                f"  - {names.get(answer, answer)}: {rule}"
+                f" (got {ANSWERS[answer]!r}, for example {example!r})"
+                for answer, rule, example in problems
             ),
             "\nNothing was written. With the examples filled in, the command is:\n",
             f"  {corrected_command(ANSWERS, {name: example for name, _, example in problems})}\n",

@@ -413,10 +413,8 @@ def check_rename(old: Service, new: Service) -> None:
     check_name_is_free(new)
     check_nothing_needs(old)
     # The template knows which names are valid.
-    try:
-        shutil.rmtree(render(new.name, "poller"))
-    except ServiceError:
-        reject(f"To rename, the command is: scripts/rename-service.sh {old.name} NEW")
+    os.environ["SERVICE_OLD_NAME"] = old.name
+    shutil.rmtree(render(new.name, "poller"))
 
 
 def write_renamed(source: Path, target: Path, old: Service, new: Service) -> None:
