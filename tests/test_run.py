@@ -19,7 +19,7 @@ import pytest
 from tests.baked import BakedProject, run, user_environment
 from tests.conftest import Bake
 from tests.debug_adapter import DebugAdapter
-from tests.stack import background, replace_in, until, write_env
+from tests.stack import background, replace_in, restored, until, write_env
 from tests.tools import needs, path_without
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(180)]
@@ -297,6 +297,20 @@ def test_diagnose_uses_the_container_that_runs(
     project.run("make", "--silent", "diagnose", f"SERVICE={SERVICE}", env=docker)
     last = (tmp_path / "calls").read_text().splitlines()[-1]
     assert last == f"compose exec {SERVICE} python diagnose.py"
+
+
+def test_watch_uses_a_container_whose_account_reads_everything(
+    project: BakedProject, docker: dict[str, str], tmp_path: Path
+) -> None:
+    program = tmp_path / "docker"
+    program.write_text(program.read_text().replace("echo c1", "printf 'gateway\\nlistener\\n'"))
+    compose = project.file("services/gateway/compose.yml")
+    env = {**docker, "MQTT_PORT": str(free_port())}
+    with restored(compose):
+        compose.write_text(f"{compose.read_text()}    environment:\n      MQTT_USERNAME: gateway\n")
+        project.run("make", "--silent", "watch", env=env)
+    last = (tmp_path / "calls").read_text().splitlines()[-1]
+    assert last.endswith(" listener python -m shared.console watch")
 
 
 def test_without_a_broker_here_or_in_containers_watch_says_how_to_start_one(

@@ -15,6 +15,7 @@ from structlog.stdlib import BoundLogger
 from shared.config import ConfigurationError, Settings, load_settings
 from shared.influx import InfluxClient, InfluxError
 from tests.conftest import MakeSettings
+from tests.fakes import FakeInflux
 from tests.library.conftest import ServeHTTP
 
 CSV = (
@@ -234,3 +235,23 @@ async def test_a_server_with_a_certificate_authority_of_its_own(
     async with InfluxClient.from_settings(other, logger) as client:
         with pytest.raises(InfluxError, match="CERTIFICATE_VERIFY_FAILED"):
             await client.ping()
+
+
+async def test_the_database_in_memory(
+    fake_influx: FakeInflux, make_settings: MakeSettings, logger: BoundLogger
+) -> None:
+    """The client is the real one, and checks what a service writes."""
+    fake_influx.rows = [{"room": "kitchen", "_value": 21.5}]
+    async with InfluxClient.from_settings(make_settings(), logger) as client:
+        await client.ping()
+        await client.write("climate", {"celsius": 21}, tags={"room": "kitchen"})
+        with pytest.raises(InfluxError):
+            await client.write("climate", {"celsius": float("nan")})
+        assert await client.query("from(bucket: b)", {"b": "home"}) == fake_influx.rows
+    (point,) = fake_influx.points
+    assert point == {
+        "measurement": "climate",
+        "fields": {"celsius": 21.0},
+        "tags": {"room": "kitchen"},
+    }
+    assert fake_influx.queries == [("from(bucket: b)", {"b": "home"})]

@@ -247,12 +247,15 @@ def console(arguments: list[str]) -> int:
         return call_console(*command, env=environment)
     compose = ["docker", "compose"]
     running = run_tool(*compose, "ps", "--services", "--status", "running").stdout.split()
-    service = next((name for name in running if (ROOT / "services" / name).is_dir()), None)
-    if service is None:
+    files = [ROOT / "services" / name / "compose.yml" for name in running]
+    services = [file for file in files if file.is_file()]
+    if not services:
         fail(
             f"No broker listens on {host}:{port}, and no service runs in a container. "
             "Run: make run SERVICE=name, or make up"
         )
+    # An account of its own may reach the topics of its service only.
+    service = min(services, key=lambda file: "MQTT_USERNAME" in file.read_text()).parent.name
     options = [] if sys.stdin.isatty() and sys.stdout.isatty() else ["--no-TTY"]
     options += ["--env", f"NO_COLOR={os.environ.get('NO_COLOR', '')}"]
     return call_console(*compose, "exec", *options, service, *command)

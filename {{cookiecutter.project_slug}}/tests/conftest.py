@@ -21,7 +21,7 @@ from shared.home_assistant import HomeAssistantClient
 {% endif %}
 from shared.log import get_logger
 from tests.brokers import Broker, make_broker
-from tests.fakes import {{ "FakeHomeAssistant, " if cookiecutter.include_home_assistant }}FakeMQTT
+from tests.fakes import {{ "FakeHomeAssistant, " if cookiecutter.include_home_assistant }}{{ "FakeInflux, " if cookiecutter.include_influxdb }}FakeMQTT
 from tests.running import StartedService, service_class
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -127,6 +127,19 @@ def fake_ha(monkeypatch: pytest.MonkeyPatch) -> FakeHomeAssistant:
 
     monkeypatch.setattr(HomeAssistantClient, "from_settings", make)
     monkeypatch.setattr(HomeAssistantClient, "watch", lambda _client, *ids: fake.watch(*ids))
+    return fake
+{% endif %}
+{% if cookiecutter.include_influxdb %}
+
+
+@pytest.fixture
+def fake_influx(monkeypatch: pytest.MonkeyPatch) -> FakeInflux:
+    """InfluxDB in memory, to which the client of every service in this test connects."""
+    # Slow to import, and few services use it.
+    from shared.influx import InfluxClient  # noqa: PLC0415
+
+    fake = FakeInflux()
+    monkeypatch.setattr(InfluxClient, "_connect", lambda _client: fake)
     return fake
 {% endif %}
 

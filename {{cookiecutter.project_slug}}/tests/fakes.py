@@ -1,4 +1,4 @@
-"""{{ "Stand-ins for the broker and for Home Assistant" if cookiecutter.include_home_assistant else "A stand-in for the broker" }}, for the tests of services."""
+"""Stand-ins for what services connect to, for their tests."""
 
 import asyncio
 import itertools
@@ -6,6 +6,9 @@ import itertools
 import json
 {% endif %}
 from collections.abc import {{ "AsyncGenerator, " if cookiecutter.include_home_assistant }}Callable, Sequence
+{% if cookiecutter.include_influxdb %}
+from types import SimpleNamespace
+{% endif %}
 from typing import Any, ClassVar
 
 {% if cookiecutter.include_home_assistant %}
@@ -257,4 +260,39 @@ class FakeHomeAssistant:
         if entity_id not in self.states:
             return httpx.Response(404, json={"message": "Entity not found."})
         return httpx.Response(200, json={"entity_id": entity_id, "state": self.states[entity_id]})
+{% endif %}
+{% if cookiecutter.include_influxdb %}
+
+
+class FakeInflux:
+    """Stands in for the official client. `InfluxClient` checks points as usual.
+
+    `points` holds what was written: measurement, fields, tags and, if it was set, time. `queries`
+    holds each query with its parameters, and `rows` is the result of each one.
+    """
+
+    def __init__(self) -> None:
+        self.points: list[dict[str, Any]] = []
+        self.queries: list[tuple[str, dict[str, Any]]] = []
+        self.rows: list[dict[str, Any]] = []
+
+    def write_api(self) -> "FakeInflux":
+        return self
+
+    def query_api(self) -> "FakeInflux":
+        return self
+
+    async def write(self, *, bucket: str, record: dict[str, Any]) -> bool:
+        self.points.append(record)
+        return True
+
+    async def query(self, flux: str, params: dict[str, Any]) -> list[SimpleNamespace]:
+        self.queries.append((flux, params))
+        return [SimpleNamespace(records=[SimpleNamespace(values=row) for row in self.rows])]
+
+    async def ping(self) -> bool:
+        return True
+
+    async def close(self) -> None:
+        pass
 {% endif %}
