@@ -18,7 +18,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from playwright.sync_api import Browser, sync_playwright
 
 from tests.baked import ROOT, BakedProject, user_environment
-from tests.stack import PATIENCE_SECONDS, replace_in, until
+from tests.stack import replace_in, until
 from tests.test_run import free_port
 
 PASSWORD = "correct horse"
@@ -83,7 +83,7 @@ class FleetStack:
         """Stop a process in order."""
         process = self.processes.pop(name)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=PATIENCE_SECONDS) == 0, self.log(name)
+        assert process.wait(timeout=20) == 0, self.log(name)
 
     def break_listener(self) -> None:
         """Restart the subscriber with a handler that fails for every reading."""

@@ -195,6 +195,8 @@ def test_the_page_heals_after_a_restart(stack: FleetStack, page: Page) -> None:
     stack.stop("fleet")
     expect(page.get_by_text("No connection to this service")).to_be_visible()
     assert "Traceback" not in stack.log("fleet")
+    # The stop has ended the open stream of the page, and has not waited for its timeout.
+    assert "graceful shutdown exceeded" not in stack.log("fleet")
     # A letter of its downtime arrives as well, because the broker keeps the session.
     fail(stack, "meter", payload="meanwhile")
     stack.start("fleet")

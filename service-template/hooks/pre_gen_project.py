@@ -26,8 +26,8 @@ RESERVED = {
 }
 MAX_NAME, MAX_TITLE, MAX_DESCRIPTION = 40, 60, 100
 
-# scripts/new-service.sh renders elsewhere and names its repository here. For a new name,
-# scripts/rename-service.sh names the service as well.
+# scripts/new-service.sh renders elsewhere and names its repository here.
+# scripts/rename-service.sh names the service to rename as well.
 REPOSITORY = os.environ.get("SERVICE_REPOSITORY")
 OLD_NAME = os.environ.get("SERVICE_OLD_NAME")
 

@@ -66,13 +66,13 @@ class ScriptedBroker:
         self.drop_connection()
         await self._server.wait_closed()
 
-    async def first(self) -> Packet:
+    async def next_packet(self) -> Packet:
         """Return the next packet of any kind."""
         return await soon(self._received.get())
 
     async def next(self, kind: Kind) -> Packet:
         """Return the next packet of this kind, and skip all others."""
-        while (packet := await self.first()).kind is not kind:
+        while (packet := await self.next_packet()).kind is not kind:
             pass
         return packet
 

@@ -156,7 +156,7 @@ async def serve_embedded(port: int) -> None:
         ) -> None:
             """Only for its own subscriptions. amqtt takes those of all clients on a connect.
 
-            It does not wait, because amqtt goes through a table meanwhile, which must not change.
+            It must not wait: amqtt iterates over all subscriptions, and a client may add one.
             """
             if any(subscriber is session for subscriber, _ in self._subscriptions[subscription[0]]):
                 publish = super()._publish_retained_messages_for_subscription

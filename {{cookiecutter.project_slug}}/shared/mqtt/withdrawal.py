@@ -60,8 +60,8 @@ class WithdrawingClient(BufferedClient):
         if self._in_packet["packet"][1:2] != bytes([ConnackCode.CONNACK_ACCEPTED]):
             return super()._handle_connack()
         with self._out_message_mutex:
-            # paho would never send a message that was published since it began to connect and that
-            # follows a queued one.
+            # paho would keep back a message that was published during the connect and follows a
+            # queued one.
             self._messages_reconnect_reset_out()
             return super()._handle_connack()
 
