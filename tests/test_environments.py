@@ -18,6 +18,7 @@ import pytest
 from tests.baked import ROOT, TEMPLATE, BakedProject, run, user_environment
 from tests.conftest import Bake
 from tests.rendering import load_hook, typed_context
+from tests.stack import until
 from tests.test_hooks import pre_gen
 from tests.test_upkeep import findings
 from tests.tools import needs, path_without
@@ -300,6 +301,11 @@ def test_doctor_names_a_tool_that_is_too_old(
 # --- make new at a terminal ----------------------------------------------------------------------
 
 
+def is_asleep(pid: int) -> bool:
+    """Return whether a process waits for an event. See proc_pid_stat(5)."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].startswith("S")
+
+
 def typed(answers: Iterable[str], output: Path) -> tuple[int, str]:
     """Type each answer at its prompt. Return the exit code and the text of the terminal."""
     program = [sys.executable, str(ROOT / "scripts/new.py"), str(output)]
@@ -312,6 +318,8 @@ def typed(answers: Iterable[str], output: Path) -> tuple[int, str]:
         while not re.search(r"\)\x1b\[0m: $", prompt):
             prompt += os.read(terminal, 4096).decode(errors="replace")
         shown += prompt
+        # Python loses a Ctrl-C that comes after the prompt and before it waits for the answer.
+        until(lambda: is_asleep(pid), "read of the answer", seconds=0.001)
         os.write(terminal, answer.encode())
     while True:
         try:
