@@ -273,6 +273,13 @@ async def test_a_message_that_fails_on_the_next_connection_too_is_asked_for_ther
     assert harness.reconnected == [2]
 
 
+async def test_a_drain_that_meets_a_duplicate_ends_at_once(harness: Harness, log: LogProbe) -> None:
+    harness.subscribe("t", Recorder())
+    harness.put(b"1", mid=1, duplicate=True)
+    await soon(harness.dispatcher.drain(5))
+    assert "handlers_cut_off" not in log.names()
+
+
 async def test_what_the_broker_has_kept_may_be_left_out(harness: Harness) -> None:
     wanted, unwanted = Recorder(), Recorder()
     harness.subscribe("t", wanted)

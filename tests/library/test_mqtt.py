@@ -3,6 +3,8 @@
 import asyncio
 import errno
 import os
+import threading
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -25,7 +27,7 @@ from shared.tracing import bind_trace_id, current_trace_id
 from tests.brokers import Broker
 from tests.library.conftest import MakeClient
 from tests.library.probes import LogProbe, Recorder
-from tests.observer import Observer
+from tests.observer import PATIENCE_SECONDS, Observer
 from tests.probes import soon
 
 
@@ -311,6 +313,34 @@ async def test_after_disconnect_nothing_is_accepted(client: MQTTClient) -> None:
     with pytest.raises(NotConnectedError):
         await client.publish("unused", 1)
     client.connect_background()
+    assert not client.thread_alive
+
+
+async def test_disconnect_waits_for_a_network_thread_that_paho_has_given_up(
+    broker: Broker, make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = make_client(broker)
+    paho: Any = client._connection._client
+    main, stop = paho._thread_main, paho.loop_stop
+    given_up, stopped = threading.Event(), threading.Event()
+
+    def end_late() -> None:
+        main()
+        given_up.set()
+        assert stopped.wait(PATIENCE_SECONDS)
+        # Its end takes a while.
+        time.sleep(0.5)
+
+    def stop_late() -> None:
+        assert given_up.wait(PATIENCE_SECONDS)
+        stop()
+        stopped.set()
+
+    monkeypatch.setattr(paho, "loop_stop", stop_late)
+    monkeypatch.setattr(paho, "_thread_main", end_late)
+    client.connect_background()
+    await soon(client.wait_connected())
+    await soon(client.disconnect())
     assert not client.thread_alive
 
 

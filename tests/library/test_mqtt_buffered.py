@@ -181,6 +181,31 @@ async def test_a_message_that_is_published_while_the_client_reconnects(
     await soon(asyncio.gather(*tasks))
 
 
+async def test_an_acknowledgement_that_comes_while_the_client_reconnects(
+    scripted: ScriptedBroker, client: MQTTClient
+) -> None:
+    paho: Any = client._connection._client
+
+    class Packet(dict[str, Any]):
+        """Lets the event loop act while paho goes through its packets."""
+
+        def __getitem__(self, name: str) -> Any:
+            paho._out_packet.append(dict(self))
+            return super().__getitem__(name)
+
+    callback: Callable[..., None] = paho.on_disconnect
+
+    def leave_packets(*arguments: Any) -> None:
+        callback(*arguments)
+        paho._out_packet.extend([Packet(command=Kind.PUBACK << 4, qos=0)] * 2)
+
+    paho.on_disconnect = leave_packets
+    scripted.drop_connection()
+    await until(lambda: scripted.connections == 2)
+    await soon(client.wait_connected())
+    assert client.thread_alive
+
+
 async def test_connect_comes_first_and_what_a_lost_connection_has_left_is_dropped(
     scripted: ScriptedBroker, make_client: MakeClient
 ) -> None:

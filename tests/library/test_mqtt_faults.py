@@ -32,7 +32,7 @@ from shared.mqtt.session import Session
 from tests.brokers import HOST, free_port
 from tests.library.conftest import MakeClient, Mosquitto
 from tests.library.probes import LogProbe, Recorder
-from tests.observer import Observer
+from tests.observer import Observer, disconnect
 from tests.probes import soon, until
 
 type MakeMosquitto = Callable[..., Mosquitto]
@@ -429,8 +429,7 @@ async def flood(broker: Mosquitto, topic: str, qos: int, count: int = FLOOD) -> 
         for n in range(count):
             client.publish(topic, str(n), qos=qos)
         client.publish(f"{topic}/end", "0", qos=1).wait_for_publish(60)
-        client.disconnect()
-        client.loop_stop()
+        disconnect(client)
 
     await asyncio.to_thread(publish)
 
@@ -597,9 +596,7 @@ def test_the_network_thread_survives_the_end_of_the_loop(
     asyncio.run(connect_and_leave())
     asyncio.run(publish_from_another())
     assert clients[0].thread_alive
-    paho = clients[0]._connection._client
-    paho.disconnect()
-    paho.loop_stop()
+    disconnect(clients[0]._connection._client)
 
 
 async def test_small_packets_are_not_held_back(client: MQTTClient) -> None:

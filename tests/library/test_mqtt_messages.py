@@ -16,7 +16,7 @@ from shared.mqtt import MQTTClient, PublishRejectedError, PublishTimeoutError
 from shared.mqtt.dispatcher import MESSAGE_BYTES
 from tests.library.conftest import Address, MakeClient, Mosquitto
 from tests.library.probes import LogProbe, Recorder
-from tests.observer import Observer
+from tests.observer import Observer, disconnect
 from tests.probes import soon, until
 
 type MakeMosquitto = Callable[..., Mosquitto]
@@ -197,8 +197,7 @@ async def publish_retained(broker: Address, prefix: str, count: int, size: int) 
         ]
         for message in messages:
             message.wait_for_publish(60)
-        client.disconnect()
-        client.loop_stop()
+        disconnect(client)
 
     await asyncio.to_thread(publish)
 
@@ -296,8 +295,7 @@ async def test_a_client_without_a_session_leaves_none_at_the_broker(
     again.connect_async(mosquitto.host, mosquitto.port)
     again.loop_start()
     assert not await soon(is_present)
-    again.disconnect()
-    await asyncio.to_thread(again.loop_stop)
+    await asyncio.to_thread(disconnect, again)
 
 
 async def test_a_restarted_replica_takes_over_the_session_of_the_killed_one(
@@ -323,7 +321,6 @@ async def test_a_restarted_replica_takes_over_the_session_of_the_killed_one(
     os.close(killed._session._descriptor or 0)
     killed._session._descriptor = None
     killed._connection._stopped = True
-    killed._connection._client._reconnect_on_failure = False
     killed._connection.abort()
     await until(lambda: not killed._connection.connected)
     for n in range(30):

@@ -5,6 +5,7 @@ import json
 import logging
 import struct
 import threading
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -335,7 +336,70 @@ async def test_without_a_farewell_the_last_will_is_left_to_tell(
     assert "offline_message_not_sent" in log.names()
     # Which the broker does not publish after a DISCONNECT (section 3.14.4).
     assert Kind.DISCONNECT not in await scripted.rest_of_connection()
-    assert not client.thread_alive
+    await until(lambda: not client.thread_alive)
+
+
+async def test_a_client_that_gives_up_its_connection_does_not_wait_to_connect_again(
+    scripted: ScriptedBroker, client: MQTTClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.connect_background()
+    await soon(client.wait_connected())
+    scripted.silent_on = {Kind.PUBLISH}
+    connection, waits = client._connection, list[bool]()
+    abort = connection.abort
+
+    def abort_and_wait() -> None:
+        abort()
+        # The network thread sees the end of the connection before the client goes on.
+        while client.thread_alive and not waits:
+            time.sleep(0.001)
+
+    monkeypatch.setattr(connection, "abort", abort_and_wait)
+    monkeypatch.setattr(connection._client, "_reconnect_wait", lambda: waits.append(True))
+    await soon(client.disconnect(0.1))
+    assert waits == []
+    await until(lambda: not client.thread_alive)
+
+
+async def test_a_message_of_a_connection_that_is_not_known_yet_is_acknowledged(
+    scripted: ScriptedBroker, client: MQTTClient
+) -> None:
+    recorder = Recorder()
+    client.subscribe("in", recorder)
+    client.connect_background()
+    await soon(client.wait_connected())
+    # As after the end of the last connection, which the event loop learns first.
+    client._connection.connected = False
+    scripted.deliver(b"in", b"1", mid=7)
+    assert (await scripted.next(Kind.PUBACK)).mid == b"\0\7"
+
+
+async def test_a_message_of_a_lost_connection_is_not_acknowledged_on_the_next_one(
+    scripted: ScriptedBroker, client: MQTTClient
+) -> None:
+    started, release, handled = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def wait(_topic: str, _payload: object) -> None:
+        started.set()
+        await release.wait()
+        handled.set()
+
+    client.subscribe("in", wait)
+    client.connect_background()
+    await soon(client.wait_connected())
+    await scripted.next(Kind.PUBLISH)
+    scripted.deliver(b"in", b"1", mid=7)
+    await soon(started.wait())
+    scripted.silent_on = {Kind.CONNECT}
+    scripted.drop_connection()
+    await scripted.next(Kind.CONNECT)
+    release.set()
+    await soon(handled.wait())
+    await asyncio.sleep(0)
+    scripted.send(Kind.CONNACK, scripted.connack)
+    await soon(client.wait_connected())
+    await client.disconnect()
+    assert Kind.PUBACK not in await scripted.rest_of_connection()
 
 
 async def test_a_connection_that_comes_back_at_the_end_takes_no_more_messages(

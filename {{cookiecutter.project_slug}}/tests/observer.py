@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from contextlib import suppress
 from typing import Any, Self
 
 from paho.mqtt.client import Client, ConnectFlags, MQTTMessage
@@ -10,6 +11,14 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 PATIENCE_SECONDS = 30.0
+
+
+def disconnect(client: Client) -> None:
+    """Disconnect a client of paho, and wait for the end of its network thread."""
+    client.disconnect()
+    # paho drops its reference to the thread when the thread ends during the call.
+    with suppress(AttributeError):
+        client.loop_stop()
 
 
 class Observer:
@@ -35,8 +44,7 @@ class Observer:
         return self
 
     async def __aexit__(self, *_error: object) -> None:
-        self._client.disconnect()
-        await asyncio.to_thread(self._client.loop_stop)
+        await asyncio.to_thread(disconnect, self._client)
 
     async def next(self, topic: str, **fields: object) -> Any:
         """Return the next message on `{prefix}/{topic}` with these fields, and skip all others."""

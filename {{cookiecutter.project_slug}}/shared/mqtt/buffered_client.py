@@ -8,6 +8,7 @@ The methods of paho that are replaced here are private, so pyproject.toml bounds
 
 import os
 import socket
+from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from time import monotonic
@@ -57,9 +58,17 @@ class BufferedClient(Client):
         self._closing = True
         self._packet_queue(_CLOSE, b"", 0, 0)
 
+    def abort(self) -> None:
+        """End the connection at once without DISCONNECT, and make no other."""
+        # paho would sleep before it sees that it has to stop.
+        self._reconnect_on_failure = False
+        self._shut_down(socket.SHUT_RDWR)
+
     def reconnect(self) -> MQTTErrorCode:
         # The rest of a packet belongs to the lost connection.
         self._received = bytearray()
+        # paho iterates over the queue, to which the event loop may append meanwhile.
+        self._out_packet = deque()
         return super().reconnect()
 
     def loop_read(self, max_packets: int = 1) -> MQTTErrorCode:  # noqa: ARG002 - as paho names it
@@ -196,9 +205,14 @@ class BufferedClient(Client):
         # A close would reset the connection while there is something to read, and the broker would
         # lose what it has not read yet. After this one, the broker closes.
         self._half_closed = True
-        if self._sock is not None:
-            with suppress(OSError), socket.socket(fileno=os.dup(self._sock.fileno())) as raw:
-                raw.shutdown(socket.SHUT_WR)
+        self._shut_down(socket.SHUT_WR)
+
+    def _shut_down(self, how: int) -> None:
+        sock = self._sock
+        if sock is not None:
+            # A second socket for the TCP connection itself, below TLS and WebSockets.
+            with suppress(OSError), socket.socket(fileno=os.dup(sock.fileno())) as raw:
+                raw.shutdown(how)
 
 
 def _find_body(buffer: bytearray, position: int) -> tuple[int, int] | None:

@@ -5,7 +5,6 @@ all state lives. Nothing needs a lock, and nothing blocks the network thread.
 """
 
 import asyncio
-import contextlib
 import functools
 import logging
 import os
@@ -135,7 +134,7 @@ class Connection:
         self._has_tls = tls is not None
         self._awaits_connack = False
         self._silence_reported_at = -float("inf")
-        self._connection_id = 0
+        self._connection_id = 1
         self._connected_at = 0.0
         self._short_connections = 0
         self._pending: dict[int, _Pending] = {}
@@ -200,6 +199,9 @@ class Connection:
         except AttributeError:
             # paho drops its reference to the thread when the thread ends during the call.
             self._logger.debug("network_thread_ended_first")
+        if self._thread is not None:
+            # It may have dropped the reference, and not have ended yet.
+            self._thread.join()
         self.schedule(ended.set)
 
     def subscribe(self, filters: Sequence[tuple[str, int]]) -> int | None:
@@ -225,7 +227,8 @@ class Connection:
         # The message id of an earlier connection would acknowledge another message.
         current = self._connection_id
         mids = [message.mid for message in handled if message.connection_id == current]
-        if mids and self.connected:
+        # A new connection delivers messages before the loop hears that the last one was lost.
+        if mids and not self._stopped:
             self._client.acknowledge(mids)
 
     def reconnect(self, connection_id: int) -> None:
@@ -238,12 +241,9 @@ class Connection:
             self._client.close_connection()
 
     def abort(self) -> None:
-        """Close the socket without DISCONNECT, so that the broker publishes the last will."""
-        sock = self._client.socket()
-        if sock is not None:
-            self._closed_by_us = True
-            with contextlib.suppress(OSError), _raw_socket(sock) as raw:
-                raw.shutdown(socket.SHUT_RDWR)
+        """End the last connection without DISCONNECT, so that the broker publishes the will."""
+        self._closed_by_us = True
+        self._client.abort()
 
     # Publishing
 
@@ -433,7 +433,6 @@ class Connection:
             # paho has forgotten a `disconnect` that came while it was connecting.
             client.disconnect()
         else:
-            self._connection_id += 1
             self.schedule(self._set_connected, flags.session_present)
 
     @_guarded
@@ -450,6 +449,8 @@ class Connection:
         reason: ReasonCode,
         _properties: Properties | None,
     ) -> None:
+        # A message that is handled from now on belongs to a lost connection.
+        self._connection_id += 1
         if self._awaits_connack:
             self.schedule(self._report_silence, str(reason))
         else:

@@ -287,6 +287,9 @@ class Dispatcher:
                 self._finish(delivery)
         for subscription in idle:
             self._start_worker(subscription)
+        if not self._unfinished:
+            # `drain` waits for duplicates as well, which are not handled.
+            self._idle.set()
 
     def _is_in_progress(self, message: ReceivedMessage) -> bool:
         """Return whether a redelivered message is still queued or handled.
