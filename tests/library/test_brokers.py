@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from paho.mqtt.client import Client
@@ -16,7 +17,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from tests.brokers import HOST, EmbeddedBroker
 from tests.conftest import ROOT
 from tests.library.conftest import MakeClient
-from tests.observer import PATIENCE_SECONDS, Observer
+from tests.observer import PATIENCE_SECONDS, Observer, disconnect
 from tests.probes import soon
 
 WAITING = """
@@ -54,6 +55,24 @@ def test_a_test_run_that_is_killed_leaves_no_broker_behind(kind: str, tmp_path: 
     while is_listening(port):
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_an_interrupt_during_the_start_leaves_no_broker_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    popen = subprocess.Popen
+
+    def interrupted(command: list[str], **options: Any) -> Any:
+        if command[0] == "/bin/sh":
+            raise KeyboardInterrupt
+        return popen(command, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", interrupted)
+    broker = EmbeddedBroker(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        broker.start()
+    assert broker._process is not None
+    assert broker._process.poll() is not None
 
 
 async def test_a_signal_ends_the_embedded_broker_while_a_client_is_connected(
@@ -104,8 +123,7 @@ async def test_a_client_connects_again_while_another_one_subscribes(tmp_path: Pa
                 kept.subscribe("kept/#")
                 await soon(connected.wait())
                 kept.publish(f"kept/{number}", "x", retain=True)
-                kept.disconnect()
-                await asyncio.to_thread(kept.loop_stop)
+                await asyncio.to_thread(disconnect, kept)
     finally:
         broker.stop()
     assert "RuntimeError" not in broker.log.read_text()

@@ -80,11 +80,16 @@ class _Process:
                 command, stdout=log, stderr=log, cwd=ROOT, start_new_session=True
             )
         # The end of this process closes the pipe, even if it is killed. The broker must not stay.
-        self._guard = subprocess.Popen(  # noqa: S603
-            ["/bin/sh", "-c", 'read -r _; kill -9 "$1"', "sh", str(self._process.pid)],
-            stdin=subprocess.PIPE,
-            start_new_session=True,
-        )
+        try:
+            self._guard = subprocess.Popen(  # noqa: S603
+                ["/bin/sh", "-c", 'read -r _; kill -9 "$1"', "sh", str(self._process.pid)],
+                stdin=subprocess.PIPE,
+                start_new_session=True,
+            )
+        except BaseException:
+            self._process.kill()
+            self._process.wait()
+            raise
         deadline = time.monotonic() + START_TIMEOUT_SECONDS
         while not listens(HOST, self.port):
             if self._process.poll() is not None or time.monotonic() > deadline:
