@@ -8,7 +8,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ from paho.mqtt.enums import CallbackAPIVersion
 from playwright.sync_api import Browser, sync_playwright
 
 from tests.baked import ROOT, BakedProject, user_environment
+from tests.ports import free_port
 from tests.stack import replace_in, until
-from tests.test_run import free_port
 
 PASSWORD = "correct horse"
 PREFIX = "homelab-services"
@@ -65,6 +65,9 @@ class FleetStack:
 
     def start(self, name: str, **environment: str) -> None:
         data = {"DATA_DIR": str(self.project.file(f".data/{name}"))}
+        if name == "fleet":
+            # A service is stale after three of its intervals. A slow browser needs longer than 3 s.
+            data["HEARTBEAT_INTERVAL_SECONDS"] = "5"
         program = self.project.file(f"services/{name}/main.py")
         self._start(name, str(self.python), str(program), **data, **environment)
 
@@ -110,7 +113,9 @@ class FleetStack:
             yield client
         finally:
             client.disconnect()
-            client.loop_stop()
+            # paho drops its reference to the thread when the thread ends during the call.
+            with suppress(AttributeError):
+                client.loop_stop()
 
 
 @contextmanager

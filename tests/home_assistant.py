@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from tests.ports import free_port
 from tests.tools import HOME_ASSISTANT, find_python
 
 VERSION, PYTHON_VERSION = "2025.4.4", "3.13"
@@ -30,7 +30,11 @@ INTEGRATIONS = {"api", "config", "frontend", "http", "mqtt", "websocket_api"}
 PATIENCE_SECONDS = 120
 PYTHON = HOME_ASSISTANT / "bin/python"
 # About this installation, not about what the tests do.
-EXPECTED_LOG = ("Skipping pip installation", "Support for the running Python version")
+EXPECTED_LOG = (
+    "Skipping pip installation",
+    "Support for the running Python version",
+    "is taking over",
+)
 
 CONFIGURATION = """\
 homeassistant:
@@ -131,18 +135,6 @@ def find_requirements(package: Path) -> list[str]:
         waiting |= set(content.get("dependencies", []))
         found |= set(content.get("requirements", []))
     return sorted(found)
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
-
-
-def listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def until(condition: Callable[[], Any], what: str, seconds: float = PATIENCE_SECONDS) -> Any:

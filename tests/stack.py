@@ -31,6 +31,11 @@ def until(condition: Callable[[], bool], what: str, seconds: float = 0.3) -> Non
         time.sleep(seconds)
 
 
+def is_asleep(pid: int) -> bool:
+    """Return whether a process waits for an event. See proc_pid_stat(5)."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].startswith("S")
+
+
 @dataclass
 class Stack:
     project: BakedProject
@@ -62,7 +67,13 @@ class Stack:
         return self.compose("exec", "-T", service, *command, check=check)
 
     def states(self) -> dict[str, dict[str, Any]]:
-        rows = map(json.loads, self.compose("ps", "--all", "--format", "json").splitlines())
+        command = ("docker", "compose", "ps", "--all", "--format", "json")
+        # Compose lists the containers and then asks for each, which may be gone by then.
+        done = self.run(*command, check=False)
+        while "No such container" in done.stderr:
+            done = self.run(*command, check=False)
+        assert done.returncode == 0, done.stderr
+        rows = map(json.loads, done.stdout.splitlines())
         return {row["Service"]: row for row in rows}
 
     def ids(self) -> dict[str, str]:

@@ -61,7 +61,7 @@ def volumes(project: BakedProject) -> list[str]:
 
 def retained(project: BakedProject) -> set[str]:
     """Services whose availability the broker retains."""
-    shell = "XDG_CONFIG_HOME=/run/mosquitto/.config mosquitto_sub -h 127.0.0.1 -F %t -W 1"
+    shell = "XDG_CONFIG_HOME=/run/mosquitto/.config mosquitto_sub -h 127.0.0.1 -F %t -W 3"
     command = f"{shell} --retained-only -t '+/+/availability'"
     inside = ("docker", "compose", "exec", "-T", "mqtt", "sh", "-c", command)
     # It ends with the exit code of a timeout.

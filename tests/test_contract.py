@@ -252,6 +252,7 @@ FIELDS = st.tuples(KINDS, st.booleans())
 # A busy machine takes its time to build a model.
 UNHURRIED: dict[str, Any] = {
     "deadline": None,
+    "derandomize": True,
     "suppress_health_check": [HealthCheck.too_slow],
 }
 

@@ -311,7 +311,7 @@ def test_age_keys_do_not_go_to_docker_and_a_garage_keypad_does(
 def test_heartbeats_pass_through_a_broker_that_wants_the_password(stack: ServiceStack) -> None:
     heartbeat = stack.messages(f"{SERVICE}/heartbeat")[0]
     assert (heartbeat["status"], heartbeat["service"]) == ("online", SERVICE)
-    anonymous = ("mosquitto_sub", "-h", "127.0.0.1", "-t", "#", "-C", "1", "-W", "3")
+    anonymous = ("mosquitto_sub", "-h", "127.0.0.1", "-t", "#", "-C", "1", "-W", "30")
     done = stack.run("docker", "compose", "exec", "-T", "mqtt", *anonymous, check=False)
     assert done.returncode != 0
     assert "not authorised" in done.stderr

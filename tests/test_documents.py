@@ -13,8 +13,8 @@ import pytest
 from tests.baked import ROOT, BakedProject, user_environment
 from tests.combinations import OPTIONS
 from tests.conftest import Bake
+from tests.ports import free_port
 from tests.stack import background
-from tests.test_run import free_port
 from tests.tools import needs
 
 GUIDE = "docs/ARCHITECTURE_GUIDELINES.md"

@@ -18,7 +18,7 @@ import pytest
 from tests.baked import ROOT, TEMPLATE, BakedProject, run, user_environment
 from tests.conftest import Bake
 from tests.rendering import load_hook, typed_context
-from tests.stack import until
+from tests.stack import is_asleep, until
 from tests.test_hooks import pre_gen
 from tests.test_upkeep import findings
 from tests.tools import needs, path_without
@@ -299,11 +299,6 @@ def test_doctor_names_a_tool_that_is_too_old(
 
 
 # --- make new at a terminal ----------------------------------------------------------------------
-
-
-def is_asleep(pid: int) -> bool:
-    """Return whether a process waits for an event. See proc_pid_stat(5)."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].startswith("S")
 
 
 def typed(answers: Iterable[str], output: Path) -> tuple[int, str]:

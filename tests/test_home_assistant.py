@@ -16,6 +16,7 @@ from tests import home_assistant
 from tests.baked import ROOT, BakedProject, run
 from tests.conftest import Bake
 from tests.home_assistant import HomeAssistant, until
+from tests.ports import free_port
 from tests.tools import needs
 
 pytestmark = [pytest.mark.slow, pytest.mark.real, needs("home-assistant", "mosquitto")]
@@ -83,7 +84,7 @@ def services(bake_copy: Bake, tmp_path: Path) -> Iterator[Services]:
     boiler.parent.mkdir()
     example = (ROOT / "tests/library/examples/boiler_discovery.py").read_text(encoding="utf-8")
     boiler.write_text(example + MAIN, encoding="utf-8")
-    port = home_assistant.free_port()
+    port = free_port()
     configuration = tmp_path / "mosquitto.conf"
     configuration.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\nuser root\n")
     mosquitto = shutil.which("mosquitto")
@@ -172,7 +173,7 @@ def test_services_in_home_assistant(services: Services, hass: HomeAssistant) -> 
     gone = {name: "unavailable" for name in values if name != "sensor.boiler_fuel"}
     gone["binary_sensor.boiler_connectivity"] = "off"
     services.stop("boiler")
-    hass.wait(gone, seconds=1)
+    hass.wait(gone)
     services.start("boiler")
     hass.wait({"binary_sensor.boiler_connectivity": "on", "binary_sensor.boiler_problem": "off"})
     services.kill("boiler")

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import json
-import socket
 from collections.abc import Iterator
 
 import pytest
 
 from tests.baked import user_environment
 from tests.conftest import Bake
+from tests.ports import free_port
 from tests.stack import Stack, background, remove_images, stack_of
 from tests.tools import needs
 
 pytestmark = [pytest.mark.real, pytest.mark.docker, pytest.mark.xdist_group("docker")]
 
 SERVICE = "example-service"
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
 
 
 @pytest.fixture(scope="module")

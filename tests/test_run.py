@@ -19,23 +19,13 @@ import pytest
 from tests.baked import BakedProject, run, user_environment
 from tests.conftest import Bake
 from tests.debug_adapter import DebugAdapter
+from tests.ports import free_port, is_listening
 from tests.stack import background, replace_in, restored, until, write_env
 from tests.tools import needs, path_without
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(180)]
 SERVICE = "example-service"
 NAMES = (SERVICE, "gateway", "listener")
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
-
-
-def is_listening(port: int, host: str = "127.0.0.1") -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex((host, port)) == 0
 
 
 def is_running(process_id: int) -> bool:
@@ -150,6 +140,7 @@ def test_a_broker_of_the_user_is_left_alone(project: BakedProject) -> None:
     listen = ("mosquitto_sub", "-p", str(port), "-t", f"{project.path.name}/+/availability")
     with subprocess.Popen(["mosquitto", "-p", str(port)], stderr=subprocess.DEVNULL) as broker:
         try:
+            until(lambda: is_listening(port), "broker")
             with start(project, "run", SERVICE, MQTT_PORT=str(port)) as output:
                 output.wait_for("mqtt_connected")
                 assert output.interrupt() == 0
@@ -382,7 +373,8 @@ def test_debug_on_the_host_waits_for_the_editor(project: BakedProject) -> None:
             adapter.stop_at(main, line, entry, seconds=4)
             output.wait_for("reading_published")
         assert output.interrupt() == 0
-    assert not is_listening(5678)
+    # The debugger's own process sees the end of the service.
+    until(lambda: not is_listening(5678), "end of the debugger")
 
 
 DOCKERS = {

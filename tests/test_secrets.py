@@ -19,6 +19,7 @@ import pytest
 
 from tests.baked import TEMPLATE, run, user_environment
 from tests.conftest import Bake
+from tests.stack import is_asleep, until
 from tests.tools import needs, path_without
 
 pytestmark = [pytest.mark.real, needs("git", "sops", "age-keygen")]
@@ -518,6 +519,8 @@ def test_an_interrupt_leaves_everything_as_it_was(
     )
     assert (tmp_path / "started").read_text() == "x\n"
     assert repository.leftovers() != []
+    # Python loses a signal that comes after the start of the tool and before the wait for its end.
+    until(lambda: is_asleep(process.pid), "wait for the tool", seconds=0.001)
     (os.killpg if whole_group else os.kill)(process.pid, number)
     said = process.communicate(timeout=60)[0].decode()
     assert process.returncode == 128 + number, said

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import textwrap
 import threading
@@ -21,6 +20,7 @@ import pytest
 
 from tests.baked import BakedProject, run, user_environment
 from tests.conftest import Bake
+from tests.ports import free_port
 from tests.stack import background, remove_images, replace_in, stack_of, until, write_env
 from tests.tools import needs
 
@@ -497,8 +497,7 @@ def test_a_service_on_another_host_as_documented(
         project.run("sh", "-c", "chmod 644 infrastructure/*/*")
         include = "  - services/meter/compose.yml\n"
         replace_in(project.file("docker-compose.yml"), include, "")
-        with socket.create_server(("0.0.0.0", 0)) as server:
-            port = server.getsockname()[1]
+        port = free_port()
         broker = {
             "networks": ["internal", "egress"],
             "ports": [f"{port}:8883"],

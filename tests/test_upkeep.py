@@ -384,9 +384,10 @@ def test_a_key_in_the_environment_counts(bake_copy: Bake) -> None:
 
 
 @needs("git")
-def test_doctor_by_make_prints_json_alone(bake: Bake) -> None:
-    done = bake().run("make", "--silent", "doctor", "ARGS=--json", check=False)
-    loud = bake().run("make", "doctor", "ARGS=--json", check=False)
+def test_doctor_by_make_prints_json_alone(bake_copy: Bake) -> None:
+    project = bake_copy()
+    done = project.run("make", "--silent", "doctor", "ARGS=--json", check=False)
+    loud = project.run("make", "doctor", "ARGS=--json", check=False)
     assert json.loads(loud.stdout) == json.loads(done.stdout)
 
 

@@ -47,7 +47,7 @@ class Pace:
 
 
 FULL = Pace(before=10, frozen=60, outage=20, after=30, quiet=20)
-QUICK = Pace(before=2, frozen=4, outage=3, after=4, quiet=8)
+QUICK = Pace(before=2, frozen=4, outage=3, after=4, quiet=40)
 
 
 @dataclass(frozen=True)

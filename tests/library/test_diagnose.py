@@ -52,7 +52,7 @@ def test_one_failure_leaves_the_other_steps_alone(
 
 
 def test_without_a_broker_the_address_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(diagnose, "_MQTT_TIMEOUT_SECONDS", 0.3)
+    monkeypatch.setattr(diagnose, "_MQTT_TIMEOUT_SECONDS", 2.0)
     port = str(free_port())
     code, results = run("--step", "mqtt", MQTT_HOST="127.0.0.1", MQTT_PORT=port)
     assert code == 1
@@ -178,7 +178,7 @@ def test_a_topic_that_may_not_be_used(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(diagnose, "_MQTT_TIMEOUT_SECONDS", 1.0)
+    monkeypatch.setattr(diagnose, "_MQTT_TIMEOUT_SECONDS", 3.0)
     acl = tmp_path / "acl"
     acl.write_text("topic read #\n")
     acl.chmod(0o644)

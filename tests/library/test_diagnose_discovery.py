@@ -36,8 +36,9 @@ def settings(make_settings: Callable[..., Settings], topic_prefix: str) -> Setti
 
 
 @pytest.fixture
-def announced(broker: Broker, settings: Settings) -> None:
+def announced(broker: Broker, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """The announcement of a meter, and that of another repository's service."""
+    monkeypatch.setattr("shared.announcer._RETAINED_SECONDS", 2.0)
     other = settings.model_copy(update={"topic_prefix": f"{settings.topic_prefix}_other"})
     for owner in (settings, other):
         topic = config_topic(owner, "meter")

@@ -222,8 +222,9 @@ async def test_the_announcement_comes_before_online(observer: Observer, settings
 
 
 async def test_entities_that_are_gone_are_removed_first(
-    observer: Observer, settings: Settings
+    observer: Observer, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("shared.announcer._RETAINED_SECONDS", 3.0)
     event = config_event(settings)
 
     class Before(Plain):

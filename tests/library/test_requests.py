@@ -21,7 +21,7 @@ from shared.schemas import Command, CommandReply, CommandSpec
 from shared.service import BaseService
 from shared.service_status import ServiceStatus
 from tests.library.probes import LogProbe
-from tests.observer import Observer
+from tests.observer import PATIENCE_SECONDS, Observer
 from tests.probes import until
 from tests.running import running
 
@@ -160,8 +160,9 @@ async def test_a_service_that_is_offline_gets_no_command(
 
 
 async def test_the_first_command_knows_that_its_target_is_offline(
-    make_settings: MakeSettings,
+    make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("shared.service_status._RETAINED_SECONDS", PATIENCE_SECONDS)
     async with running(Charger(make_settings())):
         pass
     async with running(Panel(make_settings())) as panel:

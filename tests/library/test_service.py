@@ -421,7 +421,7 @@ async def test_a_shutdown_that_hangs_is_ended_and_the_clients_are_closed(
             await asyncio.Event().wait()
 
     with structlog.testing.capture_logs() as lines, pytest.raises(TimeoutError):
-        await ended(Hanging(make_settings(shutdown_timeout_seconds=1.0)))
+        await ended(Hanging(make_settings(shutdown_timeout_seconds=3.0)))
     assert [line["part"] for line in lines if line["event"] == "close_failed"] == ["service"]
     await observer.next("probe/availability", status="offline", reason="crashed")
 

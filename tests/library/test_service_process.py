@@ -34,7 +34,7 @@ from shared.schemas import Command
 from shared.service import BaseService, run_service
 
 
-watchdog._MIN_LOOK_SECONDS = 0.1
+watchdog._MIN_LOOK_SECONDS = 0.25
 watchdog._HELD_GIL_GRACE_SECONDS = 5.0
 
 
