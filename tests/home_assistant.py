@@ -33,7 +33,7 @@ PYTHON = HOME_ASSISTANT / "bin/python"
 EXPECTED_LOG = (
     "Skipping pip installation",
     "Support for the running Python version",
-    "is taking over",
+    "is taking over 10 seconds",
 )
 
 CONFIGURATION = """\

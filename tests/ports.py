@@ -21,7 +21,7 @@ def free_port() -> int:
                 _reservations.append(reservation)
                 return port
         reservation.close()
-    raise AssertionError
+    raise AssertionError("no port is free")
 
 
 def is_listening(port: int, host: str = "127.0.0.1") -> bool:

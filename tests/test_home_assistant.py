@@ -173,7 +173,7 @@ def test_services_in_home_assistant(services: Services, hass: HomeAssistant) -> 
     gone = {name: "unavailable" for name in values if name != "sensor.boiler_fuel"}
     gone["binary_sensor.boiler_connectivity"] = "off"
     services.stop("boiler")
-    hass.wait(gone)
+    hass.wait(gone, seconds=KEEPALIVE_SECONDS / 2)
     services.start("boiler")
     hass.wait({"binary_sensor.boiler_connectivity": "on", "binary_sensor.boiler_problem": "off"})
     services.kill("boiler")

@@ -241,7 +241,7 @@ class Connection:
             self._client.close_connection()
 
     def abort(self) -> None:
-        """End the last connection without DISCONNECT, so that the broker publishes the will."""
+        """End the connection for good without DISCONNECT: the broker publishes the last will."""
         self._closed_by_us = True
         self._client.abort()
 
